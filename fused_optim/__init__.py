@@ -1,5 +1,6 @@
 """Fused optimizers: drop-ins for torch.optim that update all tensors in one pass."""
 
+from fused_optim.footprint import Memory, memory
 from fused_optim.optimizers.adadelta import Adadelta
 from fused_optim.optimizers.adagrad import Adagrad
 from fused_optim.optimizers.adam import Adam, AdamW
@@ -33,6 +34,7 @@ __all__ = [
     "Adan",
     "Additions",
     "Lion",
+    "Memory",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -40,4 +42,5 @@ __all__ = [
     "ScheduleFreeSGD",
     "StableAdamW",
     "from_torch",
+    "memory",
 ]

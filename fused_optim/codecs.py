@@ -2,7 +2,8 @@
 
 ``load_<name>`` reads the value in the compute dtype, ``store_<name>`` rounds it once and writes it;
 a format with more than one column (a weight and its remainder, codes and their scales) takes them
-all. ``kernels/codecs.py`` is the same page in Triton.
+all. ``kernels/codecs.py`` is the same page in Triton. To add a format, write its two functions on
+both pages, and its line in :mod:`fused_optim.formats`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,30 +11,269 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from fused_optim.noise import Noise
+
+BLOCK = 64  # elements that share a scale
+INFINITY = 0x7F800000  # the bits of an infinite float32
+MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but the sign
+
+Columns = Sequence[Tensor]
+Load = Callable[[Columns, torch.dtype], Tensor]
+Store = Callable[[Columns, Tensor, Noise | None], None]
+
+
+class Column(NamedTuple):
+    """One column of a format.
+
+    Attributes:
+        name: what is appended to the name of a state; for a weight, the name of the state.
+        dtype: None for that of the parameter.
+        block: elements of the value for each element of the column.
+    """
+
+    name: str = ""
+    dtype: torch.dtype | None = None
+    block: int = 1
 
 
 class Codec(NamedTuple):
     """One storage format. The Triton page finds its functions by the names of these.
 
+    A state whose columns are zeros is zero.
+
     Attributes:
         load: ``(columns, compute dtype) -> value``.
-        store: ``(columns, value) -> None``, in place.
-        columns: how many columns the value takes.
+        store: ``(columns, value, noise) -> None``, in place; ``noise()`` is int32, random bits for
+            each element; None where ``keyed`` is False.
+        columns: those that the value takes.
+        keyed: whether values are rounded stochastically.
     """
 
-    load: Callable[[Sequence[Tensor], torch.dtype], Tensor]
-    store: Callable[[Sequence[Tensor], Tensor], None]
-    columns: int
+    load: Load
+    store: Store
+    columns: tuple[Column, ...] = (Column(),)
+    keyed: bool = False
 
 
-def load_plain(columns: Sequence[Tensor], compute: torch.dtype) -> Tensor:
+def load_plain(columns: Columns, compute: torch.dtype) -> Tensor:
     """One column of a floating dtype."""
     return columns[0].to(compute)
 
 
-def store_plain(columns: Sequence[Tensor], value: Tensor) -> None:
+def store_plain(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """One column of a floating dtype, rounded to nearest even."""
     columns[0].copy_(value)
 
 
-PLAIN = Codec(load_plain, store_plain, 1)
+# ---- weights
+
+
+def load_master(columns: Columns, compute: torch.dtype) -> Tensor:
+    """The float32 value, unless the parameter is no longer what that rounds to."""
+    param, master = columns
+    return torch.where(master.to(param.dtype) == param, master, param.float())
+
+
+def store_master(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """A float32 value beside the parameter, which is rounded to nearest even."""
+    columns[0].copy_(value)
+    columns[1].copy_(value)
+
+
+def load_split(columns: Columns, compute: torch.dtype) -> Tensor:
+    """The float32 with the bits ``(param << 16) + remainder``."""
+    return _joined(columns[0].float().view(torch.int32), columns[1].int())
+
+
+def store_split(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """bf16, rounded half up, and the 16 bits that lead from there to the float32."""
+    high, low = _parted(value.view(torch.int32))
+    columns[0].copy_(high.view(torch.float32))
+    columns[1].copy_(low)
+
+
+def load_split24(columns: Columns, compute: torch.dtype) -> Tensor:
+    """The float32 with the bits ``(param << 16) + (remainder << 8)``."""
+    return _joined(columns[0].float().view(torch.int32), columns[1].int() << 8)
+
+
+def store_split24(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """bf16 and the 8 bits that follow, the rest rounded stochastically."""
+    assert noise is not None
+    high, low = _parted(_dithered(value.view(torch.int32), noise(), 8))
+    columns[0].copy_(high.view(torch.float32))
+    columns[1].copy_(low >> 8)
+
+
+def _joined(high: Tensor, low: Tensor) -> Tensor:
+    """The float32 of the bits ``high + low``."""
+    magnitude = high & MAGNITUDE
+    # a parameter written from outside may stand beside a remainder that no value has there:
+    # zero would wrap to NaN, and infinity grow to NaN
+    foreign = ((magnitude == 0) & (low < 0)) | ((magnitude == INFINITY) & (low > 0))
+    return torch.where(foreign, high, high + low).view(torch.float32)
+
+
+def _parted(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """The bits of the bf16 nearest to a float32, half up, and the way from there."""
+    magnitude = bits & MAGNITUDE
+    # the low bits alone may be what makes a NaN: then it is a quiet one
+    special = torch.where(magnitude > INFINITY, bits | 0x400000, bits)
+    high = torch.where(magnitude < INFINITY, bits + 0x8000, special) & ~0xFFFF
+    return high, torch.where(magnitude > INFINITY, 0, bits - high)
+
+
+def _dithered(bits: Tensor, noise: Tensor, drop: int) -> Tensor:
+    """A float32 without its last ``drop`` bits, up or down so that the mean is the value.
+
+    What has no such bits stays as it is, and so do infinities and NaN; finite stays finite.
+    """
+    rest = (1 << drop) - 1
+    grown = bits + (noise & rest)  # a float's bits grow with its magnitude
+    stays = (bits & MAGNITUDE) >= INFINITY
+    grown = torch.where((grown & MAGNITUDE) >= INFINITY, bits, grown)
+    return torch.where(stays, bits, grown & ~rest)
+
+
+def load_kahan(columns: Columns, compute: torch.dtype) -> Tensor:
+    """The parameter and what was lost when it was rounded."""
+    param, lost = (column.to(compute) for column in columns)
+    # more than a rounding loses is not of this parameter, which was then written from outside
+    return torch.where(lost.abs() <= param.abs() * 2.0**-7, param + lost, param)
+
+
+def store_kahan(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """Rounded to nearest even, and what that loses, in the same dtype; in bf16 stochastically.
+
+    Two bf16 are 17 bits: a step of 1e-5 at a weight of 1 is near the last of them.
+    """
+    assert noise is not None
+    columns[0].copy_(value)
+    lost = value - columns[0].to(value.dtype)
+    lost = torch.where(lost.isfinite(), lost, 0.0)
+    if columns[1].dtype is torch.bfloat16:
+        lost = _dithered(lost.view(torch.int32), noise(), 16).view(torch.float32)
+    columns[1].copy_(lost)
+
+
+def load_stochastic(columns: Columns, compute: torch.dtype) -> Tensor:
+    """One column of bf16."""
+    return columns[0].to(compute)
+
+
+def store_stochastic(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """One column of bf16, rounded stochastically."""
+    assert noise is not None
+    columns[0].copy_(_dithered(value.float().view(torch.int32), noise(), 16).view(torch.float32))
+
+
+# ---- states of 8 bits: small floats, and for each block a power of two
+
+
+class Small(NamedTuple):
+    """Floats of one byte, below 2, times a power of two for each block.
+
+    Attributes:
+        mantissa: bits; denormals reach down to zero.
+        top: the exponent field of [1, 2).
+        largest: the largest code; the next one is NaN, which stands for infinities too.
+        signed: the first bit is the sign; without it no value is negative, and none but zero is
+            rounded to zero.
+    """
+
+    mantissa: int
+    top: int
+    largest: int
+    signed: bool
+
+
+E3M4 = Small(4, 7, 0x7E, True)
+E4M4 = Small(4, 15, 0xFE, False)
+E4M3 = Small(3, 15, 0x7E, True)  # the codes of torch.float8_e4m3fn
+E5M2 = Small(2, 30, 0x7B, False)  # the codes of torch.float8_e5m2
+
+
+def _decoded(columns: Columns, small: Small) -> Tensor:
+    codes, scales = columns
+    code = codes.view(torch.uint8).int()
+    magnitude = code & 0x7F if small.signed else code
+    denormal = magnitude < 1 << small.mantissa
+    # in the octave of the least normal number the mantissa counts in steps of the denormals
+    code_bits = torch.where(denormal, magnitude + (1 << small.mantissa), magnitude)
+    bits = (code_bits << (23 - small.mantissa)) + ((127 - small.top) << 23)
+    least = 2.0 ** (1 - small.top)
+    value = bits.view(torch.float32)
+    value = torch.where(denormal, value - least, value)
+    value = torch.where(magnitude > small.largest, torch.nan, value)
+    value = torch.where(code != magnitude, -value, value)
+    exponents = scales.int().clamp(min=1).repeat_interleave(BLOCK)[: len(code)]
+    return value * (exponents << 23).view(torch.float32)
+
+
+def _encoded(columns: Columns, value: Tensor, noise: Noise | None, small: Small) -> None:
+    assert noise is not None
+    value = value.float()
+    magnitude = value.view(torch.int32) & MAGNITUDE
+    finite = magnitude < INFINITY
+    blocks = pad(torch.where(finite, magnitude, 0), (0, -len(value) % BLOCK)).view(-1, BLOCK)
+    # one more where the largest value lies between the largest code and the next power of two
+    room = (1 << 23) - 1 - ((small.largest & ((1 << small.mantissa) - 1)) << (23 - small.mantissa))
+    exponents = ((blocks.amax(1) + room) >> 23).clamp(max=254)
+    columns[1].copy_(exponents)
+    exponents = exponents.clamp(min=1).repeat_interleave(BLOCK)[: len(value)]
+    # halved first: the reciprocal of the largest power of two is no normal number
+    scaled = value.abs() * 0.5 * ((255 - exponents) << 23).view(torch.float32)
+    least = 2.0 ** (1 - small.top)
+    denormal = scaled < least
+    bits = torch.where(denormal, scaled + least, scaled).view(torch.int32)
+    code = (bits + (noise() & ((1 << (23 - small.mantissa)) - 1))) >> (23 - small.mantissa)
+    code = code - ((127 - small.top) << small.mantissa)
+    code = torch.where(denormal, code - (1 << small.mantissa), code).clamp(max=small.largest)
+    if not small.signed:
+        code = torch.where(magnitude != 0, code.clamp(min=1), code)
+    code = torch.where(finite, code, small.largest + 1)
+    if small.signed:
+        code = torch.where(value < 0, code + 0x80, code)
+    columns[0].view(torch.uint8).copy_(code)
+
+
+def load_e3m4(columns: Columns, compute: torch.dtype) -> Tensor:
+    """A sign, 3 bits of exponent and 4 of mantissa."""
+    return _decoded(columns, E3M4).to(compute)
+
+
+def store_e3m4(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """A sign, 3 bits of exponent and 4 of mantissa, rounded stochastically."""
+    _encoded(columns, value, noise, E3M4)
+
+
+def load_e4m4(columns: Columns, compute: torch.dtype) -> Tensor:
+    """4 bits of exponent and 4 of mantissa, for what is never negative."""
+    return _decoded(columns, E4M4).to(compute)
+
+
+def store_e4m4(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """4 bits of exponent and 4 of mantissa, rounded stochastically."""
+    _encoded(columns, value, noise, E4M4)
+
+
+def load_e4m3(columns: Columns, compute: torch.dtype) -> Tensor:
+    """torch.float8_e4m3fn."""
+    return _decoded(columns, E4M3).to(compute)
+
+
+def store_e4m3(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """torch.float8_e4m3fn, rounded stochastically."""
+    _encoded(columns, value, noise, E4M3)
+
+
+def load_e5m2(columns: Columns, compute: torch.dtype) -> Tensor:
+    """torch.float8_e5m2, for what is never negative."""
+    return _decoded(columns, E5M2).to(compute)
+
+
+def store_e5m2(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """torch.float8_e5m2, rounded stochastically."""
+    _encoded(columns, value, noise, E5M2)

@@ -10,13 +10,30 @@ import torch
 from torch import Tensor
 
 
+class Place(NamedTuple):
+    """Where the elements of a row stand: what stochastic rounding is keyed by.
+
+    Attributes:
+        number: of the parameter among all of the optimizer.
+        offset: of the first element in the whole parameter, of which this may be a shard.
+    """
+
+    number: int = 0
+    offset: int = 0
+
+
+NOWHERE = Place()  # for rows without stochastic rounding
+
+
 class Row(NamedTuple):
     """One parameter of one step.
 
     Attributes:
-        columns: parameter, gradient and states, contiguous, in one order of elements.
+        columns: those of the parameter, the gradient and the states, contiguous, in one order of
+            elements.
         counters: those of the rule, 0-dim, of one dtype, on the parameter's device.
         group: index of the parameter group.
+        place: where the elements stand among all parameters.
         copies: ``(tensor, copy)`` pairs: columns that stand in for tensors whose strides do not
             fit; after the update each tensor takes the values of its copy.
     """
@@ -24,6 +41,7 @@ class Row(NamedTuple):
     columns: tuple[Tensor, ...]
     counters: tuple[Tensor, ...]
     group: int
+    place: Place = NOWHERE
     copies: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
@@ -49,22 +67,32 @@ def _column(tensor: Tensor, shape: torch.Size, strides: Sequence[int]) -> tuple[
     return copy.copy_(tensor).as_strided((tensor.numel(),), (1,)), True
 
 
-def make_row(tensors: Sequence[Tensor], counters: tuple[Tensor, ...], group: int) -> Row:
-    """Pair the elements of a parameter (first), its gradient (second) and its states.
+def make_row(
+    tensors: Sequence[Tensor],
+    counters: tuple[Tensor, ...],
+    group: int,
+    place: Place = NOWHERE,
+    grad: int = 1,
+) -> Row:
+    """Pair the elements of a parameter (first), its gradient (``grad``) and its states.
 
     A dense parameter (channels_last, transposed) sets the order, and what is laid out as it is
-    needs no copy. A parameter with gaps is updated in a dense copy.
+    needs no copy. A parameter with gaps is updated in a dense copy. What is of another shape, the
+    scales of blocks, is taken as it is.
     """
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(tensor) for tensor in tensors]
     if all(tensor.is_contiguous() for tensor in tensors):
-        return Row(tuple(tensors), counters, group)
+        return Row(tuple(tensors), counters, group, place)
     param = tensors[0]
     order = param if is_dense(param) else torch.empty_like(param, device="meta")
     columns, copies = [], []
     for i, tensor in enumerate(tensors):
+        if tensor.shape != param.shape:
+            columns.append(tensor)
+            continue
         column, copied = _column(tensor, param.shape, order.stride())
         columns.append(column)
-        if copied and i != 1:  # the gradient is only read
+        if copied and i != grad:  # the gradient is only read
             copies.append((tensor, column.as_strided(param.shape, order.stride())))
-    return Row(tuple(columns), counters, group, tuple(copies))
+    return Row(tuple(columns), counters, group, place, tuple(copies))

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from fused_optim.backends import BACKENDS, BackendName
+from fused_optim.formats import STATES, WEIGHTS
 
 
 class Additions(TypedDict, total=False):
@@ -28,6 +29,17 @@ class Additions(TypedDict, total=False):
         ema_decay: keep an exponential moving average of the parameters, updated in the same pass:
             ``ema_decay * average + (1 - ema_decay) * p``; None keeps none.
         backend: ``"triton"``, ``"reference"``, or ``"auto"``: Triton where it runs.
+        weights: how a bf16 or fp16 parameter is kept: ``"plain"`` as it is; ``"master"`` beside a
+            float32; ``"split"`` (bf16) as the float32 whose upper half is the parameter, without
+            loss; ``"split24"`` (bf16) with 8 of the 16 bits of the lower half; ``"kahan"`` beside
+            what its rounding lost; ``"stochastic"`` (bf16) rounded stochastically. A parameter of
+            float32 or more is plain in any case.
+        states: how states are kept: ``"param"`` in the parameter's dtype, as torch does;
+            ``"fp32"``; ``"bf16"`` rounded stochastically; ``"int8"`` and ``"fp8"`` in 8 bits with a
+            scale for each 64, of tensors with fewer than 4096 elements ``"fp32"``. States that are
+            places, as the average of the parameters, are float32 in all but ``"param"``.
+        seed: of stochastic rounding, a whole number in [0, 2**53).
+        count_stalled: count the elements that rounding leaves where they are: see ``stalled``.
     """
 
     max_grad_norm: float | None
@@ -36,6 +48,10 @@ class Additions(TypedDict, total=False):
     nonfinite: str
     ema_decay: float | None
     backend: BackendName
+    weights: str
+    states: str
+    seed: int
+    count_stalled: bool
 
 
 ADDED_TO_GROUPS: dict[str, Any] = {
@@ -44,12 +60,23 @@ ADDED_TO_GROUPS: dict[str, Any] = {
     "nonfinite": "propagate",
     "ema_decay": None,
     "backend": "auto",
+    "weights": "plain",
+    "states": "param",
+    "seed": 0,
+    "count_stalled": False,
 }
+
+# what a checkpoint does not change: it goes on wherever, and in whatever format, this optimizer is
+OWN = ("backend", "weights", "states", "count_stalled")
 
 # entries of ``optimizer.state[p]`` that torch.optim does not have, and who has them
 ADDED_TO_STATE = {
-    "step": "SGD with dampening, and every optimizer with ema_decay",
+    "step": "SGD with dampening, and every optimizer with ema_decay or stochastic rounding",
     "ema": "every optimizer with ema_decay",
+    "master": "weights='master'",
+    "remainder": "weights='split' and 'split24'",
+    "compensation": "weights='kahan'",
+    "<state>_scale": "states='int8' and 'fp8'",
 }
 
 # what a checkpoint means that was written before torch.optim had the option
@@ -156,3 +183,8 @@ def check_common(group: Mapping[str, Any]) -> None:
         in_unit_interval(ema_decay=group["ema_decay"])
     one_of(("propagate", "skip"), nonfinite=group["nonfinite"])
     one_of(BACKENDS, backend=group["backend"])
+    one_of(WEIGHTS, weights=group["weights"])
+    one_of(STATES, states=group["states"])
+    seed = group["seed"]
+    if not isinstance(seed, int) or not 0 <= seed < 2**53:
+        raise ValueError(f"seed must be a whole number in [0, 2**53), got {seed!r}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fused_optim.backends import Bucket, Kind, Launch, Options, Scaler, make_launch
-from fused_optim.codecs import PLAIN
+from fused_optim.codecs import Codec
 from fused_optim.layout import Row
 from fused_optim.rules.common import Rule
 
@@ -22,17 +22,20 @@ def is_aligned(columns: Sequence[Tensor]) -> bool:
     return all(column.data_ptr() % (elements * column.itemsize) == 0 for column in columns)
 
 
-def kind_of(row: Row, rule: Rule, backend: str, ema: bool) -> Kind:
+def kind_of(
+    row: Row, rule: Rule, codecs: tuple[Codec, ...], backend: str, ema: bool, counts: bool
+) -> Kind:
     """What ``row`` must share with others to share a launch."""
     return Kind(
         backend,
         row.columns[0].device,
         rule,
-        (PLAIN,) * len(row.columns),
+        codecs,
         tuple(column.dtype for column in row.columns),
         row.counters[0].dtype if row.counters else None,
         is_aligned(row.columns),
         ema,
+        counts,
     )
 
 
@@ -45,6 +48,7 @@ class Plan:
 
     def __init__(self) -> None:
         self.launches: dict[Kind, Launch] = {}
+        self.stalled: list[Tensor] = []
 
     def step(
         self,
@@ -75,8 +79,8 @@ class Plan:
         for kind, launch in launches.items():
             launch.begin(partials.get(kind.device), report, _on(kind.device, scaler))
             report = None  # one is enough
-        for launch in launches.values():
-            launch.update()
+        counts = [launch.update() for launch in launches.values()]
+        self.stalled = [count for count in counts if count is not None]
         for _, row in rows:
             for tensor, copy in row.copies:
                 tensor.copy_(copy)

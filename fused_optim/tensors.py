@@ -10,6 +10,8 @@ from fused_optim.rules.common import Rule
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SUPPORTED = (*FLOATING, torch.complex32, torch.complex64, torch.complex128)
+# formats of 8 bits: see fused_optim/formats.py, which converts to and from them
+CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def _named(param: Tensor, group: int) -> str:
@@ -83,7 +85,7 @@ def _fits(param: Tensor, state: Any) -> bool:
         and state.device == param.device
         and state.layout is torch.strided
         and state.is_complex() == param.is_complex()
-        and state.dtype in SUPPORTED
+        and state.dtype in (*SUPPORTED, *CODES)
         and not _overlaps_itself(state)
     )
 

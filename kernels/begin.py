@@ -3,7 +3,9 @@
 import triton
 import triton.language as tl
 
+from fused_optim.kernels.noise import row_keys
 from fused_optim.kernels.rules.common import clip_factor
+from fused_optim.kernels.update import HEAD
 
 
 @triton.jit
@@ -75,11 +77,11 @@ def formed(
 def begin(
     partial_ptr,  # float64 [partials, 2] from norm, or None: nothing needs the norm
     counter_ptr,  # int64 [rows, COUNTERS]: the addresses of each row's counters, or None
-    group_ptr,  # int32 [rows]: the row's group
-    hyper_ptr,  # float64 [groups, 8 + HYPERS]: the options of every rule, then those of this one
+    group_ptr,  # int32 [rows, 2]: the row's group, and the index of its parameter
+    hyper_ptr,  # float64 [groups, 9 + HYPERS]: the options of every rule, then those of this one
     scale_ptr,  # float32 [1]: what the loss was scaled by, or None
     found_ptr,  # float32 [1]: not 0 if the step is to be skipped, or None
-    scalar_ptr,  # COMPUTE [rows, 6 + SCALARS], written: see update
+    scalar_ptr,  # COMPUTE [rows, HEAD + SCALARS], written: see update
     report_ptr,  # float64 [3], written: norm, clip factor, skipped; or None
     partials,
     n_rows,
@@ -96,9 +98,9 @@ def begin(
     """Prepare ROWS rows. Every program finishes the norm for itself: no other launch, no wait."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = rows < n_rows
-    group = tl.load(group_ptr + rows, mask=live, other=0) * (8 + HYPERS)
-    sign, max_norm, limit, l2, l1, skips, _any_skips, ema_decay = gathered(
-        hyper_ptr, group, live, 8
+    group = tl.load(group_ptr + 2 * rows, mask=live, other=0) * (9 + HYPERS)
+    sign, max_norm, limit, l2, l1, skips, _any_skips, ema_decay, seed = gathered(
+        hyper_ptr, group, live, 9
     )
     # without partial sums no bound is finite and no group skips: the norm stays unknown
     norm, bad = tl.cast(float("nan"), tl.float64), False
@@ -118,11 +120,13 @@ def begin(
             tl.store(report_ptr, norm)
             tl.store(report_ptr + 1, clip_factor(norm, tl.load(hyper_ptr + 1)))
             tl.store(report_ptr + 2, tl.where(bad, tl.load(hyper_ptr + 6), 0.0) + found)
-    hyper = gathered(hyper_ptr + 8, group, live, HYPERS)
+    hyper = gathered(hyper_ptr + 9, group, live, HYPERS)
     moves = live & (skip == 0)
     step, h = formed(hyper, counter_ptr, rows, live, moves, FORM, COUNTERS, COUNTER)
     average = tl.where(step == 1, 1.0, 1.0 - ema_decay)
-    scalars = (skip, average, factor, limit, l2, l1) + h
-    base = scalar_ptr + rows.to(tl.int64) * (6 + SCALARS)
-    for i in tl.static_range(6 + EARLY):
+    index = tl.load(group_ptr + 2 * rows + 1, mask=live, other=0)
+    first, second = row_keys(seed, step, index)
+    scalars = (skip, average, first, second, factor, limit, l2, l1) + h
+    base = scalar_ptr + rows.to(tl.int64) * (HEAD + SCALARS)
+    for i in tl.static_range(HEAD + EARLY):
         tl.store(base + i, scalars[i].to(COMPUTE), mask=live)

@@ -4,12 +4,13 @@ import triton
 import triton.language as tl
 
 from fused_optim.kernels.rules.common import gradient
-from fused_optim.kernels.update import loaded, states, values
+from fused_optim.kernels.update import HEAD, loaded, located, states, values
 
 
 @triton.jit
 def measured(
     row_ptr,
+    start,
     offs,
     numel,
     common,
@@ -26,9 +27,10 @@ def measured(
     """The quantities of one chunk, summed in float64."""
     # without a mask the accesses are 128 bits wide; only the last chunk of a tensor needs one
     if FULL:
-        _, found = loaded(row_ptr, offs, None, LOADS, FIRST, DTYPES, COMPUTE, VECTOR)
+        mask = None
     else:
-        _, found = loaded(row_ptr, offs, offs < numel, LOADS, FIRST, DTYPES, COMPUTE, VECTOR)
+        mask = offs < numel
+    _, found = loaded(row_ptr, start, offs, mask, LOADS, FIRST, DTYPES, COMPUTE, VECTOR)
     g = gradient(found[1], found[0], common)
     quantities = MEASURE(found[0], g, states(found, STATES), h)
     sums = ()
@@ -40,9 +42,10 @@ def measured(
 
 @triton.jit
 def measure(
-    table_ptr,  # int64 [rows, 1 + columns]: numel, then the addresses of the columns
-    chunk_ptr,  # int32 [grid, 2]: the row, and the chunk of that row, of each program
-    scalar_ptr,  # COMPUTE [rows, 6 + SCALARS]: see update
+    table_ptr,  # int64 [rows, 2 + columns]: see update
+    first_ptr,  # int64 [rows + 1]: the first chunk of each row
+    span_ptr,  # int32 [spans + 1]: see update
+    scalar_ptr,  # COMPUTE [rows, HEAD + SCALARS]: see update
     sum_ptr,  # float64 [grid, QUANTITIES], written
     MEASURE: tl.constexpr,
     QUANTITIES: tl.constexpr,
@@ -55,20 +58,22 @@ def measure(
     EARLY: tl.constexpr,  # how many of the rule's scalars are known
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     """Sum the quantities of BLOCK consecutive elements of one parameter."""
-    row = tl.load(chunk_ptr + 2 * tl.program_id(0)).to(tl.int64)
-    start = tl.load(chunk_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
-    row_ptr = table_ptr + row * (1 + len(DTYPES))
-    row_scalars = scalar_ptr + row * (6 + SCALARS)
+    row, chunk = located(first_ptr, span_ptr, tl.program_id(0), SPAN)
+    start = chunk * BLOCK
+    row_ptr = table_ptr + row * (2 + len(DTYPES))
+    row_scalars = scalar_ptr + row * (HEAD + SCALARS)
     numel = tl.load(row_ptr)
-    common = values(row_scalars + 2, 4)
-    h = values(row_scalars + 6, EARLY)
+    common = values(row_scalars + 4, 4)
+    h = values(row_scalars + HEAD, EARLY)
     offs = start + tl.arange(0, BLOCK)
     out_ptr = sum_ptr + tl.program_id(0).to(tl.int64) * QUANTITIES
     if start + BLOCK <= numel:
         sums = measured(
             row_ptr,
+            start,
             offs,
             numel,
             common,
@@ -85,6 +90,7 @@ def measure(
     else:
         sums = measured(
             row_ptr,
+            start,
             offs,
             numel,
             common,
@@ -104,10 +110,10 @@ def measure(
 
 @triton.jit
 def finish(
-    table_ptr,  # int64 [rows, WIDTH]: numel, then the addresses of the columns
+    table_ptr,  # int64 [rows, WIDTH]: see update
     first_ptr,  # int64 [rows + 1]: the first chunk of each row
     sum_ptr,  # float64 [chunks, QUANTITIES] from measure
-    scalar_ptr,  # COMPUTE [rows, 6 + SCALARS]: the last of each row are written
+    scalar_ptr,  # COMPUTE [rows, HEAD + SCALARS]: the last of each row are written
     FINISH: tl.constexpr,
     QUANTITIES: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -126,10 +132,10 @@ def finish(
             chunk = start + tl.arange(0, BLOCK)
             total += tl.load(sum_ptr + chunk * QUANTITIES + i, mask=chunk < last, other=0.0)
         sums = sums + (tl.sum(total),)
-    row_scalars = scalar_ptr + row * (6 + SCALARS)
+    row_scalars = scalar_ptr + row * (HEAD + SCALARS)
     h = ()
     for i in tl.static_range(EARLY):
-        h = h + (tl.load(row_scalars + 6 + i).to(tl.float64),)
+        h = h + (tl.load(row_scalars + HEAD + i).to(tl.float64),)
     late = FINISH(sums, tl.load(table_ptr + row * WIDTH).to(tl.float64), h)
     for i in tl.static_range(EARLY, SCALARS):
-        tl.store(row_scalars + 6 + i, late[i - EARLY].to(COMPUTE))
+        tl.store(row_scalars + HEAD + i, late[i - EARLY].to(COMPUTE))

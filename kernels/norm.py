@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.update import column
+from fused_optim.kernels.update import column, located
 
 
 @triton.jit
@@ -25,8 +25,9 @@ def accumulate(squares, bad, g):
 
 @triton.jit(do_not_specialize=["chunks"])
 def norm(
-    table_ptr,  # int64 [rows, WIDTH]: numel, then the addresses of the columns
-    chunk_ptr,  # int32 [chunks, 2]: the row, and the chunk of that row
+    table_ptr,  # int64 [rows, WIDTH]: see update
+    first_ptr,  # int64 [rows + 1]: the first chunk of each row
+    span_ptr,  # int32 [spans + 1]: see update
     partial_ptr,  # float64 [programs, 2]: sum of squares; 0, or NaN after an Inf or NaN
     chunks,
     GRAD: tl.constexpr,  # the column of the gradient
@@ -34,13 +35,15 @@ def norm(
     WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     """Sum the squares of every chunk that falls to this program, in a fixed order."""
     squares = tl.zeros((BLOCK,), tl.float64)
     bad = tl.zeros((BLOCK,), tl.float64)
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
-        row_ptr = table_ptr + tl.load(chunk_ptr + 2 * chunk).to(tl.int64) * WIDTH
-        start = tl.load(chunk_ptr + 2 * chunk + 1).to(tl.int64) * BLOCK
+        row, within = located(first_ptr, span_ptr, chunk, SPAN)
+        row_ptr = table_ptr + row * WIDTH
+        start = within * BLOCK
         numel = tl.load(row_ptr)
         pointer = column(row_ptr, GRAD, DTYPE, VECTOR)
         if start + BLOCK <= numel:

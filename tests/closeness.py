@@ -29,6 +29,8 @@ def assert_as_accurate(name: str, actual: Tensor, peer: Tensor, exact: Tensor) -
 def assert_same_bits(name: str, actual: Tensor, expected: Tensor) -> None:
     """``torch.equal``, with NaN equal to NaN and zeros told apart by sign."""
     assert actual.dtype == expected.dtype, f"{name}: {actual.dtype} is not {expected.dtype}"
+    if actual.itemsize == 1 and actual.is_floating_point():
+        actual, expected = actual.view(torch.uint8), expected.view(torch.uint8)  # codes
     same = (actual == expected) & (actual.signbit() == expected.signbit())
     different = ~(same | (actual.isnan() & expected.isnan()))
     count = int(different.sum())

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_optim.rules
+from fused_optim.formats import STATES, WEIGHTS
 from fused_optim.rules.common import Rule
 
 PAGES = [
@@ -22,6 +23,12 @@ RULES = {
     for name, rule in vars(page).items()
     if isinstance(rule, Rule)
 }
+# every format of weights and every format of states, in as few pairs as there are of either;
+# the first is torch's
+FORMATS = [
+    {"weights": list(WEIGHTS)[i % len(WEIGHTS)], "states": list(STATES)[i % len(STATES)]}
+    for i in range(max(len(WEIGHTS), len(STATES)))
+]
 # no tensor, one element, around one warp, around one chunk of the kernel, several chunks
 SIZES = [0, 1, 2, 31, 1023, 1024, 1025, 4097]
 LARGE = 65537

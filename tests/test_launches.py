@@ -91,9 +91,9 @@ def test_only_what_changed_is_uploaded(uploaded):
     params, optimizer = three_groups(9, max_grad_norm=1.0)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    table, options = ((9, 5), "int64"), ((3, 13), "float64")
+    table, options = ((9, 6), "int64"), ((3, 14), "float64")
     assert sorted(uploaded) == sorted(
-        [table, ((9, 2), "int32"), ((9, 1), "int64"), ((9,), "int32"), ((10,), "int64"), options]
+        [table, ((2,), "int32"), ((9, 1), "int64"), ((9, 2), "int32"), ((10,), "int64"), options]
     )
     uploaded.clear()
     optimizer.step()
@@ -143,7 +143,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     optimizer.step()
     ((kind, launch),) = optimizer._plan.launches.items()
     launch.kind = kind._replace(device=torch.device("cuda"))
-    tables = ["table", "chunks", "firsts", "groups", "hyper", "scalars", "counter_table"]
+    tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
     for name in tables:
         setattr(launch, name, Table())
     for stream in ("first", "second"):

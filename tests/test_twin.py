@@ -13,7 +13,9 @@ import pytest
 import torch
 from cases import CASES, named
 from closeness import assert_same_bits
-from models import LARGE, SIZES, exact_values, give, parameters, state_of, values
+from models import FORMATS, LARGE, SIZES, exact_values, give, parameters, state_of, values
+
+from fused_optim.formats import STATES, WEIGHTS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -62,6 +64,34 @@ def test_every_case_and_dtype(case, dtype):
     start = values(SIZES if dtype is torch.float32 else [1, 1025], dtype)
     params, _ = run_twins(make, start, steps=3 if dtype is torch.float32 else 2)
     assert not torch.equal(params[-1], start[-1]), "a step that does nothing equals itself"
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_every_case_in_other_formats(case):
+    """In one pair of formats each, so that every optimizer and every format have their turn."""
+    formats = FORMATS[1 + CASES.index(case) % (len(FORMATS) - 1)]
+
+    def make(params, backend):
+        options = {**case.options, **case.additions, **formats}
+        return case.fused(params, **options, ema_decay=0.9, backend=backend)
+
+    run_twins(make, values([1, 4161], torch.bfloat16), steps=2)
+
+
+@pytest.mark.parametrize("states", STATES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_pair_of_formats(weights, states):
+    """With a shard, whose elements are counted from far on."""
+
+    def make(params, backend):
+        from fused_optim import AdamW
+
+        options = {"lr": 1e-2, "max_grad_norm": 1.0, "seed": 2**52 + 5}
+        optimizer = AdamW(params, weights=weights, states=states, backend=backend, **options)
+        optimizer.shard(params[0], index=3, offset=2**33 + 64, numel=2**34)
+        return optimizer
+
+    run_twins(make, values([4161], torch.bfloat16), steps=2)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])

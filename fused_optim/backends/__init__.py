@@ -24,7 +24,9 @@ COMMON_OPTIONS = (
     "skips",
     "any_skips",
     "ema_decay",
+    "seed",
 )
+HEAD = 8  # the scalars of a row that every rule has: see kernels/update.py
 Options = tuple[float | Tensor, ...]
 
 
@@ -52,6 +54,7 @@ class Kind(NamedTuple):
         counter_dtype: of the counters; None if the rule has none.
         aligned: every address allows the widest accesses.
         ema: the last value is the average of the parameter.
+        counts: count the elements that rounding leaves where they are.
     """
 
     backend: str
@@ -62,6 +65,7 @@ class Kind(NamedTuple):
     counter_dtype: torch.dtype | None
     aligned: bool
     ema: bool = False
+    counts: bool = False
 
     @property
     def compute(self) -> torch.dtype:
@@ -71,7 +75,23 @@ class Kind(NamedTuple):
     @property
     def first(self) -> tuple[int, ...]:
         """The first column of each value, and at the end the number of columns."""
-        return tuple(accumulate((codec.columns for codec in self.codecs), initial=0))
+        return tuple(accumulate((len(codec.columns) for codec in self.codecs), initial=0))
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Elements of the value for each element of a column."""
+        return tuple(column.block for codec in self.codecs for column in codec.columns)
+
+    @property
+    def keyed(self) -> bool:
+        """Whether any value is rounded stochastically."""
+        return any(codec.keyed for codec in self.codecs)
+
+    @property
+    def bytes_moved(self) -> float:
+        """Bytes an element that the update reads and writes; the gradient is only read."""
+        sizes = [d.itemsize / n for d, n in zip(self.dtypes, self.blocks, strict=True)]
+        return 2 * sum(sizes) - sizes[self.first[1]]
 
     @property
     def vector(self) -> int:
@@ -112,8 +132,8 @@ class Launch(Protocol):
         whether rows were skipped.
         """
 
-    def update(self) -> None:
-        """Update every row, in place."""
+    def update(self) -> Tensor | None:
+        """Update every row, in place; int64 [n] to be summed: what ``kind.counts`` asks for."""
 
 
 def why_not_triton(device: torch.device) -> str | None:

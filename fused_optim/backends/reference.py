@@ -1,6 +1,7 @@
 """The reference backend: plain torch, in pieces that stay in cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Scaler
 from fused_optim.layout import Row
+from fused_optim.noise import random_bits, row_keys
 from fused_optim.rules.common import Gradient, averaged, clip_factor, gradient
 
 CHUNK = 1 << 15  # elements: temporaries of a rule then stay in a core's cache
@@ -20,6 +22,21 @@ class Scalars(NamedTuple):
     gradient: Gradient
     rule: Any
     average: Tensor
+    keys: tuple[Tensor, Tensor]
+
+
+class Piece(NamedTuple):
+    """Consecutive elements of one row, or several small rows one after the other.
+
+    Attributes:
+        columns: at most CHUNK elements of each.
+        start: the first element in its row.
+        restore: brings the values back to the rows.
+    """
+
+    columns: Columns
+    start: int
+    restore: Callable[[], None]
 
 
 class ReferenceLaunch:
@@ -33,6 +50,8 @@ class ReferenceLaunch:
         self.kind = kind
         self.on_cpu = kind.device.type == "cpu"
         self.spans = [slice(*ends) for ends in zip(kind.first, kind.first[1:], strict=False)]
+        # rows of one key, or of whole blocks, cannot be packed into one
+        self.packs = self.on_cpu and not kind.keyed
 
     def bind(self, bucket: Bucket) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
@@ -40,11 +59,11 @@ class ReferenceLaunch:
 
     def norm(self) -> Tensor:
         """See :class:`~fused_optim.backends.Launch`."""
-        load = self.kind.codecs[1].load
-        rows = [row.columns[self.spans[1]] for row in self.bucket.rows]
+        codec, span = self.kind.codecs[1], self.spans[1]
+        rows = [row.columns[span] for row in self.bucket.rows]
         sums = [torch.zeros(2, dtype=torch.float64, device=self.kind.device)]
-        for columns, _ in self._pieces(rows):
-            wide = load(columns, self.kind.compute).double()
+        for piece in self._pieces(rows, self.kind.blocks[span]):
+            wide = codec.load(piece.columns, self.kind.compute).double()
             squares = wide.dot(wide)
             # on the CPU a look at the sum is free, and a finite one has no Inf or NaN in it
             finite = self.on_cpu and bool(squares.isfinite())
@@ -68,7 +87,9 @@ class ReferenceLaunch:
         self.may_skip = scaler.found_inf is not None or any(o[5] for o in self.bucket.options)
         step, h = self._advance(self.kind.rule.hyper(*rows[len(COMMON_OPTIONS) :]))
         average = torch.where(step == 1, 1.0, 1.0 - rows[7])
-        self.scalars = torch.stack([average, factors, *h], dim=1).to(self.kind.compute)
+        index = [row.place.number for row in self.bucket.rows]
+        keys = row_keys(rows[8], step, torch.tensor(index, device=self.kind.device))
+        self.scalars = torch.stack([average, factors, *keys, *h], dim=1).to(self.kind.compute)
 
     def _known(self, partials: Tensor | None, scaler: Scaler) -> tuple[Tensor, ...]:
         """Norm, whether a gradient is Inf or NaN, what unscales, whether the scaler skips."""
@@ -102,13 +123,16 @@ class ReferenceLaunch:
             torch._foreach_copy_(tensors, moved.unbind())
         return step, tuple(h)
 
-    def update(self) -> None:
+    def update(self) -> Tensor | None:
         """See :class:`~fused_optim.backends.Launch`."""
+        counts = [torch.zeros((), dtype=torch.int64, device=self.kind.device)]
         for rows, scalars in self._batches():
-            for columns, restore in self._pieces([row.columns for row in rows]):
-                self._update_piece(columns, scalars)
-                restore()
+            for piece in self._pieces([row.columns for row in rows], self.kind.blocks):
+                count = self._update_piece(piece, scalars, rows[0].place.offset)
+                counts += [] if count is None else [count]
+                piece.restore()
         del self.bucket  # the gradients are not ours to keep
+        return torch.stack(counts) if self.kind.counts else None
 
     def _batches(self) -> Iterator[tuple[list[Row], Scalars]]:
         """Rows that share all scalars, with those; skipped rows are left out."""
@@ -120,15 +144,15 @@ class ReferenceLaunch:
             member = self.bucket.members[i]
             if not (may_skip and self.skips[i] != 0):
                 # what is measured differs from row to row
-                alike = self.on_cpu and self.kind.rule.per_tensor is None
+                alike = self.packs and self.kind.rule.per_tensor is None
                 unique = tuple(key) if alike else i
                 groups.setdefault((member, unique), []).append(i)
         for (member, _), rows in groups.items():
             # rounded as the kernel gets them, so that a term is off for both or for neither
             options = [float(option) for option in self.bucket.options[member][2:5]]
             rounded = torch.tensor(options, dtype=self.kind.compute).tolist()
-            average, factor, *h = self.scalars[rows[0]].unbind()
-            scalars = Scalars(Gradient(factor, *rounded), tuple(h), average)
+            average, factor, first, second, *h = self.scalars[rows[0]].unbind()
+            scalars = Scalars(Gradient(factor, *rounded), tuple(h), average, (first, second))
             if self.kind.rule.per_tensor is not None:
                 late = self._measured(self.bucket.rows[rows[0]].columns, scalars)
                 scalars = scalars._replace(rule=(*h, *late))
@@ -140,8 +164,8 @@ class ReferenceLaunch:
         rule = self.kind.rule
         assert rule.per_tensor is not None
         sums = torch.zeros(rule.per_tensor.quantities, dtype=torch.float64, device=self.kind.device)
-        for piece, _ in self._pieces([columns]):
-            p, g, *state = self._loaded(piece)
+        for piece in self._pieces([columns], self.kind.blocks):
+            p, g, *state = self._loaded(piece.columns)
             own = tuple(state[:-1] if self.kind.ema else state)
             quantities = rule.per_tensor.measure(
                 p, gradient(g, p, scalars.gradient), own, scalars.rule
@@ -158,26 +182,41 @@ class ReferenceLaunch:
             for codec, span in zip(self.kind.codecs, self.spans, strict=True)
         ]
 
-    def _update_piece(self, columns: Columns, scalars: Scalars) -> None:
-        p, g, *state = self._loaded(columns)
-        g = gradient(g, p, scalars.gradient)
+    def _update_piece(self, piece: Piece, scalars: Scalars, offset: int) -> Tensor | None:
+        """Update the elements; if ``kind.counts``, how many of them rounding leaves alone."""
+        old, g, *state = self._loaded(piece.columns)
+        g = gradient(g, old, scalars.gradient)
         own = state[:-1] if self.kind.ema else state
-        p, new_state = self.kind.rule.update(p, g, tuple(own), scalars.rule)
+        p, new_state = self.kind.rule.update(old, g, tuple(own), scalars.rule)
         if self.kind.ema:
             new_state = (*new_state, averaged(state[-1], p, scalars.average))
-        self.kind.codecs[0].store(columns[self.spans[0]], p)
-        for codec, span, value in zip(self.kind.codecs[2:], self.spans[2:], new_state, strict=True):
-            codec.store(columns[span], value)
+        self._store(piece, (p, *new_state), scalars.keys, offset)
+        if not self.kind.counts:
+            return None
+        return ((p != old) & (piece.columns[0] == old)).sum()
 
-    def _pieces(self, rows: list[Columns]) -> Iterator[tuple[Columns, Callable[[], None]]]:
-        """Columns of at most CHUNK elements, each with what brings its values back to the rows."""
+    def _store(
+        self, piece: Piece, values: tuple[Tensor, ...], keys: tuple[Tensor, Tensor], offset: int
+    ) -> None:
+        """Write parameter and states; each value has random bits of its own."""
+        start, numel = offset + piece.start, len(values[0]) if self.kind.keyed else 0
+        elements = torch.arange(start, start + numel, device=self.kind.device)
+        for number, value in zip((0, *range(2, len(self.kind.codecs))), values, strict=True):
+            codec = self.kind.codecs[number]
+            noise = partial(random_bits, keys, elements, number) if codec.keyed else None
+            codec.store(piece.columns[self.spans[number]], value, noise)
+
+    def _pieces(self, rows: list[Columns], blocks: Sequence[int]) -> Iterator[Piece]:
+        """The elements of all rows; ``blocks``: those for each element of a column."""
         small: list[Columns] = []
         room = CHUNK
         for columns in ([column.view(-1) for column in row] for row in rows):
             numel = columns[0].numel()
-            if numel >= CHUNK // 4 or not self.on_cpu:
+            if numel >= CHUNK // 4 or not self.packs:
                 for start in range(0, numel, CHUNK):
-                    yield tuple(column[start : start + CHUNK] for column in columns), _nothing
+                    ends = [(start // n, -(-(start + CHUNK) // n)) for n in blocks]
+                    parts = [c[a:b] for c, (a, b) in zip(columns, ends, strict=True)]
+                    yield Piece(tuple(parts), start, _nothing)
             elif numel > room:
                 yield self._packed(small)
                 small, room = [tuple(columns)], CHUNK - numel
@@ -187,10 +226,10 @@ class ReferenceLaunch:
         if small:
             yield self._packed(small)
 
-    def _packed(self, rows: list[Columns]) -> tuple[Columns, Callable[[], None]]:
+    def _packed(self, rows: list[Columns]) -> Piece:
         """Many small rows as one: an operation of torch costs more than their elements do."""
         if len(rows) == 1:
-            return rows[0], _nothing
+            return Piece(rows[0], 0, _nothing)
         columns = [list(column) for column in zip(*rows, strict=True)]
         packed = tuple(torch.cat(column) for column in columns)
         sizes = [len(tensor) for tensor in columns[0]]
@@ -201,7 +240,7 @@ class ReferenceLaunch:
                 if i not in gradient:  # which is only read
                     torch._foreach_copy_(column, torch.split(packed[i], sizes))
 
-        return packed, restore
+        return Piece(packed, 0, restore)
 
 
 def _nothing() -> None:

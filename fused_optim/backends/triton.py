@@ -11,11 +11,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Options, Scaler
+from fused_optim.backends import COMMON_OPTIONS, HEAD, Bucket, Kind, Options, Scaler
 from fused_optim.kernels import begin as begin_page
 from fused_optim.kernels import measure, norm, update
 
 BLOCK = 1024  # elements a program updates, with 4 warps
+SPAN = 64  # chunks that share an entry of the chunk map
 ROWS = 128  # rows a program of begin prepares
 MAX_PARTIALS = 1024  # programs of norm: enough for any device, and one block for begin
 DTYPES = {
@@ -23,6 +24,7 @@ DTYPES = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
+    torch.int16: tl.int16,
 }
 # one rounding an operation, as the reference has it
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
@@ -38,13 +40,14 @@ def constants(kind: Kind) -> dict[str, dict[str, Any]]:
     """The constexpr arguments of the kernels, by name; no option of a group is among them."""
     loads = tuple(device_twin(codec.load) for codec in kind.codecs)
     stores = tuple(device_twin(codec.store) for codec in kind.codecs)
-    dtypes = tuple(DTYPES[dtype] for dtype in kind.dtypes)
+    # a byte is a byte to the kernel: not every GPU has the float8 types
+    dtypes = tuple(tl.uint8 if d.itemsize == 1 else DTYPES[d] for d in kind.dtypes)
     grad = kind.first[1]
-    shared = {"VECTOR": kind.vector, "BLOCK": BLOCK}
+    shared = {"VECTOR": kind.vector, "BLOCK": BLOCK, "SPAN": SPAN}
     compute = {"COMPUTE": DTYPES[kind.compute], "SCALARS": len(kind.rule.h._fields)}
     early = {**compute, "EARLY": kind.rule.early}
     found = {
-        "norm": {"GRAD": grad, "DTYPE": dtypes[grad], "WIDTH": 1 + len(dtypes), **shared},
+        "norm": {"GRAD": grad, "DTYPE": dtypes[grad], "WIDTH": 2 + len(dtypes), **shared},
         "begin": {
             "FORM": device_twin(kind.rule.scalars),
             "COUNTERS": len(kind.rule.counters),
@@ -59,6 +62,7 @@ def constants(kind: Kind) -> dict[str, dict[str, Any]]:
             "EMA": int(kind.ema),
             "LOADS": loads,
             "STORES": stores,
+            "KEYED": tuple(codec.keyed for codec in kind.codecs),
             "FIRST": kind.first,
             "DTYPES": dtypes,
             **compute,
@@ -78,7 +82,7 @@ def constants(kind: Kind) -> dict[str, dict[str, Any]]:
         }
         found["finish"] = {
             "FINISH": device_twin(kind.rule.per_tensor.finish),
-            "WIDTH": 1 + len(dtypes),
+            "WIDTH": 2 + len(dtypes),
             "BLOCK": MAX_PARTIALS,
             **sums,
         }
@@ -98,16 +102,18 @@ def upload(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 
 
 def chunk_maps(numels: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The row, and the chunk of that row, of each program; the first program of each row.
+    """Where a program finds its row: the first chunk of each row, and the row of each span.
+
+    One entry a chunk would be 3 GB for a model of 400 billion parameters; with one entry a SPAN a
+    program searches the few rows that share its span.
 
     Returns:
-        int32 [programs, 2] and int64 [rows + 1].
+        int64 [rows + 1]; int32 [spans + 1]: the row of the first chunk of each span, the last row.
     """
-    counts = -(-np.array(numels, np.int64) // BLOCK)
-    firsts = np.concatenate([[0], np.cumsum(counts)])
-    rows = np.repeat(np.arange(len(numels), dtype=np.int64), counts)
-    chunks = np.arange(len(rows)) - np.repeat(firsts[:-1], counts)
-    return np.stack([rows, chunks], axis=1).astype(np.int32), firsts
+    firsts = np.concatenate([[0], np.cumsum(-(-np.array(numels, np.int64) // BLOCK))])
+    marks = np.append(np.arange(0, firsts[-1], SPAN), max(firsts[-1] - 1, 0))
+    # of rows that begin at one chunk, the last is the one that is not empty
+    return firsts, (np.searchsorted(firsts[:-1], marks, "right") - 1).astype(np.int32)
 
 
 class TritonLaunch:
@@ -119,28 +125,34 @@ class TritonLaunch:
         self.addresses: list[tuple[int, ...]] = []
         self.numels: list[int] = []
         self.counters: list[tuple[int, ...]] = []
-        self.members: list[int] = []
+        self.members: list[tuple[int, int]] = []
         self.values: list[list[float]] = []
 
     def bind(self, bucket: Bucket) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
         numels = [row.columns[0].numel() for row in bucket.rows]
-        addresses = [tuple(column.data_ptr() for column in row.columns) for row in bucket.rows]
+        addresses = [
+            (row.place.offset, *(column.data_ptr() for column in row.columns))
+            for row in bucket.rows
+        ]
         counters = [tuple(c.data_ptr() for c in row.counters) for row in bucket.rows]
         device = self.kind.device
         if addresses != self.addresses or numels != self.numels:
             table = np.column_stack([np.array(numels), np.array(addresses)]).astype(np.int64)
             self.table = upload(table, device)
         if numels != self.numels:
-            self.chunks, self.firsts = (upload(array, device) for array in chunk_maps(numels))
-            scalars = len(self.kind.rule.h._fields) + 6
+            firsts, spans = chunk_maps(numels)
+            self.chunks = int(firsts[-1])
+            self.firsts, self.spans = upload(firsts, device), upload(spans, device)
+            scalars = HEAD + len(self.kind.rule.h._fields)
             self.scalars = torch.empty(len(numels), scalars, dtype=self.kind.compute, device=device)
         if counters != self.counters:
             self.counter_table = upload(np.array(counters, np.int64), device)
-        if bucket.members != self.members:
-            self.groups = upload(np.array(bucket.members, np.int32), device)
+        members = [(m, r.place.number) for m, r in zip(bucket.members, bucket.rows, strict=True)]
+        if members != self.members:
+            self.groups = upload(np.array(members, np.int32), device)
         self.addresses, self.numels, self.counters = addresses, numels, counters
-        self.members = bucket.members
+        self.members = members
         self._bind_options(bucket.options)
         self._hold()
 
@@ -149,7 +161,7 @@ class TritonLaunch:
         if self.kind.device.type == "cpu":
             return
         stream = torch.get_device_module(self.kind.device).current_stream(self.kind.device)
-        tables = [self.table, self.chunks, self.firsts, self.groups, self.hyper, self.scalars]
+        tables = [self.table, self.firsts, self.spans, self.groups, self.hyper, self.scalars]
         if self.kind.counter_dtype is not None:
             tables.append(self.counter_table)
         for table in tables:
@@ -173,11 +185,11 @@ class TritonLaunch:
 
     def norm(self) -> Tensor:
         """See :class:`~fused_optim.backends.Launch`."""
-        chunks = len(self.chunks)
+        chunks = self.chunks
         # the number of programs depends on the sizes alone: the same bits on every device
         programs = min(chunks, MAX_PARTIALS)
         partials = torch.empty(programs, 2, dtype=torch.float64, device=self.kind.device)
-        arguments = (self.table, self.chunks, partials, chunks)
+        arguments = (self.table, self.firsts, self.spans, partials, chunks)
         self._run(norm.norm, programs, *arguments, **self.constants["norm"])
         return partials
 
@@ -192,21 +204,25 @@ class TritonLaunch:
             begin_page.begin, -(-rows // ROWS), *arguments, count, rows, **self.constants["begin"]
         )
 
-    def update(self) -> None:
+    def update(self) -> Tensor | None:
         """See :class:`~fused_optim.backends.Launch`."""
         if self.kind.rule.per_tensor is not None:
             self._measure(self.kind.rule.per_tensor.quantities)
-        arguments = (self.table, self.chunks, self.scalars)
-        self._run(update.update, len(self.chunks), *arguments, **self.constants["update"])
+        counts = None
+        if self.kind.counts:
+            counts = torch.zeros(self.chunks, dtype=torch.int32, device=self.kind.device)
+        arguments = (self.table, self.firsts, self.spans, self.scalars, counts)
+        self._run(update.update, self.chunks, *arguments, **self.constants["update"])
+        return counts
 
     def _measure(self, quantities: int) -> None:
         """Sum over each tensor what the rule needs, and form the scalars that depend on it."""
-        chunks = len(self.chunks)
+        chunks = self.chunks
         sums = torch.empty(chunks, quantities, dtype=torch.float64, device=self.kind.device)
-        arguments = (self.table, self.chunks, self.scalars, sums)
+        arguments = (self.table, self.firsts, self.spans, self.scalars, sums)
         self._run(measure.measure, chunks, *arguments, **self.constants["measure"])
-        arguments = (self.table, self.firsts, sums, self.scalars)
-        self._run(measure.finish, len(self.numels), *arguments, **self.constants["finish"])
+        last = (self.table, self.firsts, sums, self.scalars)
+        self._run(measure.finish, len(self.numels), *last, **self.constants["finish"])
 
     def _run(self, kernel: Callable[..., Any], programs: int, *args: Any, **constants: Any) -> None:
         if programs == 0:
@@ -219,4 +235,4 @@ class TritonLaunch:
             kernel[(programs,)](*args, **constants, **OPTIONS)  # type: ignore[index]
 
 
-assert len(COMMON_OPTIONS) == 8  # what the kernel begin reads
+assert len(COMMON_OPTIONS) == 9  # what the kernel begin reads

@@ -1,7 +1,8 @@
 """The one step loop."""
 
-import contextlib
+import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -10,16 +11,17 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from fused_optim import options, tensors
+from fused_optim import formats, options, tensors
 from fused_optim.backends import Kind, Options, Scaler, resolve
-from fused_optim.layout import Row, make_row
+from fused_optim.layout import Place, Row, make_row
+from fused_optim.optimizers.average import Average
+from fused_optim.optimizers.kept import Group as Group
+from fused_optim.optimizers.kept import Shard
 from fused_optim.plan import Plan, kind_of
 from fused_optim.rules.common import Rule
 
-Group = dict[str, Any]
 
-
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(Average):
     """Base of every optimizer; a subclass says what its options mean, and nothing else.
 
     ``step()`` is always both fused and capturable, whatever ``foreach``, ``fused`` and
@@ -48,14 +50,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Drop what must not travel with a copy: addresses, results, resolved backends."""
         self._plan = Plan()
         self._report: Tensor | None = None
-        self._swapped = False
+        self._swapped: dict[Tensor, Tensor] | None = None
+        self._written: dict[Tensor, int] = {}
+        self._shards: dict[Tensor, Shard] = {}
+        self._counted = 0
+        self._has_warned = False
         self._resolved: dict[tuple[str, torch.device], str] = {}
 
     # ---- what a subclass says
-
-    def rule(self, group: Group) -> Rule:
-        """The rule that the options of ``group`` select."""
-        raise NotImplementedError
 
     def hyper(self, group: Group) -> tuple[Any, ...]:
         """The options of the rule, in the order of ``rule(group).hyper``."""
@@ -68,10 +70,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     def check(self, group: Group) -> None:
         """Raise ValueError or TypeError if an option of ``group`` cannot be had."""
         raise NotImplementedError
-
-    def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor:
-        """The state called ``slot`` before the first step of ``param``."""
-        return torch.zeros_like(param, memory_format=torch.preserve_format)
 
     def new_counter(self, name: str, group: Group) -> float | Tensor:
         """The counter called ``name`` before the first step."""
@@ -110,44 +108,24 @@ class FusedOptimizer(torch.optim.Optimizer):
         return None if self._report is None else self._report[2].bool()
 
     @property
+    def stalled(self) -> Tensor | None:
+        """Which share of the elements the last step changed, but not after rounding.
+
+        0-dim float64 on the device. With ``count_stalled`` only, else None; it counts parameters
+        that nothing stands beside, in groups with ``weights="plain"``. More than half is a reason
+        for another format: on the CPU the step then warns, once.
+        """
+        counts = self._plan.stalled
+        if not counts:
+            return None
+        device = counts[0].device
+        lost = torch.stack([count.sum().to(device) for count in counts]).sum().double()
+        return lost / max(self._counted, 1)
+
+    @property
     def backend_used(self) -> str | None:
         """The backends of the last step, as in ``"reference, triton"``; None before the first."""
         return ", ".join(sorted({kind.backend for kind in self._plan.launches})) or None
-
-    # ---- the average of the parameters
-
-    def ema_parameters(self) -> Iterator[Tensor]:
-        """The average of each parameter of a group with ``ema_decay`` that has been updated."""
-        return (average for _, average in self._averages())
-
-    def _averages(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if "ema" in self.state.get(param, {}):
-                    yield param, self.state[param]["ema"]
-
-    @contextlib.contextmanager
-    def swap_ema(self) -> Iterator[None]:
-        """Within this context the parameters are their averages, and the averages the parameters.
-
-        Raises:
-            RuntimeError: entered twice, or ``step()`` is called within.
-        """
-        if self._swapped:
-            raise RuntimeError("swap_ema() is entered already")
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        self._swapped = not self._swapped
-        for param, average in self._averages():
-            kept = param.clone()
-            param.copy_(average)
-            average.copy_(kept)
 
     # ---- torch.optim.Optimizer
 
@@ -189,6 +167,26 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.check(group)
         for param in group["params"]:
             tensors.check_parameter(param, index)
+            reason = formats.why_not(param, group["weights"], group["states"])
+            if reason is not None:
+                raise ValueError(f"the parameters of group {index} must be {reason}")
+        self._warn_of_decay(group)
+
+    def _warn_of_decay(self, group: Group) -> None:
+        """Warn of a state that its own rounding would keep from growing smaller."""
+        rule = self.rule(group)
+        kept = rule.hyper._make(self.hyper(group))
+        for slot, option in rule.unsigned:
+            if option is None or isinstance(getattr(kept, option), Tensor):
+                continue
+            for dtype in {param.dtype for param in group["params"]} & set(formats.HALVES):
+                moves = 1.0 - getattr(kept, option)
+                if group["states"] == "param" and moves < torch.finfo(dtype).eps / 4:
+                    warnings.warn(
+                        f"{slot} in {dtype} cannot decay: {option} takes {moves:.2g} of it a step, "
+                        "less than half an ulp; states='bf16' or 'fp32' do not have that",
+                        stacklevel=2,
+                    )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_max_grad_norm": self._max_grad_norm}
@@ -196,17 +194,19 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups")
         super().__setstate__(state)
+        shards = self.__dict__.get("_shards", {})
         self._forget()
+        self._shards = shards
         for i, group in enumerate(self.param_groups):
             own = {} if before is None else {n: before[i][n] for n in options.ADDED_TO_GROUPS}
             if before is not None:
-                # where a checkpoint was written says nothing about where it goes on
-                group["backend"] = own["backend"]
+                group.update({name: own[name] for name in options.OWN})
             for name, value in {**self.defaults, **options.BEFORE_TORCH_HAD_IT, **own}.items():
                 if name in self.defaults:
                     group.setdefault(name, value)
             for param in group["params"]:
                 self._counters_as_tensors(param, self.state.get(param, {}))
+        self._take_back()
 
     def _counters_as_tensors(self, param: Tensor, state: dict[str, Any]) -> None:
         """Old checkpoints of torch have counts that are numbers."""
@@ -229,7 +229,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             ValueError: a gradient or a state is on another device or of another shape than its
                 parameter. Nothing has been changed then.
         """
-        if self._swapped:
+        if self._swapped is not None:
             raise RuntimeError("step() within swap_ema() would update the averages")
         loss = None
         if closure is not None:
@@ -243,26 +243,52 @@ class FusedOptimizer(torch.optim.Optimizer):
     @_disable_dynamo
     def _update(self) -> None:
         skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
-        # all checks come before the first change
-        found = self._with_gradient()
         values = [self._options(group, skips) for group in self.param_groups]
-        rows = [self._row(*entry) for entry in found]
-        measure = self.max_grad_norm is not None or skips
+        rows = self.prepared()
+        self._counted = sum(
+            row.columns[0].numel() for kind, row in rows if kind.counts
+        )  # what self.stalled is a share of
         # GradScaler sets these around a step
         scaler = Scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        self._report = self._plan.step(rows, values, measure, scaler)
+        self._report = self._plan.step(rows, values, self.measures(), scaler)
+        self._note_written()
+        self._warn_of_stalling()
 
-    def _with_gradient(self) -> list[tuple[int, Rule, str, Tensor]]:
-        """Group, rule, backend and parameter wherever there is a gradient, all checked."""
+    def measures(self) -> bool:
+        """Whether a step needs the norm, and so reads the gradients once more."""
+        skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
+        return self.max_grad_norm is not None or skips
+
+    def prepared(self) -> list[tuple[Kind, Row]]:
+        """What the next step updates; states are created here, and brought into their formats."""
+        # all checks come before the first change
+        return [self._row(*entry) for entry in self._with_gradient()]
+
+    def _warn_of_stalling(self) -> None:
+        share = self.stalled
+        if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{share:.0%} of the elements did not move in this step: their updates are less than "
+            "half an ulp of the parameter; another format of weights keeps them",
+            stacklevel=4,
+        )
+
+    def _with_gradient(self) -> list[tuple[int, Rule, str, Tensor, int]]:
+        """Group, rule, backend, parameter and its index wherever there is a gradient: checked."""
         found = []
+        number = itertools.count()
         for index, group in enumerate(self.param_groups):
-            rule = _averaging(self.rule(group), group)
+            rule = _completed(self.rule(group), group)
             for param in group["params"]:
+                place = next(number)
                 if param.grad is None:
                     continue
                 tensors.check_gradient(param, index)
                 tensors.check_states(param, self.state.get(param, {}), rule, index)
-                found.append((index, rule, self._backend(group["backend"], param.device), param))
+                backend = self._backend(group["backend"], param.device)
+                found.append((index, rule, backend, param, place))
         return found
 
     def _backend(self, name: str, device: torch.device) -> str:
@@ -283,6 +309,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             group["nonfinite"] == "skip",
             any_skips,
             group["ema_decay"] or 0.0,
+            group["seed"],
             *self.hyper(group),
         )
         # a tensor on an accelerator is read there: to read it here would wait for the device
@@ -291,22 +318,21 @@ class FusedOptimizer(torch.optim.Optimizer):
             for value in values
         )
 
-    def _row(self, index: int, rule: Rule, backend: str, param: Tensor) -> tuple[Kind, Row]:
+    def _row(
+        self, index: int, rule: Rule, backend: str, param: Tensor, number: int
+    ) -> tuple[Kind, Row]:
         """The row of a parameter; its state is created here, at its first step."""
         group = self.param_groups[index]
         counters = tuple(self._counter(param, rule, name, group) for name in rule.counters)
-        columns: list[Any] = [param, param.grad]
-        for slot in rule.slots:
-            state = self.state[param]
-            if state.get(slot) is None:
-                new = (
-                    param.detach().clone() if slot == "ema" else self.new_state(param, slot, group)
-                )
-                state[slot] = new
-            columns.append(state[slot])
-        ema = group["ema_decay"] is not None
-        row = make_row(columns, counters, index)
-        return kind_of(row, rule, backend, ema), row
+        shard = self._shards.get(param, Shard(number, 0, param.numel()))
+        codecs = formats.formats(
+            rule, param.dtype, shard.numel < formats.SMALL, group["weights"], group["states"]
+        )
+        columns = self._columns(param, codecs, rule.slots, group)
+        counts = group["count_stalled"] and codecs[0] is formats.PLAIN
+        place = Place(shard.number, shard.offset)
+        row = make_row(columns, counters, index, place, grad=len(codecs[0].columns))
+        return kind_of(row, rule, codecs, backend, group["ema_decay"] is not None, counts), row
 
     def _counter(self, param: Tensor, rule: Rule, name: str, group: Group) -> Tensor:
         """A 0-dim state as torch has it, on the parameter's device."""
@@ -328,11 +354,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         return cast(Tensor, state[name])
 
 
-def _averaging(rule: Rule, group: Group) -> Rule:
-    """``rule`` with the slot of the average; its first value needs a count of steps."""
-    if group["ema_decay"] is None:
-        return rule
-    return rule._replace(slots=(*rule.slots, "ema"), counters=rule.counters or ("step",))
+def _completed(rule: Rule, group: Group) -> Rule:
+    """``rule`` with the slot of the average, and a count of steps where something asks for it."""
+    if group["ema_decay"] is not None:
+        rule = rule._replace(slots=(*rule.slots, "ema"))
+    keyed = formats.is_keyed(group["weights"], group["states"])
+    # the first value of an average is the parameter, and noise differs from step to step
+    if group["ema_decay"] is not None or keyed:
+        rule = rule._replace(counters=rule.counters or ("step",))
+    return rule
 
 
 def _count_dtype(step: Any) -> torch.dtype:

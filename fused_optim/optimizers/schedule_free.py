@@ -1,7 +1,6 @@
 """Schedule-free AdamW and SGD."""
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ class ScheduleFree(FusedOptimizer):
 
     @torch.no_grad()
     def _switch(self, train: bool) -> None:
-        if self._swapped:
+        if self._swapped is not None:
             raise RuntimeError("train() or eval() within swap_ema() would move the averages")
         for group in self.param_groups:
             if group["train_mode"] == train:
@@ -43,8 +42,8 @@ class ScheduleFree(FusedOptimizer):
                 z = self.state.get(param, {}).get("z")
                 if z is not None:
                     wide = torch.promote_types(param.dtype, torch.float32)
-                    start = param.to(wide)
-                    param.copy_(start + share * (z.to(wide) - start))
+                    start = self._weight(param).to(wide)
+                    self._set_weight(param, start + share * (z.to(wide) - start))
             group["train_mode"] = train
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -60,22 +59,9 @@ class ScheduleFree(FusedOptimizer):
             )
         return super().step(closure)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See torch; the weights of the average keep their float64."""
-        super().load_state_dict(state_dict)
-        # torch casts every state but the count to the dtype of the parameter
-        ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for index, param in zip(ids, params, strict=True):
-            saved = state_dict["state"].get(index, {})
-            for name in schedule_free.COUNTERS:
-                if name in saved:
-                    value = torch.as_tensor(saved[name], dtype=torch.float64)
-                    self.state[param][name] = value.to(param.device, copy=True)
-
-    def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor:
+    def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor | None:
         """See the base class; z starts where the parameter does."""
-        return param.detach().clone() if slot == "z" else super().new_state(param, slot, group)
+        return self._weight(param) if slot == "z" else super().new_state(param, slot, group)
 
     def new_counter(self, name: str, group: Group) -> Tensor:
         """Float64: in float32 a sum of millions of weights would stand still."""

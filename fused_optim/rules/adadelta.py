@@ -44,4 +44,5 @@ ADADELTA = Rule(
     AdadeltaScalars,
     ("square_avg", "acc_delta"),
     counters=("step",),
+    unsigned=(("square_avg", "rho"), ("acc_delta", "rho")),
 )

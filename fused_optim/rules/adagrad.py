@@ -35,4 +35,12 @@ def adagrad(p: Tensor, g: Tensor, state: State, h: AdagradScalars) -> tuple[Tens
     return p - h.step_size * (g / (root(sum) + h.eps)), (sum,)
 
 
-ADAGRAD = Rule(adagrad, adagrad_scalars, AdagradHyper, AdagradScalars, ("sum",), counters=("step",))
+ADAGRAD = Rule(
+    adagrad,
+    adagrad_scalars,
+    AdagradHyper,
+    AdagradScalars,
+    ("sum",),
+    counters=("step",),
+    unsigned=(("sum", None),),
+)

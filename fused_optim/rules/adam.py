@@ -60,6 +60,16 @@ def adam_amsgrad(p: Tensor, g: Tensor, state: State, h: AdamScalars) -> tuple[Te
 
 
 ADAM = Rule(
-    adam, adam_scalars, AdamHyper, AdamScalars, ("exp_avg", "exp_avg_sq"), counters=("step",)
+    adam,
+    adam_scalars,
+    AdamHyper,
+    AdamScalars,
+    ("exp_avg", "exp_avg_sq"),
+    counters=("step",),
+    unsigned=(("exp_avg_sq", "beta2"),),
 )
-ADAM_AMSGRAD = ADAM._replace(update=adam_amsgrad, slots=(*ADAM.slots, "max_exp_avg_sq"))
+ADAM_AMSGRAD = ADAM._replace(
+    update=adam_amsgrad,
+    slots=(*ADAM.slots, "max_exp_avg_sq"),
+    unsigned=(*ADAM.unsigned, ("max_exp_avg_sq", None)),
+)

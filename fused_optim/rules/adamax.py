@@ -43,5 +43,11 @@ def adamax(p: Tensor, g: Tensor, state: State, h: AdamaxScalars) -> tuple[Tensor
 
 
 ADAMAX = Rule(
-    adamax, adamax_scalars, AdamaxHyper, AdamaxScalars, ("exp_avg", "exp_inf"), counters=("step",)
+    adamax,
+    adamax_scalars,
+    AdamaxHyper,
+    AdamaxScalars,
+    ("exp_avg", "exp_inf"),
+    counters=("step",),
+    unsigned=(("exp_inf", "beta2"),),
 )

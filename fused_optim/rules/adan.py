@@ -83,5 +83,6 @@ ADAN = Rule(
     AdanScalars,
     ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad"),
     counters=("step",),
+    unsigned=(("exp_avg_sq", "beta3"),),
 )
 ADAN_NO_PROX = ADAN._replace(scalars=adan_no_prox_scalars)

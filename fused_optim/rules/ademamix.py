@@ -92,5 +92,6 @@ ADEMAMIX = Rule(
     AdEMAMixScalars,
     ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq"),
     counters=("step",),
+    unsigned=(("exp_avg_sq", "beta2"),),
 )
 ADEMAMIX_SLOW = ADEMAMIX._replace(update=ademamix_slow, slots=ADEMAMIX.slots[1:])

@@ -44,4 +44,12 @@ def asgd(p: Tensor, g: Tensor, state: State, h: ASGDScalars) -> tuple[Tensor, St
     return p, (torch.where(h.mu == 1.0, p, ax + h.mu * (p - ax)),)
 
 
-ASGD = Rule(asgd, asgd_scalars, ASGDHyper, ASGDScalars, ("ax",), counters=("step", "eta", "mu"))
+ASGD = Rule(
+    asgd,
+    asgd_scalars,
+    ASGDHyper,
+    ASGDScalars,
+    ("ax",),
+    counters=("step", "eta", "mu"),
+    exact=("ax",),
+)

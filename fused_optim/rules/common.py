@@ -42,6 +42,10 @@ class Rule(NamedTuple):
         counters: names of 0-dim states that each update moves on: ``"step"`` first, if any. With
             more than that, ``scalars`` is ``(hyper, step, counters[1:]) -> (counters[1:], h)``.
         per_tensor: what must be summed over the tensor first; it forms the last of ``h``.
+        unsigned: the slots that are never negative, and the option that says how much of its past
+            such a slot keeps, or None.
+        exact: the slots that formats of fewer bits keep in float32: places in the space of the
+            parameters, and terms of differences.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
@@ -51,6 +55,8 @@ class Rule(NamedTuple):
     slots: tuple[str, ...] = ()
     counters: tuple[str, ...] = ()
     per_tensor: PerTensor | None = None
+    unsigned: tuple[tuple[str, str | None], ...] = ()
+    exact: tuple[str, ...] = ()
 
     @property
     def early(self) -> int:

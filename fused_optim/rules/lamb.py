@@ -99,4 +99,5 @@ LAMB = Rule(
     ("exp_avg", "exp_avg_sq"),
     counters=("step",),
     per_tensor=PerTensor(lamb_measure, lamb_finish, quantities=2, scalars=1),
+    unsigned=(("exp_avg_sq", "beta2"),),
 )

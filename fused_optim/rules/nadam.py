@@ -72,4 +72,5 @@ NADAM = Rule(
     NAdamScalars,
     ("exp_avg", "exp_avg_sq"),
     counters=("step", "mu_product"),
+    unsigned=(("exp_avg_sq", "beta2"),),
 )

@@ -61,5 +61,11 @@ def radam(p: Tensor, g: Tensor, state: State, h: RAdamScalars) -> tuple[Tensor, 
 
 
 RADAM = Rule(
-    radam, radam_scalars, RAdamHyper, RAdamScalars, ("exp_avg", "exp_avg_sq"), counters=("step",)
+    radam,
+    radam_scalars,
+    RAdamHyper,
+    RAdamScalars,
+    ("exp_avg", "exp_avg_sq"),
+    counters=("step",),
+    unsigned=(("exp_avg_sq", "beta2"),),
 )

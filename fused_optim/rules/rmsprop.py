@@ -96,9 +96,16 @@ def rmsprop_centered_momentum(
 
 
 RMSPROP = Rule(
-    rmsprop, rmsprop_scalars, RMSpropHyper, RMSpropScalars, ("square_avg",), counters=("step",)
+    rmsprop,
+    rmsprop_scalars,
+    RMSpropHyper,
+    RMSpropScalars,
+    ("square_avg",),
+    counters=("step",),
+    unsigned=(("square_avg", "alpha"),),
 )
-RMSPROP_CENTERED = RMSPROP._replace(update=rmsprop_centered, slots=("square_avg", "grad_avg"))
+CENTERED = ("square_avg", "grad_avg")  # the variance is a difference of the two
+RMSPROP_CENTERED = RMSPROP._replace(update=rmsprop_centered, slots=CENTERED, exact=CENTERED)
 RMSPROP_MOMENTUM = RMSPROP._replace(
     update=rmsprop_momentum,
     scalars=rmsprop_momentum_scalars,
@@ -106,5 +113,7 @@ RMSPROP_MOMENTUM = RMSPROP._replace(
     slots=("square_avg", "momentum_buffer"),
 )
 RMSPROP_CENTERED_MOMENTUM = RMSPROP_MOMENTUM._replace(
-    update=rmsprop_centered_momentum, slots=("square_avg", "momentum_buffer", "grad_avg")
+    update=rmsprop_centered_momentum,
+    slots=("square_avg", "momentum_buffer", "grad_avg"),
+    exact=CENTERED,
 )

@@ -131,6 +131,7 @@ SCHEDULE_FREE_SGD = Rule(
     ScheduleFreeSGDScalars,
     ("z",),
     COUNTERS,
+    exact=("z",),
 )
 SCHEDULE_FREE_ADAMW = Rule(
     schedule_free_adamw,
@@ -139,5 +140,7 @@ SCHEDULE_FREE_ADAMW = Rule(
     ScheduleFreeAdamWScalars,
     ("z", "exp_avg_sq"),
     COUNTERS,
+    unsigned=(("exp_avg_sq", "beta2"),),
+    exact=("z",),
 )
 SCHEDULE_FREE_ADAMW_DECAY = SCHEDULE_FREE_ADAMW._replace(update=schedule_free_adamw_decay)

@@ -76,4 +76,5 @@ STABLE_ADAMW = Rule(
     ("exp_avg", "exp_avg_sq"),
     counters=("step",),
     per_tensor=PerTensor(stable_adamw_measure, stable_adamw_finish, quantities=1, scalars=2),
+    unsigned=(("exp_avg_sq", "beta2"),),
 )

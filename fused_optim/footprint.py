@@ -1,0 +1,99 @@
+"""What an optimizer keeps and moves, before there is any of it."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from fused_optim.optimizers.adam import AdamW
+from fused_optim.optimizers.base import FusedOptimizer
+
+
+class Memory(NamedTuple):
+    """Bytes of a model in training, without activations.
+
+    Attributes:
+        numel: elements of all parameters.
+        parameters: bytes of the parameters.
+        gradients: bytes of the gradients, one for each parameter that requires one.
+        states: bytes of the optimizer's state after the first step.
+        moved: bytes that one step reads and writes, those of the norm included.
+    """
+
+    numel: int
+    parameters: int
+    gradients: int
+    states: int
+    moved: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of parameters, gradients and states."""
+        return self.parameters + self.gradients + self.states
+
+    def __str__(self) -> str:
+        lines = [f"{'':12}{'GiB':>10}{'bytes a parameter':>20}"]
+        for name in ("parameters", "gradients", "states", "total", "moved"):
+            size = getattr(self, name)
+            each = size / self.numel if self.numel else 0.0
+            lines.append(f"{name:12}{size / 2**30:10.3f}{each:20.2f}")
+        return "\n".join(lines)
+
+
+def memory(
+    model: Module | Iterable[Any],
+    optimizer: type[FusedOptimizer] = AdamW,
+    **options: Any,
+) -> Memory:
+    """Print, and return, what a model takes in training with this optimizer.
+
+    Nothing is allocated: the optimizer is made for copies on the meta device, so that a model on
+    the meta device will do.
+
+    Args:
+        model: a module, or what an optimizer takes: parameters, pairs with names, or groups.
+        optimizer: a class of this library.
+        options: its arguments.
+
+    Raises:
+        ValueError: an option is out of range, or there are no parameters.
+        TypeError: an option is no number, or a parameter no tensor.
+
+    Source: each column of a format is read and written once a step, the gradient read once, and
+    once more for the norm: docs/development.md
+    """
+    params = model.parameters() if isinstance(model, Module) else model
+    copies = optimizer([_on_meta(entry) for entry in params], **options)
+    owned = [param for group in copies.param_groups for param in group["params"]]
+    for param in owned:
+        param.grad = torch.empty_like(param) if param.requires_grad else None
+    rows = copies.prepared()
+    gradients = [row.columns[kind.first[1]] for kind, row in rows]
+    tensors = [t for state in copies.state.values() for t in state.values()]
+    moved = sum(kind.bytes_moved * row.columns[0].numel() for kind, row in rows)
+    if copies.measures():
+        moved += sum(grad.nbytes for grad in gradients)
+    found = Memory(
+        sum(param.numel() for param in owned),
+        sum(param.nbytes for param in owned),
+        sum(grad.nbytes for grad in gradients),
+        sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)),
+        round(moved),
+    )
+    print(found)  # noqa: T201  # what it is for
+    return found
+
+
+def _on_meta(entry: Any) -> Any:
+    """A parameter, a pair or a group, with copies on the meta device."""
+    if isinstance(entry, dict):
+        given = entry["params"]
+        params = [given] if isinstance(given, Tensor) else list(given)
+        return {**entry, "params": [_on_meta(param) for param in params]}
+    if isinstance(entry, tuple):
+        return (entry[0], _on_meta(entry[1]))
+    if not isinstance(entry, Tensor):
+        return entry  # which the optimizer refuses
+    return Parameter(torch.empty_like(entry, device="meta"), entry.requires_grad)

@@ -1,0 +1,126 @@
+"""The formats by name, and which of them a value gets."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_optim import codecs
+from fused_optim.codecs import Codec, Column, Load, Store
+from fused_optim.rules.common import Rule
+
+SMALL = 4096  # tensors of fewer elements have float32 states where others have scales
+BF16 = torch.bfloat16
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class Weights(NamedTuple):
+    """A format of weights, and the dtypes of the parameters that it is for."""
+
+    codec: Codec
+    dtypes: tuple[torch.dtype, ...]
+
+
+class States(NamedTuple):
+    """The formats of states of either sign, and of those that are never negative."""
+
+    signed: Codec
+    unsigned: Codec
+
+
+PLAIN = Codec(codecs.load_plain, codecs.store_plain)
+FP32 = PLAIN._replace(columns=(Column(dtype=torch.float32),))
+STOCHASTIC = Codec(
+    codecs.load_stochastic, codecs.store_stochastic, (Column(dtype=BF16),), keyed=True
+)
+
+
+def _beside(
+    load: Load, store: Store, name: str, dtype: torch.dtype | None, keyed: bool = False
+) -> Codec:
+    """A format with one column beside the parameter."""
+    return Codec(load, store, (Column(), Column(name, dtype)), keyed)
+
+
+def _scaled(load: Load, store: Store, dtype: torch.dtype) -> Codec:
+    """A format of codes and, for each block of them, a power of two."""
+    columns = (Column(dtype=dtype), Column("_scale", torch.uint8, codecs.BLOCK))
+    return Codec(load, store, columns, keyed=True)
+
+
+WEIGHTS = {
+    "plain": Weights(PLAIN, HALVES),
+    "master": Weights(
+        _beside(codecs.load_master, codecs.store_master, "master", torch.float32), HALVES
+    ),
+    "split": Weights(
+        _beside(codecs.load_split, codecs.store_split, "remainder", torch.int16), (BF16,)
+    ),
+    "split24": Weights(
+        _beside(codecs.load_split24, codecs.store_split24, "remainder", torch.int8, keyed=True),
+        (BF16,),
+    ),
+    "kahan": Weights(
+        _beside(codecs.load_kahan, codecs.store_kahan, "compensation", None, keyed=True), HALVES
+    ),
+    "stochastic": Weights(STOCHASTIC, (BF16,)),
+}
+
+# scales are powers of two, so that codes depend on the values of a block alone; of the small floats
+# of 8 bits these err least in the update: see benchmarks/results/formats.md
+STATES = {
+    "param": States(PLAIN, PLAIN),
+    "fp32": States(FP32, FP32),
+    # every state, for whatever moves by less than half an ulp a step would stand still
+    "bf16": States(STOCHASTIC, STOCHASTIC),
+    "int8": States(
+        _scaled(codecs.load_e3m4, codecs.store_e3m4, torch.int8),
+        _scaled(codecs.load_e4m4, codecs.store_e4m4, torch.uint8),
+    ),
+    "fp8": States(
+        _scaled(codecs.load_e4m3, codecs.store_e4m3, torch.float8_e4m3fn),
+        _scaled(codecs.load_e5m2, codecs.store_e5m2, torch.float8_e5m2),
+    ),
+}
+
+
+def why_not(param: Tensor, weights: str, states: str) -> str | None:
+    """The reason why ``param`` cannot be kept in these formats, or None if it can."""
+    if param.is_complex() and (weights, states) != ("plain", "param"):
+        return f"weights='plain' and states='param' for {param.dtype}, got {weights!r}, {states!r}"
+    dtypes = WEIGHTS[weights].dtypes
+    if param.dtype in HALVES and param.dtype not in dtypes:
+        names = " or ".join(str(dtype) for dtype in dtypes)
+        return f"{names} for weights={weights!r}, got {param.dtype}"
+    return None
+
+
+def is_keyed(weights: str, states: str) -> bool:
+    """Whether anything is rounded stochastically."""
+    codecs = (WEIGHTS[weights].codec, *STATES[states])
+    return any(codec.keyed for codec in codecs)
+
+
+@cache
+def formats(
+    rule: Rule, dtype: torch.dtype, small: bool, weights: str, states: str
+) -> tuple[Codec, ...]:
+    """The formats of parameter, gradient and every state of ``rule``.
+
+    A parameter of float32 or more is all there is to its value, whatever ``weights`` says.
+    """
+    weight = WEIGHTS[weights].codec if dtype in HALVES else PLAIN
+    slots = [_of_slot(rule, slot, small, weight, states) for slot in rule.slots]
+    return (weight, PLAIN, *slots)
+
+
+def _of_slot(rule: Rule, slot: str, small: bool, weight: Codec, states: str) -> Codec:
+    pair = STATES[states]
+    codec = pair.unsigned if slot in dict(rule.unsigned) else pair.signed
+    if slot in rule.exact or slot == "ema":
+        # a place moves by little, as the parameter does, and has nothing beside it to keep it
+        return PLAIN if codec is PLAIN and weight is PLAIN else FP32
+    if small and any(column.block > 1 for column in codec.columns):
+        return FP32
+    return codec

@@ -1,0 +1,43 @@
+"""Random bits for stochastic rounding: a function of what is rounded, not of a generator's state.
+
+The bits of an element depend on the seed, the step, the parameter, the value (the weight or one of
+its states) and the element's index in the whole parameter. So they are the same after a resume, on
+any number of shards, and on every backend. ``kernels/noise.py`` is the same page in Triton.
+
+Source: the mixing function is lowbias32 of https://github.com/skeeto/hash-prospector
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Noise = Callable[[], Tensor]
+KEY_BITS = 24  # of each half of a key: a whole number that float32 holds exactly
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """``x >> bits`` of an unsigned number."""
+    return (x >> bits) & ((1 << (32 - bits)) - 1)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """A permutation of all int32, in which every bit of ``x`` turns half of the bits."""
+    x = (x ^ _shifted(x, 16)) * 0x7FEB352D
+    x = (x ^ _shifted(x, 15)) * (0x846CA68B - (1 << 32))
+    return x ^ _shifted(x, 16)
+
+
+def row_keys(seed: Tensor, step: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Two keys of ``KEY_BITS`` for each row; all float64, whole numbers."""
+    whole = seed.long()
+    key = mixed(whole.int() ^ mixed((whole >> 32).int() + 1))
+    key = mixed(key ^ step.long().int())
+    key = mixed(key ^ index.long().int())
+    return _shifted(key, 32 - KEY_BITS).double(), _shifted(mixed(key + 1), 32 - KEY_BITS).double()
+
+
+def random_bits(keys: tuple[Tensor, Tensor], elements: Tensor, number: int) -> Tensor:
+    """32 random bits for each of ``elements`` (int64), for the value ``number`` of its row."""
+    first, second = (key.int() for key in keys)
+    high = mixed((elements >> 32).int() + (second + (number << 24)))
+    return mixed(mixed(elements.int() ^ first) ^ high)

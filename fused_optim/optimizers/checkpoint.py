@@ -1,0 +1,65 @@
+"""Checkpoints: states as they were saved, whatever their dtype, and in the format of torch."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_optim import options, storage
+from fused_optim.rules.common import Rule
+
+Checkpoint = dict[str, Any]
+
+
+def restore(
+    params: Iterator[Tensor], state: Any, given: Mapping[str, Any], as_torch: Mapping[Tensor, Any]
+) -> None:
+    """Take back what ``torch.optim.Optimizer.load_state_dict`` cast to the parameter's dtype.
+
+    Args:
+        params: of the optimizer, in order.
+        state: of the optimizer, as torch has loaded it.
+        given: the checkpoint.
+        as_torch: names of the states that are to be in the parameter's dtype.
+    """
+    ids = chain.from_iterable(group["params"] for group in given["param_groups"])
+    for index, param in zip(ids, params, strict=True):
+        for name, value in given["state"].get(index, {}).items():
+            if not isinstance(value, Tensor) or name == "step":
+                continue
+            cast = name in as_torch[param] and value.is_floating_point() and value.itemsize > 1
+            if state[param][name].dtype != value.dtype and not cast:
+                state[param][name] = value.to(param.device, copy=True)
+
+
+@torch.no_grad()
+def in_torchs_format(packed: Checkpoint, params: Iterator[Tensor], rules: list[Rule]) -> Checkpoint:
+    """``packed``, the ``state_dict()`` of an optimizer, with every value as one float32.
+
+    A weight that has more than its parameter becomes the state ``master``.
+    """
+    groups = [
+        {k: v for k, v in group.items() if k not in options.ADDED_TO_GROUPS}
+        for group in packed["param_groups"]
+    ]
+    states = {}
+    owners = [(i, rule) for group, rule in zip(groups, rules, strict=True) for i in group["params"]]
+    for (index, rule), param in zip(owners, params, strict=True):
+        if index in packed["state"]:
+            states[index] = _as_float32(dict(packed["state"][index]), param, rule)
+    return {**packed, "state": states, "param_groups": groups}
+
+
+def _as_float32(state: storage.State, param: Tensor, rule: Rule) -> storage.State:
+    for slot in rule.slots:
+        codec = storage.found(state, slot, param)
+        if codec is not None and state[slot].itemsize < 4:
+            tensors = [state.pop(name) for name in storage.names(slot, codec)]
+            state[slot] = storage.decoded(codec, tensors, torch.float32)
+    weight = storage.found_weight(state, param)
+    if storage.extras(weight):
+        rest = [state.pop(name) for name in storage.extras(weight)]
+        state["master"] = storage.decoded(weight, [param.detach(), *rest], torch.float32)
+    return state

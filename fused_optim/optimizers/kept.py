@@ -1,0 +1,177 @@
+"""Parameters and states in their formats, and checkpoints of them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_optim import formats, options, storage
+from fused_optim.codecs import BLOCK, Codec
+from fused_optim.optimizers import checkpoint
+from fused_optim.rules.common import Rule
+
+Group = dict[str, Any]
+
+
+class Shard(NamedTuple):
+    """A parameter as the slice of a larger one.
+
+    Attributes:
+        number: of the whole parameter, where the optimizer has all.
+        offset: of the first element in the whole.
+        numel: elements of the whole.
+    """
+
+    number: int
+    offset: int
+    numel: int
+
+
+class Kept(torch.optim.Optimizer):
+    """What knows how values are kept.
+
+    Attributes:
+        _written: how often each parameter with something beside it had been written, by the counts
+            of autograd, after our last step.
+        _shards: see :meth:`shard`.
+    """
+
+    _written: dict[Tensor, int]
+    _shards: dict[Tensor, Shard]
+
+    def rule(self, group: Group) -> Rule:
+        """The rule that the options of ``group`` select."""
+        raise NotImplementedError
+
+    def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor | None:
+        """The state called ``slot`` before the first step of ``param``; None is zeros."""
+        return None
+
+    def shard(self, param: Tensor, *, index: int, offset: int, numel: int) -> None:
+        """Say that ``param`` is a slice of a larger parameter, in the order of memory.
+
+        It then gets the stochastic rounding, and the format, that it would get in one piece. For
+        formats with scales ``offset`` must be a multiple of 64. Not part of a checkpoint.
+
+        Args:
+            param: one of this optimizer's.
+            index: of the whole parameter among all parameters, counted over the groups.
+            offset: of the first element in the whole.
+            numel: elements of the whole.
+
+        Raises:
+            ValueError: the slice does not lie in the whole, or not on a multiple of 64.
+            KeyError: ``param`` is not one of this optimizer's.
+        """
+        if not any(param is own for own in self._params()):
+            raise KeyError("param must be one of this optimizer's")
+        if index < 0 or offset % BLOCK or not 0 <= offset <= numel - param.numel():
+            bounds = f"a multiple of {BLOCK} in [0, {numel - param.numel()}]"
+            raise ValueError(f"offset must be {bounds}, and index >= 0, got {offset}, {index}")
+        self._shards[param] = Shard(index, offset, numel)
+
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
+    def state_dict(self, *, format: Literal["own", "torch"] = "own") -> dict[str, Any]:
+        """See torch.
+
+        Args:
+            format: ``"own"`` has the states as they are kept, and comes back bit for bit;
+                ``"torch"`` has one float32 for each, as an optimizer of float32 parameters in
+                torch.optim, and what a weight has beyond its parameter as the state ``master``.
+                An optimizer of any format loads either.
+        """
+        options.one_of(("own", "torch"), format=format)
+        packed = super().state_dict()
+        if format == "own":
+            return packed
+        rules = [self.rule(group) for group in self.param_groups]
+        return checkpoint.in_torchs_format(packed, self._params(), rules)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See torch. States come in any format and take that of their group at the next step.
+
+        What a weight has beyond its parameter counts only as long as the parameter is what it
+        rounds to: load the model too, before that step.
+        """
+
+        def keep(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            self._given = given
+
+        handle = self.register_load_state_dict_pre_hook(keep)  # after those of the user
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_given", None)
+
+    def _as_torch(self) -> dict[Tensor, tuple[str, ...]]:
+        """The states of each parameter that are to be in its dtype."""
+        found = {}
+        for group in self.param_groups:
+            own = formats.WEIGHTS[group["weights"]].codec is formats.PLAIN
+            names = (*self.rule(group).slots, "ema") if group["states"] == "param" and own else ()
+            found.update(dict.fromkeys(group["params"], names))
+        return found
+
+    def _columns(
+        self, param: Tensor, codecs: tuple[Codec, ...], slots: tuple[str, ...], group: Group
+    ) -> list[Tensor]:
+        """Parameter, gradient and states in their formats, one tensor a column."""
+        state = self.state[param] if slots or storage.extras(codecs[0]) else {}
+        self._fit_weight(param, state, codecs[0])
+        columns: list[Any] = [param, *map(state.get, storage.extras(codecs[0])), param.grad]
+        for slot, codec in zip(slots, codecs[2:], strict=True):
+            storage.fit_state(state, slot, codec, param, self._start(param, slot, group))
+            columns += map(state.get, storage.names(slot, codec))
+        return columns
+
+    def _start(self, param: Tensor, slot: str, group: Group) -> Callable[[], Tensor | None]:
+        if slot == "ema":
+            return lambda: self._weight(param)
+        return lambda: self.new_state(param, slot, group)
+
+    def _fit_weight(self, param: Tensor, state: dict[str, Any], codec: Codec) -> None:
+        """What stands beside the parameter: in the format ``codec``, and of this very value."""
+        storage.fit_weight(state, codec, param)
+        if not storage.extras(codec):
+            self._written.pop(param, None)
+            return
+        edited = self._written.setdefault(param, param._version) != param._version
+        # a master is compared with the parameter at each load; the others cannot be
+        if edited and codec is not formats.WEIGHTS["master"].codec:
+            for name in storage.extras(codec):
+                state[name].zero_()
+
+    def _set_weight(self, param: Tensor, value: Tensor) -> None:
+        """Write ``value`` to the parameter and to what stands beside it."""
+        state = self.state.get(param, {})
+        codec = storage.found_weight(state, param)
+        tensors = storage.encoded(codec, value, param)
+        param.copy_(tensors[0])
+        state.update(zip(storage.extras(codec), tensors[1:], strict=True))
+        if param in self._written:
+            self._written[param] = param._version
+
+    def _weight(self, param: Tensor) -> Tensor:
+        """The parameter with all that stands beside it: float32, or its own dtype."""
+        state = self.state.get(param, {})
+        codec = storage.found_weight(state, param)
+        if not storage.extras(codec):
+            return param.detach().clone()
+        rest = [state[name] for name in storage.extras(codec)]
+        return storage.decoded(codec, [param.detach(), *rest], torch.float32)
+
+    def _note_written(self) -> None:
+        """After a step: the values of the parameters are our own."""
+        for param in self._written:
+            if param.grad is not None:
+                self._written[param] = param._version
+
+    def _take_back(self) -> None:
+        """After torch has loaded a checkpoint: see :func:`checkpoint.restore`."""
+        given = self.__dict__.pop("_given", None)
+        if given is not None:
+            checkpoint.restore(self._params(), self.state, given, self._as_torch())

@@ -1,0 +1,32 @@
+"""Random bits for stochastic rounding: the same page as fused_optim/noise.py."""
+
+import triton
+import triton.language as tl
+
+KEY_BITS = tl.constexpr(24)  # of each half of a key: a whole number that float32 holds exactly
+
+
+@triton.jit
+def mixed(x):
+    """A permutation of all uint32, in which every bit of ``x`` turns half of the bits."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def row_keys(seed, step, index):
+    """Two keys of ``KEY_BITS`` for each row; seed and step are float64, whole numbers."""
+    whole = seed.to(tl.int64)
+    key = mixed(whole.to(tl.uint32) ^ mixed((whole >> 32).to(tl.uint32) + 1))
+    key = mixed(key ^ step.to(tl.int64).to(tl.uint32))
+    key = mixed(key ^ index.to(tl.uint32))
+    return key >> (32 - KEY_BITS), mixed(key + 1) >> (32 - KEY_BITS)
+
+
+@triton.jit
+def random_bits(keys, elements, NUMBER: tl.constexpr):
+    """32 random bits for each of ``elements`` (int64), for the value ``NUMBER`` of its row."""
+    first, second = keys
+    high = mixed((elements >> 32).to(tl.uint32) + (second.to(tl.uint32) + (NUMBER << 24)))
+    return mixed(mixed(elements.to(tl.uint32) ^ first.to(tl.uint32)) ^ high)

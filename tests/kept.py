@@ -1,0 +1,26 @@
+"""Short runs of an optimizer in a storage format, and what it keeps."""
+
+import torch
+from models import give, parameters, values
+from torch import Tensor
+
+from fused_optim import AdamW
+
+
+def weight(optimizer: torch.optim.Optimizer, param: Tensor) -> Tensor:
+    """The parameter with what stands beside it, in float32."""
+    return optimizer._weight(param).float()
+
+
+def trained(start, grads, options, fused=AdamW, **more):
+    """Parameters of ``start`` after a step for each of ``grads``, and their optimizer."""
+    params = parameters(start)
+    optimizer = fused(params, **{**options, **more})
+    for given in grads:
+        give(params, given)
+        optimizer.step()
+    return params, optimizer
+
+
+def random_grads(shapes, steps, dtype=torch.bfloat16):
+    return [values(shapes, dtype, 100 + step) for step in range(steps)]

@@ -1,0 +1,314 @@
+"""Storage formats from outside: edits, checkpoints, changes of format, refusals and warnings."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from closeness import assert_same_bits
+from kept import random_grads, trained, weight
+from models import give, parameters, state_of, values
+from torch.nn import Parameter
+
+import fused_optim
+from fused_optim import AdamW, codecs, storage
+from fused_optim.formats import STATES, WEIGHTS, formats
+
+BF16 = torch.bfloat16
+BESIDE = [name for name, format in WEIGHTS.items() if storage.extras(format.codec)]
+
+
+# ---- edits from outside
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_an_edit_is_honoured(name):
+    """The step goes on from what was written, as if it had always been there."""
+    start, grads = values([5000], BF16), random_grads([5000], 3)
+    options = {"lr": 1e-4, "weights": name, "states": "fp32", "backend": "reference"}
+    params, optimizer = trained(start, grads[:2], options)
+    new = values([5000], BF16, seed=7)[0]
+    new[::5] = 0.0
+    old = params[0].detach().clone()
+    with torch.no_grad():
+        params[0].copy_(new)
+    give(params, grads[2])
+    optimizer.prepared()
+    # to the bit where the edit has changed it
+    found, changed = weight(optimizer, params[0]), new != old
+    assert changed.sum() > 4900
+    assert_same_bits("weight", found[changed], new[changed].float())
+    assert_same_bits("parameter", found.to(BF16), new)
+    optimizer.step()
+    assert (weight(optimizer, params[0]) - new.float()).abs().max() < 1e-3
+
+
+def test_an_edit_that_autograd_does_not_see_makes_no_nan():
+    """Through ``.data`` a remainder may stay behind; it is less than half an ulp then."""
+    for name in ("split", "split24", "kahan"):
+        params, optimizer = trained(
+            values([5000], BF16), random_grads([5000], 2), {"weights": name, "lr": 1e-3}
+        )
+        new = values([5000], BF16, seed=7)[0]
+        new[::5], new[1::5], new[2::50] = 0.0, -0.0, math.inf
+        params[0].data.copy_(new)
+        found = weight(optimizer, params[0])
+        assert not found.isnan().any()
+        finite = new.isfinite()
+        assert torch.allclose(found[finite], new[finite].float(), rtol=2**-7, atol=1e-38)
+
+
+# ---- checkpoints
+
+
+EVERY = [(w, s) for w in WEIGHTS for s in STATES]
+
+
+@pytest.mark.parametrize(("weights", "states"), EVERY)
+def test_a_checkpoint_comes_back_exactly(weights, states):
+    start, grads = values([5000, 3], BF16), random_grads([5000, 3], 4)
+    options = {"lr": 1e-2, "weights": weights, "states": states, "ema_decay": 0.9}
+    options["backend"] = "reference"
+    params, optimizer = trained(start, grads[:2], options)
+    saved = copy.deepcopy(optimizer.state_dict())
+    others = parameters([p.detach() for p in params])
+    resumed = AdamW(others, **options)
+    resumed.load_state_dict(saved)
+    assert_same_state(resumed.state_dict(), saved)
+    for given in grads[2:]:
+        for twin, ps in ((optimizer, params), (resumed, others)):
+            give(ps, given)
+            twin.step()
+    assert_same_state(resumed.state_dict(), optimizer.state_dict())
+    for ours, theirs in zip(others, params, strict=True):
+        assert_same_bits("param", ours.detach(), theirs.detach())
+
+
+def assert_same_state(ours, theirs):
+    assert ours["state"].keys() == theirs["state"].keys()
+    for index, state in ours["state"].items():
+        assert state.keys() == theirs["state"][index].keys()
+        for name, value in state.items():
+            other = theirs["state"][index][name]
+            assert (value.dtype, value.shape) == (other.dtype, other.shape), name
+            assert torch.equal(
+                value.contiguous().view(-1).view(torch.uint8),
+                other.contiguous().view(-1).view(torch.uint8),
+            ), name
+
+
+LOSSLESS = [("master", "fp32"), ("split", "fp32")]
+
+
+@pytest.mark.parametrize("target", EVERY)
+@pytest.mark.parametrize("source", LOSSLESS)
+def test_a_run_can_change_its_format(source, target):
+    """Through its own checkpoint or torch's, and back without loss where the format has none."""
+    start, grads = values([5000], BF16), random_grads([5000], 3)
+    options = {"lr": 1e-2, "backend": "reference"}
+    params, optimizer = trained(start, grads, options, weights=source[0], states=source[1])
+    exact = weight(optimizer, params[0]), optimizer.state[params[0]]["exp_avg"].clone()
+    for form in ("own", "torch"):
+        saved = copy.deepcopy(optimizer.state_dict(format=form))
+        others = parameters([p.detach() for p in params])
+        resumed = AdamW(others, weights=target[0], states=target[1], **options)
+        resumed.load_state_dict(saved)
+        resumed.param_groups[0]["lr"] = 0.0
+        rows = None
+        others[0].grad = torch.zeros_like(others[0])
+        rows = resumed.prepared()
+        assert rows
+        state = resumed.state[others[0]]
+        expected = {*storage.names("exp_avg", formats_of(resumed, others[0])[2])}
+        assert expected <= state.keys()
+        found = weight(resumed, others[0])
+        moment = storage.decoded(
+            formats_of(resumed, others[0])[2],
+            [state[n] for n in storage.names("exp_avg", formats_of(resumed, others[0])[2])],
+            torch.float32,
+        )
+        if target[0] in ("master", "split"):
+            assert_same_bits("weight", found, exact[0])
+        else:
+            assert torch.allclose(found, exact[0], rtol=2**-7, atol=0)
+        if target[1] == "fp32":
+            assert_same_bits("exp_avg", moment, exact[1])
+        else:
+            assert (moment - exact[1]).abs().max() <= 0.13 * exact[1].abs().max()
+
+
+def formats_of(optimizer, param):
+    group = optimizer.param_groups[0]
+    return formats(optimizer.rule(group), param.dtype, False, group["weights"], group["states"])
+
+
+def test_to_torch_and_back():
+    """A torch.optim optimizer of float32 parameters loads ``format="torch"``, and is loaded."""
+    start, grads = values([5000], BF16), random_grads([5000], 3)
+    params, optimizer = trained(start, grads, {"weights": "split", "states": "int8", "lr": 1e-2})
+    wide = [Parameter(weight(optimizer, params[0]))]
+    peer = torch.optim.AdamW(wide)
+    packed = optimizer.state_dict(format="torch")
+    assert packed["state"][0]["exp_avg"].dtype is torch.float32
+    assert packed["state"][0]["master"].dtype is torch.float32
+    assert "exp_avg_scale" not in packed["state"][0]
+    assert not fused_optim.options.ADDED_TO_GROUPS.keys() & packed["param_groups"][0].keys()
+    peer.load_state_dict(packed)
+    wide[0].grad = grads[0][0].float()
+    peer.step()
+    back = AdamW(parameters([wide[0].to(BF16)]), weights="split", states="int8")
+    back.load_state_dict(peer.state_dict())
+    param = back.param_groups[0]["params"][0]
+    param.grad = torch.zeros_like(param)
+    back.step()
+    assert back.state[param]["exp_avg"].dtype is torch.int8
+    assert back.state[param]["step"] == 5
+
+
+def test_a_float32_run_takes_up_a_bf16_run():
+    """What stood beside the bf16 parameter becomes the parameter."""
+    start, grads = values([5000], BF16), random_grads([5000], 3)
+    params, optimizer = trained(start, grads, {"weights": "split", "states": "fp32", "lr": 1e-2})
+    exact = weight(optimizer, params[0])
+    wide = [Parameter(params[0].detach().float())]
+    resumed = AdamW(wide, lr=0.0)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed.param_groups[0]["lr"] = 0.0
+    wide[0].grad = torch.zeros_like(wide[0])
+    resumed.step()
+    assert_same_bits("param", wide[0].detach(), exact)
+    assert "remainder" not in resumed.state[wide[0]]
+
+
+def test_channels_last_codes_follow_their_layout():
+    """Codes are in the order of memory: another layout needs other scales."""
+    start = values([(4, 64, 8, 8)], BF16)[0]
+    params = [Parameter(start.to(memory_format=torch.channels_last))]
+    optimizer = AdamW(params, states="int8", lr=1e-2, backend="reference")
+    params[0].grad = values([start.shape], BF16, 3)[0]
+    optimizer.step()
+    before = optimizer.state_dict(format="torch")["state"][0]["exp_avg"]
+    assert_close_to_gradient(before, params[0].grad)
+    others = [Parameter(params[0].detach().contiguous())]
+    resumed = AdamW(others, states="int8", backend="reference")
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    others[0].grad = torch.zeros_like(others[0])
+    resumed.prepared()
+    after = resumed.state_dict(format="torch")["state"][0]["exp_avg"]
+    assert_close_to_gradient(after, params[0].grad)
+
+
+def assert_close_to_gradient(exp_avg, grad):
+    assert exp_avg.shape == grad.shape
+    assert (exp_avg - 0.1 * grad.float()).abs().max() < 0.13 * 0.1 * grad.abs().max()
+
+
+# ---- what is refused, warned of, and counted
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "message"),
+    [
+        (torch.float16, {"weights": "split"}, "must be torch.bfloat16 for weights='split'"),
+        (torch.float16, {"weights": "stochastic"}, "must be torch.bfloat16"),
+        (torch.complex64, {"states": "int8"}, "states='param' for torch.complex64"),
+        (BF16, {"weights": "half"}, "weights must be one of 'plain', 'master'"),
+        (BF16, {"states": "int4"}, "states must be one of 'param'"),
+        (BF16, {"seed": -1}, r"seed must be a whole number in \[0, 2\*\*53\), got -1"),
+        (BF16, {"seed": 0.5}, "seed must be a whole number"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(dtype, options, message):
+    with pytest.raises(ValueError, match=message):
+        AdamW([Parameter(torch.zeros(3, dtype=dtype))], **options)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_float32_parameter_is_plain(name):
+    params, optimizer = trained(
+        values([50], torch.float32), random_grads([50], 2, torch.float32), {"weights": name}
+    )
+    exact, _ = trained(values([50], torch.float32), random_grads([50], 2, torch.float32), {})
+    assert_same_bits("param", params[0].detach(), exact[0].detach())
+    assert optimizer.state[params[0]].keys() == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_formats_are_options_of_a_group():
+    params = parameters(values([5000, 5000], BF16))
+    groups = [{"params": params[:1], "states": "int8"}, {"params": params[1:], "weights": "split"}]
+    optimizer = AdamW(groups)
+    give(params, values([5000, 5000], BF16, 1))
+    optimizer.step()
+    assert optimizer.state[params[0]]["exp_avg"].dtype is torch.int8
+    assert optimizer.state[params[1]]["remainder"].dtype is torch.int16
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_square_that_cannot_decay_is_warned_of():
+    params = parameters(values([3], BF16))
+    with pytest.warns(UserWarning, match="exp_avg_sq in torch.bfloat16 cannot decay: beta2"):
+        AdamW(params)
+    AdamW(params, betas=(0.9, 0.99))
+    AdamW(params, states="bf16")
+    AdamW(parameters(values([3], torch.float32)))
+
+
+def test_stalling_is_counted_and_warned_of_once():
+    start = [torch.ones(100, dtype=BF16), torch.zeros(60, dtype=BF16)]
+    params = parameters(start)
+    optimizer = fused_optim.SGD(params, lr=1e-4, count_stalled=True)
+    assert optimizer.stalled is None
+    give(params, [torch.ones(100), torch.ones(60)])
+    with pytest.warns(UserWarning, match="62% of the elements did not move"):
+        optimizer.step()
+    assert optimizer.stalled == 100 / 160
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    quiet = fused_optim.SGD(params, lr=1e-4)
+    quiet.step()
+    assert quiet.stalled is None
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_the_counts_of_the_backends_agree(backend):
+    params = parameters(values([3000, 70], BF16))
+    optimizer = AdamW(params, lr=1e-4, count_stalled=True, backend=backend)
+    before = [p.detach().clone() for p in params]
+    give(params, values([3000, 70], BF16, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+    stays = sum((p == b).sum().item() for p, b in zip(params, before, strict=True))
+    assert optimizer.stalled == stays / 3070
+
+
+def test_swapping_the_average_loses_nothing():
+    """The parameter comes back with all that stands beside it."""
+    for name in WEIGHTS:
+        options = {"weights": name, "ema_decay": 0.5, "lr": 0.1, "backend": "reference"}
+        params, optimizer = trained(values([5000], BF16), random_grads([5000], 2), options)
+        twin = copy.deepcopy(optimizer)
+        before = weight(optimizer, params[0])
+        with optimizer.swap_ema():
+            average = next(iter(optimizer.ema_parameters()))
+            swapped = name == "plain"
+            assert_same_bits(
+                "average", params[0].detach(), params[0].detach() if swapped else average.to(BF16)
+            )
+        assert_same_bits("weight", weight(optimizer, params[0]), before)
+        give(params, random_grads([5000], 1)[0])
+        optimizer.step()
+        other = twin.param_groups[0]["params"]
+        give(other, random_grads([5000], 1)[0])
+        twin.step()
+        assert_same_bits("after", weight(optimizer, params[0]), weight(twin, other[0]))
+
+
+def test_codes_and_scales_agree_with_their_constants():
+    for small, dtype in ((codecs.E4M3, torch.float8_e4m3fn), (codecs.E5M2, torch.float8_e5m2)):
+        info = torch.finfo(dtype)
+        code = torch.tensor([small.largest], dtype=torch.uint8).view(dtype).float().item()
+        assert code == info.max
+    assert state_of(AdamW([Parameter(torch.zeros(1))]), torch.zeros(1)) == {}

@@ -1,0 +1,317 @@
+"""Storage formats: what they keep, to the bit or in the mean, and how one leads to another."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from cases import CASES, named
+from closeness import assert_same_bits
+from kept import random_grads, trained, weight
+from models import give, parameters, values
+from torch.nn import Parameter
+
+import fused_optim
+from fused_optim import AdamW, storage
+from fused_optim.formats import STATES, WEIGHTS
+
+BF16 = torch.bfloat16
+CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e38, 1e-30, 1.0]
+BESIDE = [name for name, format in WEIGHTS.items() if storage.extras(format.codec)]
+
+
+# ---- lossless
+
+
+@pytest.mark.parametrize("case", CLASSES, ids=named)
+def test_split_is_a_float32_master(case):
+    """Bit for bit over 1,000 steps, and the parameter is the float32 rounded half up."""
+    options = {**case.options, **case.additions, "states": "fp32", "backend": "reference"}
+    special = torch.tensor(SPECIAL, dtype=BF16)
+    start = torch.cat([values([50], BF16)[0], special.repeat_interleave(len(SPECIAL))])
+    runs = {name: parameters([start]) for name in ("master", "split")}
+    optimizers = {n: case.fused(params, weights=n, **options) for n, params in runs.items()}
+    for step in range(1000):
+        grad = values([len(start)], BF16, step)[0]
+        if step == 500:
+            grad[50:] = special.repeat(len(SPECIAL))
+        for name, params in runs.items():
+            give(params, [grad])
+            optimizers[name].step()
+        master, split = (weight(optimizers[n], runs[n][0]) for n in runs)
+        finite = ~master.isnan()
+        assert torch.equal(split.isnan(), ~finite)
+        assert_same_bits(f"step {step}", split[finite], master[finite])
+        bits = split.view(torch.int32)
+        rounded = ((bits + 0x8000) & -0x10000).view(torch.float32)
+        rounded = torch.where(split.isfinite(), rounded, split)
+        assert_same_bits(f"step {step}", runs["split"][0].detach().float(), rounded)
+    assert not torch.equal(split[:50], start[:50].float())
+
+
+def all_bits(count=1_000_000, seed=0):
+    """Float32 of every exponent, NaN and infinities among them."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(-(2**31), 2**31, (count,), generator=generator)
+    special = torch.tensor([*SPECIAL, 3.4028234663852886e38, -3.3961775292304957e38])
+    return torch.cat([bits.int().view(torch.float32), special])
+
+
+@pytest.mark.parametrize("name", ["split", "split24", "kahan", "master"])
+def test_every_float32_is_kept(name):
+    """To the bit by split and master; by the others as far as their bits go."""
+    value = all_bits()
+    codec = WEIGHTS[name].codec
+    kept = storage.decoded(codec, storage.encoded(codec, value, value.to(BF16)), torch.float32)
+    assert torch.equal(kept.isnan(), value.isnan())
+    number = ~value.isnan()
+    if name in ("split", "master"):
+        assert_same_bits(name, kept[number], value[number])
+    # where kahan's second bf16, or the range of bf16, does not end first
+    usual = value.isfinite() & (value.abs() > 1e-30) & (value.abs() < 3.38e38)
+    error = ((kept.double() - value.double()) / value.double())[usual].abs().max()
+    assert error <= {"split": 0, "master": 0, "split24": 2.0**-15, "kahan": 2.0**-16}[name]
+    assert torch.equal(kept[value.isinf()], value[value.isinf()]) or name == "kahan"
+
+
+# ---- small steps
+
+
+@pytest.mark.parametrize("name", ["kahan", "split", "split24", "stochastic", "master"])
+def test_decay_survives(name):
+    """Each step takes 1e-4 of the weight, where half an ulp of bf16 is 2e-3."""
+    start = [torch.ones(4096, dtype=BF16)]
+    options = {"lr": 1e-3, "weight_decay": 0.1, "weights": name, "backend": "reference"}
+    params, optimizer = trained(start, [[torch.zeros(4096)]] * 1000, options)
+    expected = (1 - 1e-4) ** 1000  # 0.9048
+    found = weight(optimizer, params[0])
+    assert abs(found.mean() - expected) < (2e-3 if name == "stochastic" else 3e-5)
+    within = {"stochastic": 0.1, "split24": 2e-3, "kahan": 1e-3}.get(name, 1e-5)
+    assert (found - expected).abs().max() < within
+
+
+def test_decay_does_not_survive_in_plain_bf16():
+    start = [torch.ones(64, dtype=BF16)]
+    options = {"lr": 1e-3, "weight_decay": 0.1, "backend": "reference"}
+    params, _ = trained(start, [[torch.zeros(64)]] * 1000, options)
+    assert torch.equal(params[0], start[0])
+
+
+@pytest.mark.parametrize("name", ["kahan", "split", "split24", "stochastic", "master"])
+def test_tiny_updates_add_up(name):
+    """1,000 steps of 1e-5 from 1.0, each 1/200 of half an ulp."""
+    start = [torch.ones(4096, dtype=BF16)]
+    options = {"lr": 1e-5, "weights": name, "backend": "reference"}
+    params, optimizer = trained(start, [[torch.ones(4096)]] * 1000, options, fused=fused_optim.SGD)
+    moved = 1.0 - weight(optimizer, params[0])
+    if name in ("stochastic", "split24", "kahan"):
+        assert abs(moved.mean() - 0.01) < 3 * moved.std() / 64 + 1e-4
+        assert moved.std() < {"stochastic": 1e-2, "split24": 1e-3, "kahan": 2e-4}[name]
+    else:
+        assert (moved - 0.01).abs().max() < 1e-4
+    plain, _ = trained(start, [[torch.ones(4096)]] * 10, {"lr": 1e-5}, fused=fused_optim.SGD)
+    assert torch.equal(plain[0], start[0])
+
+
+def test_bf16_squares_decay():
+    """Rounded to nearest, exp_avg_sq would stay where the first gradient has put it."""
+    start = [torch.ones(4096, dtype=BF16)]
+    grads = [[torch.ones(4096)], *[[torch.zeros(4096)]] * 700]
+    means = {}
+    for states in ("param", "bf16", "fp32", "int8", "fp8"):
+        _, optimizer = trained(start, grads, {"states": states, "backend": "reference"})
+        packed = optimizer.state_dict(format="torch")["state"][0]
+        means[states] = packed["exp_avg_sq"].mean().item()
+    expected = 1e-3 * 0.999**700
+    assert means["fp32"] == pytest.approx(expected, rel=1e-4)
+    for states in ("bf16", "int8", "fp8"):
+        assert means[states] == pytest.approx(expected, rel=0.03)
+    assert means["param"] == pytest.approx(1e-3, rel=0.01)
+
+
+# ---- stochastic rounding
+
+
+def draws(codec, value, count):
+    """``count`` values of the same element, each with its own random bits."""
+    start = torch.full((count,), value)
+    tensors = storage.encoded(codec, start, start.to(BF16))
+    return storage.decoded(codec, tensors, torch.float32).double()
+
+
+@pytest.mark.parametrize("codec", ["stochastic", "split24"])
+@pytest.mark.parametrize("value", [1.001, -3.3e-5, 1.2345e-30, 7.77e30, 1e-40])
+def test_stochastic_rounding_is_unbiased(codec, value):
+    found = draws(WEIGHTS[codec].codec, value, 1_000_000)
+    exact = torch.tensor(value).double()
+    error = found.std() / 1000
+    assert error > 0 or torch.equal(found, exact.expand_as(found))
+    assert abs(found.mean() - exact) <= 3 * error
+
+
+@pytest.mark.parametrize("states", ["int8", "fp8", "bf16"])
+@pytest.mark.parametrize("kind", ["signed", "unsigned"])
+def test_states_are_unbiased(states, kind):
+    """Over a block of many sizes; what is too small for any code but one is not negative."""
+    codec = getattr(STATES[states], kind)
+    generator = torch.Generator().manual_seed(0)
+    block = torch.rand(64, generator=generator) + 0.01
+    if kind == "signed":
+        block *= torch.randn(64, generator=generator).sign()
+    value = block.repeat(20_000)
+    found = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+    error = (found.double() - value.double()).view(-1, 64)
+    bound = 4.5 * error.std(0) / math.sqrt(len(error))  # the largest of 64 normal means
+    assert (error.mean(0).abs() <= bound + 1e-12).all()
+    assert error.std() > 0
+
+
+@pytest.mark.parametrize("states", ["int8", "fp8", "bf16"])
+def test_what_can_be_represented_is_not_rounded(states):
+    for codec in STATES[states]:
+        value = values([4096], torch.float32)[0].abs()
+        once = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+        for shift in range(3):  # other elements, so other random bits
+            again = torch.roll(once, 64 * shift)
+            kept = storage.decoded(codec, storage.encoded(codec, again, value), torch.float32)
+            assert_same_bits(f"{states} {shift}", kept, again)
+
+
+@pytest.mark.parametrize("shards", [2, 3, 5])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "stochastic", "states": "int8"},
+        {"weights": "split24", "states": "bf16"},
+    ],
+)
+def test_shards_round_as_the_whole(shards, options):
+    """Each shard in an optimizer of its own, as on another rank."""
+    start, grads = values([20_000], BF16)[0], random_grads([20_000], 3)
+    options = {**options, "lr": 0.1, "backend": "reference"}
+    (whole,), optimizer = trained([start], grads, options)
+    cuts = [(20_000 * i // shards) // 64 * 64 for i in range(shards)] + [20_000]
+    parts = []
+    for begin, end in itertools.pairwise(cuts):
+        params = parameters([start[begin:end]])
+        part = AdamW(params, **options)
+        part.shard(params[0], index=0, offset=begin, numel=20_000)
+        for given in grads:
+            give(params, [given[0][begin:end]])
+            part.step()
+        parts.append((params[0].detach(), part.state[params[0]]))
+    assert_same_bits("param", torch.cat([p for p, _ in parts]), whole.detach())
+    for name, value in optimizer.state[whole].items():
+        if name != "step":
+            assert torch.equal(
+                torch.cat([state[name] for _, state in parts]).view(torch.uint8),
+                value.view(torch.uint8),
+            ), name
+
+
+def test_a_small_shard_of_a_large_parameter_has_its_format():
+    param = Parameter(torch.zeros(128, dtype=BF16))
+    optimizer = AdamW([param], states="int8")
+    optimizer.shard(param, index=0, offset=64, numel=5000)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg"].dtype is torch.int8
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"offset": 1}, {"offset": -64}, {"offset": 4992}, {"index": -1}, {"numel": 10}]
+)
+def test_a_shard_lies_in_the_whole(wrong):
+    param = Parameter(torch.zeros(128))
+    optimizer = AdamW([param])
+    with pytest.raises(ValueError, match="offset must be"):
+        optimizer.shard(param, **{"index": 0, "offset": 64, "numel": 5000, **wrong})
+    with pytest.raises(KeyError):
+        optimizer.shard(Parameter(torch.zeros(1)), index=0, offset=0, numel=1)
+
+
+def test_rounding_depends_on_the_seed_the_parameter_and_the_step():
+    start = [torch.full((4096,), 1.0 + 2**-7, dtype=BF16)] * 2
+    grads = [[torch.ones(4096)] * 2]
+    options = {"lr": 1e-3, "weights": "stochastic", "backend": "reference"}
+    (first, second), _ = trained(start, grads, options, fused=fused_optim.SGD)
+    (other, _), _ = trained(start, grads, options, fused=fused_optim.SGD, seed=1)
+    (again, _), _ = trained(start, grads, options, fused=fused_optim.SGD)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+    (twice, _), _ = trained(start, grads * 2, options, fused=fused_optim.SGD)
+    moved = (twice != first) & (first != start[0])
+    assert moved.any(), "the second step has bits of its own"
+
+
+# ---- 8 bits
+
+
+def test_no_update_explodes():
+    """Columns whose gradients differ by lognormal factors, in the same blocks."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.randn(1 << 16, generator=generator).exp()
+    largest = {}
+    for states in ("fp32", "int8", "fp8"):
+        param = Parameter(torch.zeros(1 << 16))
+        optimizer = AdamW([param], lr=1.0, weight_decay=0, states=states, backend="reference")
+        generator = torch.Generator().manual_seed(1)
+        updates = []
+        for _ in range(100):
+            before = param.detach().clone()
+            param.grad = 1e-3 * scale * torch.randn(1 << 16, generator=generator)
+            optimizer.step()
+            updates.append((param.detach() - before).abs().max())
+        largest[states] = max(updates)
+    assert largest["int8"] < 3 * largest["fp32"]
+    assert largest["fp8"] < 3 * largest["fp32"]
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-3, 1e8])
+@pytest.mark.parametrize("states", ["int8", "fp8"])
+def test_scales_reach_far(size, states):
+    start, grads = [torch.zeros(8192)], [[size * g[0]] for g in random_grads([8192], 20)]
+    grads = [[g[0].float()] for g in grads]
+    exact = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0})
+    found = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0, "states": states})
+    difference = (found[0][0] - exact[0][0]).detach()
+    assert difference.isfinite().all()
+    assert difference.square().mean().sqrt() < 0.2 * exact[0][0].detach().square().mean().sqrt()
+
+
+@pytest.mark.parametrize("states", ["int8", "fp8"])
+def test_zero_stays_zero_and_nothing_else_becomes_zero(states):
+    codec = STATES[states].unsigned
+    value = torch.zeros(256)
+    value[::7] = 1e-20
+    value[3] = 1.0
+    kept = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+    assert torch.equal(kept == 0, value == 0)
+    for codec in STATES[states]:
+        assert not storage.decoded(
+            codec, storage.empty(codec, torch.zeros(100)), torch.float32
+        ).any()
+
+
+@pytest.mark.parametrize("states", ["int8", "fp8"])
+def test_one_nan_is_one_nan(states):
+    for codec in STATES[states]:
+        value = torch.ones(128)
+        value[5], value[70] = math.nan, math.inf
+        kept = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+        assert kept[[5, 70]].isnan().all()
+        assert kept.isnan().sum() == 2
+
+
+def test_small_tensors_keep_float32():
+    params, optimizer = trained(
+        values([4095, 4096], BF16), random_grads([4095, 4096], 1), {"states": "int8"}
+    )
+    small, large = (optimizer.state[p] for p in params)
+    assert small["exp_avg"].dtype is torch.float32
+    assert "exp_avg_scale" not in small
+    assert large["exp_avg"].dtype is torch.int8
+    assert large["exp_avg_sq"].dtype is torch.uint8
+    assert large["exp_avg_scale"].shape == (64,)
