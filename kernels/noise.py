@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+GOLDEN = tl.constexpr(0x9E3779B9)  # 2**32 divided by the golden ratio: spreads small numbers
 KEY_BITS = tl.constexpr(24)  # of each half of a key: a whole number that float32 holds exactly
 
 
@@ -28,5 +29,5 @@ def row_keys(seed, step, index):
 def random_bits(keys, elements, NUMBER: tl.constexpr):
     """32 random bits for each of ``elements`` (int64), for the value ``NUMBER`` of its row."""
     first, second = keys
-    high = mixed((elements >> 32).to(tl.uint32) + (second.to(tl.uint32) + (NUMBER << 24)))
-    return mixed(mixed(elements.to(tl.uint32) ^ first.to(tl.uint32)) ^ high)
+    high = (elements >> 32).to(tl.uint32) * GOLDEN + (second.to(tl.uint32) + NUMBER) * GOLDEN
+    return mixed((elements.to(tl.uint32) ^ first.to(tl.uint32)) + high)

@@ -93,7 +93,7 @@ def _register_reader(instruction: Instruction, name: str, dtype: np.dtype) -> Re
 
     def read(batch: "Batch") -> Array:
         value = batch.registers.get(name)
-        if value is None:
+        if value is None or name in batch.holes:
             raise batch.fault(f"register {name} is read before it is written")
         return value if value.dtype is dtype else value.view(dtype)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from . import arithmetic
 from .decode import (
+    SPECIAL,
     Execute,
     Mask,
     destination,
@@ -55,15 +56,24 @@ def _part(instruction: Instruction, count: int) -> np.dtype:
 
 def _unpack(instruction: Instruction) -> Execute:
     names = [destination(instruction, name) for name in elements(instruction.operands[0])]
-    part = _part(instruction, len(names))
-    read = reader(instruction, instruction.operands[1], stored(instruction.type))
+    part, source = _part(instruction, len(names)), instruction.operands[1]
+    read = reader(instruction, source, stored(instruction.type))
 
     def execute(batch: "Batch", mask: Mask) -> None:
+        holes = batch.holes.get(source, [])
+        if all(names[index] == "_" for index in holes):
+            batch.holes.pop(source, None)  # for this reader alone
         parts = np.ascontiguousarray(read(batch))[..., None].view(part)
         for index, name in enumerate(names):
             batch.write(name, np.ascontiguousarray(parts[..., index]), mask)
+        if holes:
+            batch.holes[source] = holes
 
     return execute
+
+
+def _is_unwritten(batch: "Batch", name: str) -> bool:
+    return name.startswith("%") and name not in SPECIAL and name not in batch.registers
 
 
 def _pack(instruction: Instruction) -> Execute:
@@ -73,8 +83,13 @@ def _pack(instruction: Instruction) -> Execute:
     to = destination(instruction, instruction.operands[0])
 
     def execute(batch: "Batch", mask: Mask) -> None:
-        parts = np.stack(np.broadcast_arrays(*[read(batch) for read in reads]), axis=-1)
-        batch.write(to, parts.view(whole)[..., 0], mask)
+        # the compiler fills a part that it does not need with any register
+        holes = [i for i, name in enumerate(names) if _is_unwritten(batch, name)]
+        empty = np.zeros((1, 1), part)
+        parts = [empty if i in holes else read(batch) for i, read in enumerate(reads)]
+        batch.write(to, np.stack(np.broadcast_arrays(*parts), axis=-1).view(whole)[..., 0], mask)
+        if holes:
+            batch.holes[to] = holes
 
     return execute
 

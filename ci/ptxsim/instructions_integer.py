@@ -36,6 +36,24 @@ def _binary(instruction: Instruction) -> Execute:
     return elementwise(instruction, _BINARY[instruction.opcode], kind, kind)
 
 
+@opcode("add", "min", "max", family="other")
+def _binary_of_halves(instruction: Instruction) -> Execute:
+    """``max.u16x2``: each half of a register for itself."""
+    instruction.allow()
+    if instruction.type not in ("u16x2", "s16x2"):
+        raise Unsupported(f"type .{instruction.type}")
+    half = stored(instruction.type.removesuffix("x2"))
+    function = _BINARY[instruction.opcode]
+
+    def halves(x: Array) -> Array:
+        return np.ascontiguousarray(x)[..., None].view(half)
+
+    def combine(x: Array, y: Array) -> Array:
+        return np.ascontiguousarray(function(halves(x), halves(y))).view(np.uint32)[..., 0]
+
+    return elementwise(instruction, combine, "b32", "b32")
+
+
 @opcode("and", "or", "xor", family="predicate")
 def _logical(instruction: Instruction) -> Execute:
     instruction.allow()

@@ -68,6 +68,8 @@ class Batch:
     Attributes:
         numbers: of the threads, counted through the whole launch: [blocks, threads].
         registers: by name, arrays that broadcast to [blocks, threads].
+        holes: of registers packed from parts some of which nobody has written: which parts. They
+            may be dropped again when the register is unpacked, and nothing else.
         special: the same for the special registers.
         copies: groups of asynchronous copies under way, the last one still open.
     """
@@ -79,6 +81,7 @@ class Batch:
         granule = launch.program.granule
         self.shared = shared or SharedMemory(len(blocks), launch.shared, launch.threads, granule)
         self.registers: dict[str, Array] = {}
+        self.holes: dict[str, list[int]] = {}
         self.special = self._special_registers()
         self.copies: list[list[Copy]] = [[]]
         self._position, self._steps = 0, 0
@@ -105,6 +108,7 @@ class Batch:
             old = np.zeros((1, 1), value.dtype) if old is None else old.view(value.dtype)
             value = np.where(mask, value, old)
         self.registers[name] = value
+        self.holes.pop(name, None)
 
     def pick(self, value: Array, mask: Mask) -> Array:
         """The values of the threads of the mask, in one dimension."""
@@ -209,6 +213,7 @@ class Batch:
             name: value[rows] if len(value) == len(self.blocks) else value
             for name, value in self.registers.items()
         }
+        part.holes = dict(self.holes)
         part.copies = [
             [Copy(*[column[rows] for column in copy]) for copy in group] for group in self.copies
         ]
@@ -267,6 +272,8 @@ def _run_blocks(launch: Launch) -> None:
     width, height, depth = launch.grid
     chosen = launch.options.blocks(launch.program.name, width * height * depth)
     blocks = np.fromiter(chosen, np.int64)
+    if len(blocks) and not 0 <= blocks.min() <= blocks.max() < width * height * depth:
+        raise ValueError(f"{launch.program.name}: no such block: {blocks.min()}..{blocks.max()}")
     if launch.options.order is not None:
         blocks = np.random.default_rng(launch.options.order).permutation(blocks)
     size = max(1, launch.options.threads_at_once // launch.threads)

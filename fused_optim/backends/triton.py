@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from fused_optim.backends import COMMON_OPTIONS, HEAD, Bucket, Kind, Options, Sc
 from fused_optim.kernels import begin as begin_page
 from fused_optim.kernels import measure, norm, update
 
-BLOCK = 1024  # elements a program updates, with 4 warps
+BLOCK = 1024  # elements a program updates
 SPAN = 64  # chunks that share an entry of the chunk map
 ROWS = 128  # rows a program of begin prepares
 MAX_PARTIALS = 1024  # programs of norm: enough for any device, and one block for begin
@@ -28,6 +29,24 @@ DTYPES = {
 }
 # one rounding an operation, as the reference has it
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def options(kind: Kind, name: str, warp_size: int) -> dict[str, Any]:
+    """How the kernel ``name`` is compiled.
+
+    Random bits beside every value take registers: with 8 elements a thread up to 240, which leaves
+    few warps to hide the memory's latency; with 4 about half of that. Warps of 64 have 4 anyway.
+    """
+    if kind.keyed and name in ("update", "measure") and warp_size == 32:
+        return {**OPTIONS, "num_warps": 8}
+    return OPTIONS
+
+
+def warp_size() -> int:
+    """Threads of a warp of the active device."""
+    if triton.knobs.runtime.interpret:
+        return 32  # of none: nothing depends on it
+    return int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
 def device_twin(function: Callable[..., Any]) -> Any:
@@ -122,6 +141,8 @@ class TritonLaunch:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.constants = constants(kind)
+        threads = warp_size()
+        self.options = {name: options(kind, name, threads) for name in self.constants}
         self.addresses: list[tuple[int, ...]] = []
         self.numels: list[int] = []
         self.counters: list[tuple[int, ...]] = []
@@ -190,7 +211,7 @@ class TritonLaunch:
         programs = min(chunks, MAX_PARTIALS)
         partials = torch.empty(programs, 2, dtype=torch.float64, device=self.kind.device)
         arguments = (self.table, self.firsts, self.spans, partials, chunks)
-        self._run(norm.norm, programs, *arguments, **self.constants["norm"])
+        self._run("norm", norm.norm, programs, *arguments)
         return partials
 
     def begin(self, partials: Tensor | None, report: Tensor | None, scaler: Scaler) -> None:
@@ -200,9 +221,7 @@ class TritonLaunch:
         counters = None if self.kind.counter_dtype is None else self.counter_table
         tables = (counters, self.groups, self.hyper)
         arguments = (partials, *tables, *scaler, self.scalars, report)
-        self._run(
-            begin_page.begin, -(-rows // ROWS), *arguments, count, rows, **self.constants["begin"]
-        )
+        self._run("begin", begin_page.begin, -(-rows // ROWS), *arguments, count, rows)
 
     def update(self) -> Tensor | None:
         """See :class:`~fused_optim.backends.Launch`."""
@@ -212,7 +231,7 @@ class TritonLaunch:
         if self.kind.counts:
             counts = torch.zeros(self.chunks, dtype=torch.int32, device=self.kind.device)
         arguments = (self.table, self.firsts, self.spans, self.scalars, counts)
-        self._run(update.update, self.chunks, *arguments, **self.constants["update"])
+        self._run("update", update.update, self.chunks, *arguments)
         return counts
 
     def _measure(self, quantities: int) -> None:
@@ -220,11 +239,11 @@ class TritonLaunch:
         chunks = self.chunks
         sums = torch.empty(chunks, quantities, dtype=torch.float64, device=self.kind.device)
         arguments = (self.table, self.firsts, self.spans, self.scalars, sums)
-        self._run(measure.measure, chunks, *arguments, **self.constants["measure"])
+        self._run("measure", measure.measure, chunks, *arguments)
         last = (self.table, self.firsts, sums, self.scalars)
-        self._run(measure.finish, len(self.numels), *last, **self.constants["finish"])
+        self._run("finish", measure.finish, len(self.numels), *last)
 
-    def _run(self, kernel: Callable[..., Any], programs: int, *args: Any, **constants: Any) -> None:
+    def _run(self, name: str, kernel: Callable[..., Any], programs: int, *args: Any) -> None:
         if programs == 0:
             return
         device = self.kind.device
@@ -232,7 +251,9 @@ class TritonLaunch:
         if device.type != "cpu":  # a launch goes to the current device, whatever its arguments
             guard = torch.get_device_module(device).device(device)
         with guard:
-            kernel[(programs,)](*args, **constants, **OPTIONS)  # type: ignore[index]
+            kernel[(programs,)](  # type: ignore[index]
+                *args, **self.constants[name], **self.options[name]
+            )
 
 
 assert len(COMMON_OPTIONS) == 9  # what the kernel begin reads

@@ -1,51 +1,64 @@
-"""Compile the kernels for any target, without a device, as the Triton backend launches them."""
+"""Compile the kernels for any target, without a device, as the Triton backend launches them.
+
+Which targets, formats and combinations of them the tests of the compiled code go through is said
+here and nowhere else.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
+from models import FORMATS as KEPT
+from models import RULES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from fused_optim.backends import Kind
-from fused_optim.backends.triton import OPTIONS, constants
-from fused_optim.codecs import PLAIN
+from fused_optim.backends.triton import constants
+from fused_optim.backends.triton import options as launch_options
+from fused_optim.formats import PLAIN, formats
 from fused_optim.kernels import begin, measure, norm, update
 from fused_optim.rules.common import Rule
 
+# benchmarks/, beside tests/, has what reads the compiled code
+sys.path.append(str(Path(__file__).parents[2]))
+
 KERNELS = {"norm": norm.norm, "begin": begin.begin, "update": update.update}
 KERNELS |= {"measure": measure.measure, "finish": measure.finish}
-SIGNATURES = {
-    "norm": {"table_ptr": "*i64", "chunk_ptr": "*i32", "partial_ptr": "*fp64", "chunks": "i32"},
-    "begin": {
-        "partial_ptr": "*fp64",
-        "counter_ptr": "*i64",
-        "group_ptr": "*i32",
-        "hyper_ptr": "*fp64",
-        "scale_ptr": "*fp32",
-        "found_ptr": "*fp32",
-        "scalar_ptr": "*fp32",
-        "report_ptr": "*fp64",
-        "partials": "i32",
-        "n_rows": "i32",
-    },
-    "measure": {
-        "table_ptr": "*i64",
-        "chunk_ptr": "*i32",
-        "scalar_ptr": "*fp32",
-        "sum_ptr": "*fp64",
-    },
-    "finish": {
-        "table_ptr": "*i64",
-        "first_ptr": "*i64",
-        "sum_ptr": "*fp64",
-        "scalar_ptr": "*fp32",
-    },
-    "update": {"table_ptr": "*i64", "chunk_ptr": "*i32", "scalar_ptr": "*fp32"},
+# the type of an argument, in whatever kernel it appears; COMPUTE is that of the arithmetic
+ARGUMENTS = {
+    "table_ptr": "*i64",
+    "first_ptr": "*i64",
+    "span_ptr": "*i32",
+    "count_ptr": "*i32",
+    "partial_ptr": "*fp64",
+    "sum_ptr": "*fp64",
+    "counter_ptr": "*i64",
+    "group_ptr": "*i32",
+    "hyper_ptr": "*fp64",
+    "scale_ptr": "*fp32",
+    "found_ptr": "*fp32",
+    "scalar_ptr": "*COMPUTE",
+    "report_ptr": "*fp64",
+    "chunks": "i32",
+    "partials": "i32",
+    "n_rows": "i32",
 }
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
+    "gfx90a": GPUTarget("hip", "gfx90a", 64),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
 
 
@@ -58,13 +71,162 @@ def kind_of(rule: Rule, *dtypes: torch.dtype, aligned: bool = True) -> Kind:
     return Kind("triton", device, rule, (PLAIN,) * len(columns), columns, counter, aligned)
 
 
-def compiled(kind: Kind, name: str, target: str, options: dict | None = None) -> CompiledKernel:
-    """The kernel ``name`` for rows of ``kind``."""
-    signature, consts = dict(SIGNATURES[name]), constants(kind)[name]
-    if "scalar_ptr" in signature and kind.compute is torch.float64:
-        signature["scalar_ptr"] = "*fp64"
+def plain(*dtypes: torch.dtype) -> Callable[[Rule], Kind]:
+    """Every value in one column, of these dtypes: see :func:`kind_of`."""
+    return lambda rule: kind_of(rule, *dtypes)
+
+
+def averaged(*dtypes: torch.dtype) -> Callable[[Rule], Kind]:
+    """The same with the average of the parameter in a float32 column at the end."""
+
+    def averaged_kind(rule: Rule) -> Kind:
+        kind = kind_of(rule, *dtypes)
+        codecs, columns = (*kind.codecs, PLAIN), (*kind.dtypes, torch.float32)
+        return kind._replace(codecs=codecs, dtypes=columns, ema=True)
+
+    return averaged_kind
+
+
+def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], Kind]:
+    """Formats by their names in fused_optim/formats.py, in tensors that are not small."""
+
+    def kept_kind(rule: Rule) -> Kind:
+        codecs = formats(rule, param, False, weights, states)
+        columns = [column for codec in codecs for column in codec.columns]
+        dtypes = tuple(column.dtype or param for column in columns)
+        return kind_of(rule, param)._replace(codecs=codecs, dtypes=dtypes)
+
+    return kept_kind
+
+
+# storage formats: a name, and what rows of a rule are like
+FORMATS: dict[str, Callable[[Rule], Kind]] = {
+    "fp32": plain(torch.float32),
+    "bf16": plain(torch.bfloat16),
+    "fp16": plain(torch.float16),
+    "fp64": plain(torch.float64),
+    "bf16-fp32-states": plain(torch.bfloat16, torch.bfloat16, torch.float32),
+    "fp32-bf16-grads": plain(torch.float32, torch.bfloat16, torch.float32),
+    "fp32-ema": averaged(torch.float32),
+    "fp32-int8": kept(torch.float32, "plain", "int8"),
+}
+FORMATS |= {"-".join(names.values()): kept(torch.bfloat16, **names) for names in KEPT[1:]}
+
+
+class Build(NamedTuple):
+    """One way to compile a kernel."""
+
+    rule: str
+    format: str
+    target: str
+    aligned: bool = True
+    kernel: str = "update"
+
+    @property
+    def kind(self) -> Kind:
+        """What the rows have in common."""
+        return FORMATS[self.format](RULES[self.rule])._replace(aligned=self.aligned)
+
+    def __str__(self) -> str:
+        alignment = () if self.aligned else ("unaligned",)
+        kernel = () if self.kernel == "update" else (self.kernel,)
+        return "-".join((*kernel, self.rule, self.format, self.target, *alignment))
+
+
+def _signature(kind: Kind, name: str) -> dict[str, str]:
+    """The types of the arguments that are not constexpr."""
+    compute = "fp64" if kind.compute is torch.float64 else "fp32"
+    return {
+        parameter.name: ARGUMENTS[parameter.name].replace("COMPUTE", compute)
+        for parameter in KERNELS[name].params
+        if not parameter.is_constexpr
+    }
+
+
+def compiled(
+    kind: Kind,
+    name: str,
+    target: str,
+    options: dict[str, object] | None = None,
+    **changes: object,
+) -> CompiledKernel:
+    """The kernel ``name`` for rows of ``kind``; ``changes`` are constexpr that are to differ."""
+    signature, consts = _signature(kind, name), constants(kind)[name] | changes
     if name == "begin" and kind.counter_dtype is None:
         consts = {"counter_ptr": None, **consts}
+    if name == "update" and not kind.counts:
+        consts = {"count_ptr": None, **consts}
+    # an argument that is None is one too
     signature |= dict.fromkeys(consts, "constexpr")
     source = ASTSource(fn=KERNELS[name], signature=signature, constexprs=consts)
-    return triton.compile(source, target=TARGETS[target], options=options or OPTIONS)
+    ours = launch_options(kind, name, TARGETS[target].warp_size)
+    return triton.compile(source, target=TARGETS[target], options=ours | (options or {}))
+
+
+@cache
+def made(build: Build) -> CompiledKernel:
+    """The compiled kernel, once a process."""
+    return compiled(build.kind, build.kernel, build.target)
+
+
+def _pairs() -> Iterator[Build]:
+    """Every pair of rule, format and target, in as few builds as are easily found."""
+    rules, formats, targets = list(RULES), list(FORMATS), list(TARGETS)
+    for i, rule in enumerate(rules):
+        for j, name in enumerate(formats):
+            yield Build(rule, name, targets[(i + j) % len(targets)])
+        for k in range(len(formats), len(targets)):
+            yield Build(rule, formats[(i + k) % len(formats)], targets[(i + k) % len(targets)])
+
+
+def aligned_builds() -> list[Build]:
+    """The update kernel where addresses are aligned: every pair of rule, format and target."""
+    found = list(_pairs())
+    seen = {(build.format, build.target) for build in found}
+    found += [
+        Build("adam", name, target)
+        for name in FORMATS
+        for target in TARGETS
+        if (name, target) not in seen
+    ]
+    return sorted(set(found))
+
+
+def unaligned_builds() -> list[Build]:
+    """The same with addresses that are only element-aligned: format and target, and each rule."""
+    rules = list(RULES)
+    pairs = [(name, target) for name in FORMATS for target in TARGETS]
+    return sorted(
+        Build(rules[i % len(rules)], name, target, aligned=False)
+        for i, (name, target) in enumerate(pairs)
+    )
+
+
+def _others() -> Iterator[Build]:
+    """Some of every other kernel, on every target."""
+    targets = list(TARGETS)
+    for i, rule in enumerate(RULES):
+        turn = targets[i % len(targets) :] + targets[: i % len(targets)]
+        yield Build(rule, "fp32", turn[0], kernel="begin")
+        # half the targets on: from NVIDIA's to AMD's and back
+        yield Build(rule, "fp32", turn[len(targets) // 2], kernel="begin")
+        if RULES[rule].per_tensor is not None:
+            for j, name in enumerate(FORMATS):
+                yield Build(rule, name, turn[j % len(turn)], kernel="measure")
+            yield Build(rule, "bf16", turn[3], False, "measure")
+            for j, target in enumerate(targets):
+                yield Build(rule, list(FORMATS)[j % len(FORMATS)], target, kernel="measure")
+                yield Build(rule, "fp32", target, kernel="finish")
+    kinds = {name: Build("adam", name, "").kind for name in FORMATS}
+    for target in targets:
+        yield Build("adam", "fp64", target, kernel="begin")
+    # the norm reads one column, in vectors of the widest
+    norms = {(kind.dtypes[kind.first[1]], kind.vector): name for name, kind in kinds.items()}
+    for name, target in product(norms.values(), targets):
+        yield Build("adam", name, target, kernel="norm")
+        yield Build("adam", name, target, False, "norm")
+
+
+def other_builds() -> list[Build]:
+    """Some of every kernel other than the update."""
+    return sorted(set(_others()))

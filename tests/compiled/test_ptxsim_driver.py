@@ -36,6 +36,12 @@ def test_some_blocks_only_are_run():
     assert turns[39] == 0
     assert turns[7] == 1
     assert (turns >= 0).sum() == 2
+    for missing in (40, -1):
+        with (
+            ptxsim.install(90, blocks=lambda kernel, count, i=missing: [i]),
+            pytest.raises(ValueError, match="no such block"),
+        ):
+            take_turns[(40,)](turns, counter)
 
 
 @triton.jit

@@ -44,6 +44,16 @@ def test_arithmetic_wraps_around(kind):
         same_bits(result, wrapped(expected, bits))
 
 
+@pytest.mark.parametrize("kind", ["s16", "u16"])
+def test_halves_of_a_register(kind):
+    x, y = integers(32), np.roll(np.sort(integers(32)), 17)
+    halves = [numbers(kind, value.view(np.uint16)) for value in (x, y)]
+    for name in ("add", "min", "max"):
+        expected = [BINARY[name](a, b) for a, b in zip(*halves, strict=True)]
+        result = apply(f"{name}.{kind}x2 %y0, %x0, %x1;", x, y, out=x.dtype)
+        same_bits(result.view(np.uint16), wrapped(expected, 16))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_products(kind):
     bits = int(kind[1:])

@@ -1,0 +1,1 @@
+"""Measurements of the library; each module is a command, ``python -m benchmarks.<name>``."""

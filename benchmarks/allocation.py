@@ -1,0 +1,33 @@
+"""What a step allocates."""
+
+import tracemalloc
+from collections.abc import Callable
+from itertools import accumulate
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def tensor_allocations(run: Callable[[], object]) -> list[int]:
+    """Bytes of each allocation of CPU memory by tensors, in order; freeing is negative."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+def peak(allocations: list[int]) -> int:
+    """The most bytes that were in use at once, beyond those at the start."""
+    return max(accumulate(allocations, initial=0))
+
+
+def python_peak(run: Callable[[], object]) -> int:
+    """The most bytes of Python objects at once, beyond those at the start."""
+    tracemalloc.start()
+    try:
+        run()
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        run()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()

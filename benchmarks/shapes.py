@@ -1,0 +1,136 @@
+"""The tensors of real models: shapes only, in parameter groups, cut down to the memory there is."""
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class Model(NamedTuple):
+    """A list of tensors that can be had with fewer layers.
+
+    Attributes:
+        tensors: the shapes for a number of layers.
+        layers: how many the model has; 0 where it cannot be cut.
+        alone: every tensor is a parameter group of its own.
+    """
+
+    tensors: Callable[[int], list[Shape]]
+    layers: int = 0
+    alone: bool = False
+
+    def fitting(self, elements: float) -> int | None:
+        """How many layers fit into ``elements``; None if not one does."""
+        choices = range(self.layers, 0, -1) if self.layers else [0]
+        return next((n for n in choices if count(self.tensors(n)) <= elements), None)
+
+
+def count(shapes: list[Shape]) -> int:
+    """The number of elements."""
+    return sum(prod(shape) for shape in shapes)
+
+
+def linear(outputs: int, inputs: int) -> list[Shape]:
+    """A weight and its bias."""
+    return [(outputs, inputs), (outputs,)]
+
+
+def gpt2(layers: int) -> list[Shape]:
+    """GPT-2 124M, whose embedding is also its head."""
+    norm: list[Shape] = [(768,), (768,)]
+    attention = linear(3 * 768, 768) + linear(768, 768)
+    block = norm + attention + norm + linear(4 * 768, 768) + linear(768, 4 * 768)
+    return [(50257, 768), (1024, 768), *block * layers, *norm]
+
+
+def llama(
+    width: int, hidden: int, keys: int, layers: int, tied: bool, vocabulary: int = 128256
+) -> list[Shape]:
+    """A Llama 3, with ``keys`` features for the keys and for the values."""
+    attention = [(width, width), (keys, width), (keys, width), (width, width)]
+    block = [*attention, (hidden, width), (hidden, width), (width, hidden), (width,), (width,)]
+    heads = [(vocabulary, width)] * (1 if tied else 2)
+    return [*heads, *block * layers, (width,)]
+
+
+def normed(outputs: int, inputs: int, size: int) -> list[Shape]:
+    """A convolution and its batch norm."""
+    return [(outputs, inputs, size, size), (outputs,), (outputs,)]
+
+
+def resnet50_body() -> list[Shape]:
+    """ResNet-50 without its classifier."""
+    shapes, inputs = normed(64, 3, 7), 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            shapes += normed(width, inputs, 1) + normed(width, width, 3)
+            shapes += normed(4 * width, width, 1)
+            if block == 0:
+                shapes += normed(4 * width, inputs, 1)
+            inputs = 4 * width
+    return shapes
+
+
+def resnet50(layers: int) -> list[Shape]:
+    """ResNet-50."""
+    return resnet50_body() + linear(1000, 2048)
+
+
+def vit_l(layers: int) -> list[Shape]:
+    """ViT-L/16."""
+    norm: list[Shape] = [(1024,), (1024,)]
+    block = norm + linear(3072, 1024) + linear(1024, 1024)
+    block += norm + linear(4096, 1024) + linear(1024, 4096)
+    ends = [(1, 1, 1024), (1, 197, 1024), (1024, 3, 16, 16), (1024,)]
+    return [*ends, *block * layers, *norm, *linear(1000, 1024)]
+
+
+def detector(layers: int) -> list[Shape]:
+    """465 tensors: a ResNet-50, a transformer on four scales, a head for each decoder layer."""
+    norm: list[Shape] = [(256,), (256,)]
+    deformable = linear(256, 256) + linear(128, 256) + linear(256, 256) * 2
+    mlp = linear(1024, 256) + linear(256, 1024) + norm
+    encoder = deformable + norm + mlp
+    decoder = deformable + norm + linear(768, 256) + linear(256, 256) + norm + mlp
+    head = linear(91, 256) + linear(256, 256) * 2 + linear(4, 256)
+    necks = [shape for c in (512, 1024, 2048, 2048) for shape in [*linear(256, c), *norm]]
+    queries: list[Shape] = [(4, 256), (300, 512)]
+    body = resnet50_body() + encoder * 6 + decoder * 6 + head * 7 + necks + queries
+    return [*body, *norm * 3, *linear(256, 256)][:465]
+
+
+def moe(layers: int) -> list[Shape]:
+    """10,000 tensors, almost all of them small experts."""
+    expert: list[Shape] = [(64, 128), (64, 128), (128, 64)]
+    return [(4096, 128), (128,), *[(384, 128), (128, 128)] * 7, *expert * 3328]
+
+
+MODELS = {
+    "one-50m": Model(lambda _: [(50_000_000,)]),
+    "gpt2-124m": Model(gpt2, 12),
+    "tiny-1000": Model(lambda _: [(1 + 7 * i % 257,) for i in range(1000)]),
+    "resnet-50": Model(resnet50),
+    "vit-l": Model(vit_l, 24),
+    "detector-465": Model(detector, alone=True),
+    "moe-10000": Model(moe),
+    "llama-3.2-1b": Model(lambda n: llama(2048, 8192, 512, n, tied=True), 16),
+    "llama-3.1-8b": Model(lambda n: llama(4096, 14336, 1024, n, tied=False), 32),
+    "llama-3.1-70b": Model(lambda n: llama(8192, 28672, 1024, n, tied=False), 80),
+    "one-1b": Model(lambda _: [(1_000_000_000,)]),
+}
+
+
+def grouped(shapes: list[Shape], groups: int) -> Iterator[list[Shape]]:
+    """``shapes`` dealt out to groups of equal size, the last ones being smaller by one."""
+    each, rest = divmod(len(shapes), groups)
+    start = 0
+    for group in range(groups):
+        end = start + each + (group < rest)
+        yield shapes[start:end]
+        start = end
+
+
+def smallest(shapes: list[Shape], tensors: int) -> list[Shape]:
+    """The first tensors with no side above 8, to run a benchmark without measuring anything."""
+    return [tuple(min(side, 8) for side in shape) for shape in shapes[:tensors]]

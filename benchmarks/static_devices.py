@@ -1,0 +1,72 @@
+"""What the makers publish about their GPUs: limits of a multiprocessor, and memory bandwidths."""
+
+import math
+from typing import NamedTuple
+
+
+class Multiprocessor(NamedTuple):
+    """What the blocks on one multiprocessor share.
+
+    Attributes:
+        warps: most warps at a time.
+        blocks: most blocks at a time.
+        shared: bytes of shared memory.
+    """
+
+    warps: int
+    blocks: int
+    shared: int
+
+
+# CUDA C++ Programming Guide 12.9, section "Features and Technical Specifications", the table
+# "Technical Specifications per Compute Capability". Each has 65536 registers, which a warp takes
+# in units of 256, and keeps 1 KiB of shared memory a block for itself.
+MULTIPROCESSORS = {
+    "sm_80": Multiprocessor(64, 32, 164 << 10),
+    "sm_86": Multiprocessor(48, 16, 100 << 10),
+    "sm_89": Multiprocessor(48, 24, 100 << 10),
+    "sm_90": Multiprocessor(64, 32, 228 << 10),
+    "sm_100": Multiprocessor(64, 32, 228 << 10),
+    "sm_120": Multiprocessor(48, 24, 100 << 10),
+}
+REGISTERS, UNIT, RESERVED = 65536, 256, 1024
+# most waves of a SIMD: LLVM's "User Guide for AMDGPU Backend"; how many of them the registers
+# leave is what the compiler remarks
+WAVES = {"gfx90a": 8, "gfx942": 8, "gfx1100": 16}
+
+
+class Device(NamedTuple):
+    """A GPU.
+
+    Attributes:
+        target: what it is compiled for.
+        bandwidth: of its memory, in bytes a second.
+        source: where that number stands.
+    """
+
+    target: str
+    bandwidth: float
+    source: str
+
+
+DEVICES = {
+    "A100": Device("sm_80", 2.039e12, "NVIDIA A100 80GB SXM data sheet: 2,039 GB/s"),
+    "H100": Device("sm_90", 3.35e12, "NVIDIA H100 SXM data sheet: 3.35 TB/s"),
+    "H200": Device("sm_90", 4.8e12, "NVIDIA H200 SXM data sheet: 4.8 TB/s"),
+    "B200": Device("sm_100", 8.0e12, "NVIDIA DGX B200 data sheet: 64 TB/s for 8 GPUs"),
+    "MI300X": Device("gfx942", 5.3e12, "AMD Instinct MI300X data sheet: 5.3 TB/s"),
+}
+
+
+def occupancy(target: str, registers: int, shared: int, threads: int) -> float:
+    """Resident warps, as a share of the most that a multiprocessor of NVIDIA's can hold."""
+    limits = MULTIPROCESSORS[target]
+    warps = threads // 32
+    by_registers = REGISTERS // (math.ceil(registers * 32 / UNIT) * UNIT) // warps
+    by_shared = limits.shared // (shared + RESERVED)
+    return min(limits.blocks, limits.warps // warps, by_registers, by_shared) * warps / limits.warps
+
+
+def roofline(bytes_per_element: float, device: Device, elements: float = 1e9) -> float:
+    """Seconds that the memory needs to move the bytes; no kernel is faster, none was timed."""
+    return bytes_per_element * elements / device.bandwidth

@@ -1,0 +1,158 @@
+"""The static facts of one compiled kernel, whatever its target."""
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from benchmarks import static_devices, static_sass
+from benchmarks.static_amd import Amd
+from benchmarks.static_code import Access
+from benchmarks.static_ptx import Ptx
+from fused_optim.backends import Kind
+from fused_optim.backends.triton import constants
+
+
+class Column(NamedTuple):
+    """What a format has in one column.
+
+    Attributes:
+        size: bytes of an entry.
+        block: elements that share an entry.
+        written: whether an update writes it; the gradient is only read.
+    """
+
+    size: int
+    block: int
+    written: bool
+
+    @property
+    def floor(self) -> float:
+        """Bytes an element, each entry read once and written once."""
+        return self.size * (1 + self.written) / self.block
+
+
+def columns(kind: Kind, name: str) -> list[Column]:
+    """The columns of every value, in the order of the table of addresses."""
+    gradient = range(kind.first[1], kind.first[2])
+    return [
+        Column(dtype.itemsize, block, name == "update" and i not in gradient)
+        for i, (dtype, block) in enumerate(zip(kind.dtypes, kind.blocks, strict=True))
+    ]
+
+
+class Facts:
+    """What the compiler made of one kernel.
+
+    Attributes:
+        kernel: the compiled kernel.
+        name: which of the kernels it is.
+        target: what it is compiled for.
+        kind: of the rows.
+        columns: those of the rows.
+        threads: of a program.
+        elements: that each thread has of a chunk.
+    """
+
+    def __init__(self, kernel: Any, name: str, target: str, kind: Kind) -> None:
+        self.kernel = kernel
+        self.name = name
+        self.target = target
+        self.kind = kind
+        self.columns = columns(kind, name)
+        self.threads: int = kernel.metadata.num_warps * kernel.metadata.target.warp_size
+        self.elements: int = constants(kind)["update"]["BLOCK"] // self.threads
+
+    @property
+    def floor(self) -> float:
+        """Bytes an element that an update moves at least; other kernels need some columns only."""
+        if self.name == "update":
+            return sum(column.floor for column in self.columns)
+        return self.bytes_per_element
+
+    @cached_property
+    def code(self) -> Ptx | Amd:
+        """The code that the compiler of Triton wrote."""
+        asm = self.kernel.asm
+        return Amd(asm["amdgcn"]) if "amdgcn" in asm else Ptx(asm["ptx"])
+
+    @cached_property
+    def _resources(self) -> static_sass.Resources:
+        if not isinstance(self.code, Amd):
+            return static_sass.resources(self.kernel.asm["cubin"])
+        private = self.code.number("private_segment_fixed_size")
+        shared = self.code.number("group_segment_fixed_size")
+        return static_sass.Resources(self.code.number("vgpr_count"), private, 0, shared)
+
+    @property
+    def registers(self) -> int:
+        """Of a thread: vector registers on AMD."""
+        return self._resources.registers
+
+    @property
+    def local(self) -> int:
+        """Bytes of local (AMD: private) memory of a thread; spilled registers are among them."""
+        return self._resources.stack + self._resources.local
+
+    @property
+    def spills(self) -> int:
+        """Spilled registers, in bytes for NVIDIA, where only the stack tells of them."""
+        if not isinstance(self.code, Amd):
+            return self._resources.stack
+        return self.code.number("vgpr_spill_count") + self.code.number("sgpr_spill_count")
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a program."""
+        return self._resources.shared
+
+    @cached_property
+    def ways(self) -> list[list[Access]]:
+        """The accesses to columns on each path of full chunks, if they differ."""
+        columns = (tuple(access for access in way if access.column >= 0) for way in self.code.full)
+        return [list(way) for way in dict.fromkeys(columns)]
+
+    @property
+    def full(self) -> list[Access]:
+        """The accesses to columns on the path of full chunks.
+
+        Raises:
+            ValueError: there is no such path, or more than one.
+        """
+        if len(self.ways) != 1:
+            raise ValueError(f"{len(self.ways)} paths access columns without a mask, and not one")
+        return self.ways[0]
+
+    def sizes(self, column: int, store: bool) -> list[int]:
+        """Bytes of each access of one column."""
+        return [a.size for a in self.full if a.column == column and a.store == store]
+
+    @property
+    def bytes_per_element(self) -> float:
+        """Bytes that the path of full chunks moves.
+
+        A shared entry counts once for its elements: that several threads read it is one
+        transaction of the memory.
+        """
+        total = 0.0
+        for i, column in enumerate(self.columns):
+            for store in (False, True):
+                if column.block == 1:
+                    total += sum(self.sizes(i, store)) / self.elements
+                elif self.sizes(i, store):
+                    total += column.size / column.block
+        return total
+
+    @cached_property
+    def instructions_per_element(self) -> float | None:
+        """Machine instructions of the path of full chunks, without the slow path of division."""
+        if isinstance(self.code, Amd):
+            return min(self.code.lengths) / self.elements
+        text = static_sass.listing(self.kernel.asm["cubin"])
+        way = static_sass.full_path(text, self.code.full[0])
+        return None if way is None else len(way) / self.elements
+
+    @property
+    def occupancy(self) -> float:
+        """Resident warps or waves, as a share of the most there can be."""
+        if isinstance(self.code, Amd):
+            return self.code.number("Occupancy") / static_devices.WAVES[self.target]
+        return static_devices.occupancy(self.target, self.registers, self.shared, self.threads)

@@ -1,0 +1,143 @@
+"""What a step costs the host before the GPU gets its work.
+
+Everything is real except the GPU: Triton compiles and launches through a driver whose launches do
+nothing, on CPU tensors; torch's kernels are replaced by functions that do nothing. torch thereby
+also loses what its kernels do on the host, so its figure is too small rather than too large. Ours
+lacks the copies of changed tables to the GPU.
+"""
+
+import importlib.util
+import time
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks import variants
+from benchmarks.allocation import python_peak, tensor_allocations
+from benchmarks.race import DEVICE, Variant, race, synchronize
+from benchmarks.shapes import grouped
+from benchmarks.variants import TORCH, Groups, Step, clipped, copied
+
+pytestmark = [
+    # the host's time, even where there is a device
+    pytest.mark.benchmark(timer=time.perf_counter),
+    pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton"),
+]
+TENSORS = (100, 300, 1000, 3000, 10_000)
+GROUPS = (1, 3, 100)
+SECONDS = 0.6
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the sizes by ``--smoke``."""
+    if "tensors" not in metafunc.fixturenames:
+        return
+    smoke = metafunc.config.getoption("smoke")
+    metafunc.parametrize("tensors", (5, 9) if smoke else TENSORS)
+    metafunc.parametrize("groups", (1, 3) if smoke else GROUPS)
+
+
+def facts(run: Step) -> dict[str, int]:
+    """What a step allocates."""
+    sizes = tensor_allocations(run)
+    return {
+        "tensor_allocations": sum(size > 0 for size in sizes),
+        "python_peak": python_peak(run),
+    }
+
+
+def ours_without_gpu(groups: Groups) -> list[Variant]:
+    """With gradients that stay where they are, and with gradients that move at each step."""
+    from benchmarks.null_driver import use_null_driver
+
+    use_null_driver()
+    optimizer = variants.ours("AdamW", "fp32", "triton", True, groups)
+    params = [p for group in groups for p in group["params"]]
+    gradients = [[p.grad for p in params], [p.grad.clone() for p in params]]
+
+    def move() -> None:
+        use_null_driver()
+        gradients.reverse()
+        for param, gradient in zip(params, gradients[0], strict=True):
+            param.grad = gradient
+
+    optimizer.step()
+    found = facts(optimizer.step)
+    return [
+        Variant("fused_optim, no launches", "ours", optimizer.step, found, use_null_driver),
+        Variant("fused_optim, new gradients", "ours", optimizer.step, found, move),
+    ]
+
+
+def torch_without_kernels(groups: Groups) -> list[Variant]:
+    """The fused AdamW of torch without its kernels, and with those of the CPU."""
+    from benchmarks.null_driver import NoKernels
+
+    optimizer = variants.theirs("AdamW", TORCH["torch fused"], groups)
+    step = clipped(optimizer, clip=True, foreach=True)
+    stubs = NoKernels([p.grad for group in groups for p in group["params"]])
+
+    def run() -> None:
+        with stubs:
+            step()
+
+    step()
+    return [
+        Variant("torch fused, no kernels", "rival", run, facts(run)),
+        Variant("torch fused, CPU kernels", "rival", step, facts(step)),
+    ]
+
+
+def with_device(groups: Groups) -> list[Variant]:
+    """Both with the real device: how long until the host is free again."""
+    from benchmarks.null_driver import use_real_driver
+
+    def ready() -> None:
+        use_real_driver()
+        synchronize()
+
+    ready()
+    ours = variants.ours("AdamW", "fp32", "triton", True, copied(groups))
+    theirs = variants.theirs("AdamW", TORCH["torch fused"], copied(groups))
+    step = clipped(theirs, clip=True, foreach=True)
+    for run in (ours.step, step):
+        run()
+    return [
+        Variant("fused_optim, GPU", "ours", ours.step, prepare=ready),
+        Variant("torch fused, GPU", "rival", step, prepare=ready),
+    ]
+
+
+def test_host(benchmark: BenchmarkFixture, smoke: bool, tensors: int, groups: int) -> None:
+    """Host time of AdamW with clipping."""
+    from benchmarks.null_driver import use_real_driver
+
+    shapes = list(grouped([(16,)] * tensors, groups))
+    made = variants.parameters(shapes, "fp32", "cpu")
+    try:
+        racers = [*ours_without_gpu(copied(made)), *torch_without_kernels(copied(made))]
+        if DEVICE.type == "cuda":
+            racers += with_device(variants.parameters(shapes, "fp32", "cuda"))
+        benchmark.extra_info.update(suite="host", tensors=tensors, groups=groups)
+        race(benchmark, racers, lambda: None, 0.0 if smoke else SECONDS)
+    finally:
+        use_real_driver()
+
+
+def test_nothing_is_updated() -> None:
+    """Guards the stand-ins: one that ran kernels would be timed with them."""
+    from benchmarks.null_driver import use_real_driver
+
+    try:
+        for make in (ours_without_gpu, torch_without_kernels):
+            groups = variants.parameters([[(16,), (3,)]], "fp32", "cpu")
+            silent, other = make(groups)
+            silent.prepare()
+            before = [p.detach().clone() for p in groups[0]["params"]]
+            silent.run()
+            assert all(map(torch.equal, groups[0]["params"], before))
+        other.run()  # torch's kernels
+        assert not any(map(torch.equal, groups[0]["params"], before))
+    finally:
+        use_real_driver()

@@ -1,0 +1,149 @@
+"""How many bytes a step moves, by one formula, and the counts that must not grow.
+
+``python -m benchmarks.traffic --write`` writes the counts of all optimizers and formats to
+``byte_counts.json``; without ``--write`` it shows where they differ from that file.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_optim.optimizers.base import FusedOptimizer
+
+PATH = Path(__file__).parent / "byte_counts.json"
+SIZES = (5000, 3)  # of the tensors that are counted: with and without scales of blocks
+
+
+class Columns(NamedTuple):
+    """Bytes of the tensors that a step touches."""
+
+    weights: int
+    gradients: int
+    states: int
+
+
+def moved(columns: Columns, reads: int, writes: int = 0, measured: bool = False) -> int:
+    """The bytes of a step: each column is read once and written once, but for the gradient.
+
+    Args:
+        columns: what there is.
+        reads: how often the gradient is read.
+        writes: how often it is written.
+        measured: the rule sums over each tensor before it updates, so all is read once more.
+    """
+    weights, gradients, states = columns
+    once_more = weights + gradients + states if measured else 0
+    return 2 * (weights + states) + (reads + writes) * gradients + once_more
+
+
+def stored(value: Any) -> int:
+    """What the tensors of a state take in memory; some libraries wrap codes and scales in one."""
+    if hasattr(value, "__tensor_flatten__"):
+        return sum(stored(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    if isinstance(value, Tensor):
+        return value.nbytes if value.dim() > 0 else 0  # a counter
+    return sum(map(stored, getattr(value, "__dict__", {}).values()))
+
+
+def held(optimizer: torch.optim.Optimizer) -> Columns:
+    """The tensors that parameters and ``optimizer.state`` hold, without 0-dim counters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    states = [x for param in params for x in optimizer.state.get(param, {}).values()]
+    gradients = [p.grad for p in params if p.grad is not None]
+    return Columns(*(sum(map(stored, part)) for part in (params, gradients, states)))
+
+
+def step_bytes(optimizer: FusedOptimizer) -> int:
+    """Take a step of ours and add up the columns that reach the backend.
+
+    The norm is another read of the gradients; clipping by it happens inside the update.
+    """
+    plan, steps = optimizer._plan, []
+    original = plan.step
+
+    def watched(rows: Any, options: Any, measure: bool, scaler: Any) -> Any:
+        steps.append((rows, measure))
+        return original(rows, options, measure, scaler)
+
+    plan.step = watched  # type: ignore[method-assign]
+    try:
+        optimizer.step()
+    finally:
+        del plan.step
+    ((rows, measure),) = steps
+    return sum(
+        moved(columns_of(kind, row), 1 + measure, measured=kind.rule.per_tensor is not None)
+        for kind, row in rows
+    )
+
+
+def columns_of(kind: Any, row: Any) -> Columns:
+    """The columns of a row of the plan; each value may take several."""
+    sizes = [column.nbytes for column in row.columns]
+    weights, gradients = kind.first[1], kind.first[2]
+    return Columns(sum(sizes[:weights]), sum(sizes[weights:gradients]), sum(sizes[gradients:]))
+
+
+class Count(NamedTuple):
+    """The bytes of a step, found in two ways that must agree.
+
+    Attributes:
+        name: optimizer, format, and whether it clips.
+        planned: by the columns that reach the backend.
+        implied: by the tensors that parameters and state hold after it.
+    """
+
+    name: str
+    planned: int
+    implied: int
+
+
+def counts() -> Iterator[Count]:
+    """Every optimizer of ours in every format that there is."""
+    from benchmarks import variants
+
+    shapes = [[(size,) for size in SIZES]]
+    for optimizer, format, clip in product(variants.OPTIMIZERS, variants.FORMATS, (False, True)):
+        try:
+            groups = variants.parameters(shapes, format, "cpu")
+            ours = variants.ours(optimizer, format, "reference", clip, groups)
+        except ValueError:  # a format that this optimizer refuses
+            continue
+        planned = step_bytes(ours)
+        sums = ours.rule(ours.param_groups[0]).per_tensor is not None
+        implied = moved(held(ours), 1 + clip, measured=sums)
+        yield Count(f"{optimizer}, {format}{', clip' if clip else ''}", planned, implied)
+
+
+def differences(found: dict[str, int], committed: dict[str, int]) -> Iterator[str]:
+    """A line for each count that is not the committed one."""
+    for name in sorted(found.keys() | committed.keys()):
+        before, now = committed.get(name), found.get(name)
+        if before != now:
+            yield f"{name}: {before} bytes committed, {now} counted"
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Write or compare; the exit code is 1 if they differ."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="make the counts the committed ones")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    torch.set_num_threads(1)
+    found = {count.name: count.planned for count in counts()}
+    if options.write:
+        PATH.write_text(json.dumps(found, indent=1) + "\n")
+        return 0
+    lines = list(differences(found, json.loads(PATH.read_text())))
+    print("\n".join(lines) or f"{len(found)} counts as committed")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Which block runs first, how many run at once, which run it is: nothing of it shows in the bits.
+
+Tried by hand: the norm summed by atomic operations, and over a number of programs taken from the
+device.
+"""
+
+import pytest
+import torch
+from models import give, parameters, state_of, values
+
+import fused_optim
+
+# more chunks than the norm has programs, and more rows than a program of begin prepares
+SHAPES = [(1030 * 1024 + 5,), *[(1 + i % 7,) for i in range(140)]]
+KERNELS = {"norm", "begin", "update", "measure", "finish"}
+
+
+def stepped(device, **options):
+    """What a step leaves behind that runs every kernel, on gradients whose sum has roundings."""
+    params = parameters([v.to(device.torch) for v in values(SHAPES, torch.float32)])
+    optimizer = fused_optim.LAMB(params, max_grad_norm=0.1, nonfinite="skip", backend="triton")
+    give(params, [v.to(device.torch) for v in values(SHAPES, torch.float32, 1)])
+    with device.on(**options) as driver:
+        optimizer.step()
+    if driver is not None:
+        assert {launch.name for launch in driver.launches} == KERNELS
+    states = [value for p in params for value in state_of(optimizer, p).values()]
+    return [optimizer.grad_norm, optimizer.clip_factor, *params, *states]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """By device, what an undisturbed step leaves behind."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        # batches of few blocks, or the order of the batches would be that of nothing
+        {"order": 7, "threads_at_once": 128 * 64},
+        {"multiprocessors": 3},
+    ],
+    ids=["again", "order", "multiprocessors"],
+)
+def test_the_same_bits(device, options, expected):
+    name = str(vars(device))
+    if name not in expected:
+        expected[name] = stepped(device)
+    found = stepped(device, **options)
+    for i, (ours, theirs) in enumerate(zip(found, expected[name], strict=True)):
+        assert torch.equal(ours, theirs), i

@@ -1,0 +1,136 @@
+"""The checks of the static facts see what they are for: each is shown code that it must refuse.
+
+Tried by hand in the kernels besides, and refused on NVIDIA's targets and AMD's: a mask on the full
+chunks of update and norm, no mask anywhere, no alignment hint, the hint on the integer instead of
+the pointer, ``tl.sqrt`` in ``root``, fusion left on (in begin too), a store of the gradient, a
+state that is not stored, chunks of 4096. On NVIDIA's alone, where they matter: ``/`` in ``divide``
+and hints of 16 bytes for every column.
+"""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from compiled.build import TARGETS, compiled, kind_of
+from models import RULES
+
+from benchmarks.static_checks import complaints
+from benchmarks.static_facts import Facts
+from fused_optim.backends.triton import constants
+
+NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
+AMD = [target for target in TARGETS if target.startswith("gfx")]
+KIND = kind_of(RULES["adam"], torch.float32)
+
+
+@triton.jit
+def approximate_root(p, g, state, h):
+    """Adagrad, with the root that the hardware has."""
+    (sum,) = state
+    step_size, eps = h
+    sum = sum + g * g
+    return p - step_size * tl.div_rn(g, tl.sqrt(sum) + eps), (sum,)
+
+
+@triton.jit
+def approximate_division(p, g, state, h):
+    """Adagrad, with the division that the hardware has."""
+    (sum,) = state
+    step_size, eps = h
+    sum = sum + g * g
+    return p - step_size * (g / (tl.sqrt_rn(sum) + eps)), (sum,)
+
+
+@triton.jit
+def contracted(p, g, state, h):
+    """Adagrad, with one operation contracted by hand."""
+    (sum,) = state
+    step_size, eps = h
+    sum = tl.fma(g, g, sum)
+    return p - step_size * tl.div_rn(g, tl.sqrt_rn(sum) + eps), (sum,)
+
+
+@triton.jit
+def load_twice(pointers, start, offs, mask, COMPUTE: tl.constexpr):
+    """One column, which the compiler may not read only once."""
+    first = tl.load(pointers[0] + offs, mask=mask, volatile=True)
+    second = tl.load(pointers[0] + offs, mask=mask, cache_modifier=".cg")
+    return ((first + second) / 2).to(COMPUTE)
+
+
+@triton.jit
+def store_twice(pointers, start, offs, mask, value, noise):
+    """One column, and the next number there."""
+    tl.store(pointers[0] + offs, value, mask=mask)
+    tl.debug_barrier()
+    tl.store(pointers[0] + offs, value + 1, mask=mask)
+
+
+def refused(kernel, target, kind=KIND):
+    """The checks that refuse a kernel."""
+    facts = Facts(kernel, "update", target, kind)
+    return {complaint.partition(":")[0] for complaint in complaints(facts)}
+
+
+@pytest.mark.parametrize("target", [NVIDIA[0], NVIDIA[-1], *AMD])
+def test_contraction_by_the_compiler_is_seen(target):
+    kernel = compiled(KIND, "update", target, {"enable_fp_fusion": True})
+    assert refused(kernel, target) == {"rounds_once"}
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942", "gfx1100"])
+@pytest.mark.parametrize("rule", [approximate_root, approximate_division, contracted])
+def test_operations_that_do_not_round_once_are_seen(rule, target):
+    kind = kind_of(RULES["adagrad"], torch.float32)
+    # on AMD the compiler writes out the same division for / and for div_rn
+    wrong = set() if rule is approximate_division and target in AMD else {"rounds_once"}
+    assert refused(compiled(kind, "update", target, RULE=rule), target, kind) == wrong
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100", "gfx90a", "gfx1100"])
+def test_a_lost_alignment_hint_is_seen(target):
+    assert "is_wide" in refused(compiled(KIND, "update", target, VECTOR=1), target)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_a_wide_access_of_unaligned_rows_is_seen(target):
+    kernel = compiled(KIND, "update", target)
+    assert refused(kernel, target, KIND._replace(aligned=False)) == {"is_element_wise"}
+
+
+# AMD's compiler makes one load of the two, whatever they are
+@pytest.mark.parametrize("target", ["sm_90", "sm_120"])
+def test_a_column_that_is_read_twice_is_seen(target):
+    loads = list(constants(KIND)["update"]["LOADS"])
+    loads[2] = load_twice
+    found = refused(compiled(KIND, "update", target, LOADS=tuple(loads)), target)
+    assert found >= {"moves_each_column_once", "moves_the_floor"}
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx90a", "gfx1100"])
+def test_a_column_that_is_written_twice_is_seen(target):
+    stores = list(constants(KIND)["update"]["STORES"])
+    stores[2] = store_twice
+    found = refused(compiled(KIND, "update", target, STORES=tuple(stores)), target)
+    assert found >= {"moves_each_column_once", "moves_the_floor"}
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_hints_of_one_number_of_bytes_are_seen(target):
+    """Then each width has a layout of its own, and elements go from thread to thread."""
+    kind = kind_of(RULES["adam"], torch.bfloat16, torch.bfloat16, torch.float32)
+    found = refused(compiled(kind, "update", target, VECTOR=8), target, kind)
+    assert "needs_no_shared_memory" in found
+
+
+def test_spilled_registers_are_seen():
+    kernel = compiled(KIND, "update", "sm_90", {"maxnreg": 24})
+    assert refused(kernel, "sm_90") == {"stays_in_registers"}
+    kind = kind_of(RULES["adan"], torch.float64)
+    kernel = compiled(kind, "update", "gfx942", {"waves_per_eu": 8, "num_warps": 1})
+    assert "stays_in_registers" in refused(kernel, "gfx942", kind)
+
+
+def test_many_registers_are_seen():
+    kernel = compiled(KIND, "update", "sm_90", {"num_warps": 1})
+    assert "has_few_registers" in refused(kernel, "sm_90")

@@ -1,0 +1,118 @@
+"""What ``memory`` says before a training is what the training then takes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from models import FORMATS, give, parameters, values
+from torch import nn
+from torch.nn import Parameter
+
+import fused_optim
+from fused_optim import AdamW, memory
+from fused_optim.formats import STATES, WEIGHTS
+
+BF16 = torch.bfloat16
+# bytes a parameter: states, and what a step moves without the norm
+PRESETS = {
+    ("plain", "param", torch.float32): (8, 28),
+    ("plain", "param", BF16): (4, 14),
+    ("master", "fp32", BF16): (12, 30),
+    ("split", "fp32", BF16): (10, 26),
+    ("split", "bf16", BF16): (6, 18),
+    ("split", "int8", BF16): (4 + 2 / 64, 14 + 4 / 64),
+    ("split24", "int8", BF16): (3 + 2 / 64, 12 + 4 / 64),
+    ("plain", "int8", torch.float32): (2 + 2 / 64, 16 + 4 / 64),
+}
+
+
+def taken(optimizer):
+    """Bytes of all states but the counts."""
+    states = optimizer.state.values()
+    return sum(v.nbytes for state in states for k, v in state.items() if k != "step")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=str)
+def test_the_presets(preset, capsys):
+    """In a real optimizer, and in the forecast."""
+    weights, states, dtype = preset
+    held, moved = PRESETS[preset]
+    param = Parameter(torch.zeros(6400, dtype=dtype))
+    optimizer = AdamW([param], weights=weights, states=states, backend="reference")
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert taken(optimizer) == held * 6400
+    found = memory([param], weights=weights, states=states)
+    assert found.states == held * 6400 + 4
+    assert found.moved == moved * 6400
+    assert found.parameters == found.gradients == dtype.itemsize * 6400
+    assert found.total == found.parameters + found.gradients + found.states
+    assert capsys.readouterr().out == f"{found}\n"
+    with_norm = memory([param], weights=weights, states=states, max_grad_norm=1.0)
+    assert with_norm.moved == (moved + dtype.itemsize) * 6400
+
+
+@pytest.mark.parametrize("states", STATES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_format(weights, states):
+    """Blocks that are not full, tensors too small for them, an average, other optimizers."""
+    shapes = [(5000,), (3, 1400), (7,), (0,)]
+    for fused, options in ((AdamW, {"amsgrad": True}), (fused_optim.Lion, {})):
+        options |= {"weights": weights, "states": states, "ema_decay": 0.9}
+        options["backend"] = "reference"  # the others take the same states
+        params = parameters(values(shapes, BF16))
+        optimizer = fused(params, **options)
+        give(params, values(shapes, BF16, 1))
+        optimizer.step()
+        steps = sum(state["step"].nbytes for state in optimizer.state.values())
+        assert memory(params, fused, **options).states == taken(optimizer) + steps
+
+
+def test_a_model_too_large_for_any_machine(capsys):
+    """A module on the meta device, some of it frozen; groups and pairs are taken too."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(1 << 17, 1 << 17, bias=False), nn.Linear(1 << 17, 8))
+    model[1].weight.requires_grad_(False)
+    found = memory(model, states="int8")
+    assert found.numel == (1 << 34) + (1 << 20) + 8
+    assert found.gradients == 4 * ((1 << 34) + 8)
+    assert found.parameters == 4 * found.numel
+    assert "64.004" in capsys.readouterr().out.splitlines()[1]
+    assert memory(model.named_parameters(), states="int8") == found
+    group = {"params": model[0].parameters(), "states": "int8"}
+    pair = memory([group, {"params": model[1].weight}, {"params": [model[1].bias]}])
+    assert (pair.numel, pair.gradients) == (found.numel, found.gradients)
+    assert model[0].weight.grad is None
+
+
+def test_what_an_optimizer_refuses_is_refused():
+    with pytest.raises(ValueError, match="lr must be"):
+        memory(nn.Linear(2, 2), lr=-1)
+    with pytest.raises(ValueError, match="empty"):
+        memory([])
+    with pytest.raises(TypeError):
+        memory(["weight"])
+    with pytest.raises(ValueError, match="states must be one of"):
+        memory(nn.Linear(2, 2), states="int2")
+
+
+def test_the_pairs_of_formats_are_all_formats():
+    """Tests that take their formats from FORMATS leave none out."""
+    assert {f["weights"] for f in FORMATS} == set(WEIGHTS)
+    assert {f["states"] for f in FORMATS} == set(STATES)
+    assert FORMATS[0] == {"weights": "plain", "states": "param"}
+
+
+def test_the_readme_has_these_bytes():
+    """Its table of formats, line by line."""
+    lines = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if re.match(r'\| `"\w+"`, `"\w+"`', line)]
+    assert len(rows) == len(PRESETS)
+    for row in rows:
+        weights, states = re.findall(r'`"(\w+)"`', row[0])
+        dtype = {"fp32": torch.float32, "bf16": BF16}[row[1].strip()]
+        param = Parameter(torch.empty(1 << 24, dtype=dtype, device="meta"))
+        found = memory([param], weights=weights, states=states, max_grad_norm=1.0)
+        kept = (found.parameters + found.states) / found.numel
+        assert [float(row[2]), float(row[3])] == [round(kept, 2), round(found.moved / 2**24, 2)]

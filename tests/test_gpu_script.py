@@ -1,0 +1,86 @@
+"""ci/gpu.sh where there is no GPU: it says so, and what it would run there is collected."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The files alone: nothing is installed from here, and git knows nothing of it."""
+    target = tmp_path_factory.mktemp("bare") / "checkout"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "results", "*.egg-info")
+    shutil.copytree(ROOT, target, symlinks=True, ignore=ignored)
+    return target
+
+
+def gpu_script(checkout, out, *arguments):
+    """Run the script, where importing the checkout's package takes the checkout itself."""
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "TRITON", "PYTHON"))
+    }
+    clean |= {"PYTHON": sys.executable, "OUT": str(out), "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", str(checkout / "ci" / "gpu.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=clean, cwd="/", check=False)
+
+
+def test_without_a_gpu_it_says_so(checkout, tmp_path):
+    result = gpu_script(checkout, tmp_path / "out")
+    assert result.returncode == 3
+    assert f"no GPU: torch {torch.__version__}" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_option_is_refused(checkout, tmp_path):
+    result = gpu_script(checkout, tmp_path, "--dry")
+    assert result.returncode == 2
+    assert "ci/gpu.sh [--dry-run]" in result.stderr
+
+
+def test_a_dry_run_collects_the_tests_and_reports(checkout, tmp_path):
+    """What would run on a GPU: every optimizer, and what only a GPU has; no other test."""
+    result = gpu_script(checkout, tmp_path, "--dry-run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    log = (tmp_path / "tests-0.log").read_text()
+    names = [line for line in log.splitlines() if "::" in line]
+    for name in (
+        "test_executed.py::test_every_optimizer[AdamW-float32-cuda",
+        "test_large.py::test_offsets_past_two_to_the_31[cuda]",
+        "test_order.py::test_the_same_bits[cuda-again]",
+        "test_device.py::test_a_graph_of_the_step[cuda]",
+    ):
+        assert any(name in line for line in names), name
+    assert all("cuda" in line or "test_the_gpu_of_the_parameters" in line for line in names)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["machine"]["torch"] == torch.__version__
+    assert summary["machine"]["device"] is None
+    assert "# No GPU" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_report_counts_over_shards(checkout, tmp_path):
+    case = '<testsuites><testsuite><testcase classname="a.b" name="{}" time="1.5">{}</testcase>'
+    for i, (name, child) in enumerate({"x": "", "y": "<failure/>", "z": "<skipped/>"}.items()):
+        end = "</testsuite></testsuites>"
+        (tmp_path / f"tests-{i}.xml").write_text(case.format(name, child) + end)
+        (tmp_path / f"tests-{i}.log").touch()
+    (tmp_path / "tests-3.log").touch()
+    stats = {"median": 0.002, "iqr": 0.0001, "rounds": 5}
+    item = {"fullname": "benchmarks/test_a.py::test_b", "stats": stats, "extra_info": {"GB": 1.25}}
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"benchmarks": [item]}))
+    command = [sys.executable, str(checkout / "ci" / "gpu_report.py"), str(tmp_path), "100"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    found = json.loads((tmp_path / "summary.json").read_text())["tests"]
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, ["b::y"], ["b::z"])
+    assert found["unfinished_shards"] == ["tests-3"]
+    text = (tmp_path / "summary.md").read_text()
+    assert "| test_a.py::test_b | 2 | 0.1 | 5 | 1.25 |" in text
+    assert "FAILED b::y" in text

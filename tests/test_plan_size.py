@@ -1,0 +1,73 @@
+"""What a plan costs the host for 405 billion parameters, of which none has any memory.
+
+The shapes are those of Llama 3.1 405B (https://arxiv.org/abs/2407.21783, table 3).
+"""
+
+import resource
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_optim
+from fused_optim.backends import triton as backend
+
+HIDDEN, FEED_FORWARD, KEYS, VOCABULARY, LAYERS = 16384, 53248, 1024, 128256, 126
+ATTENTION = [(HIDDEN, HIDDEN), (KEYS, HIDDEN), (KEYS, HIDDEN), (HIDDEN, HIDDEN)]
+MLP = [(FEED_FORWARD, HIDDEN), (FEED_FORWARD, HIDDEN), (HIDDEN, FEED_FORWARD)]
+ENDS = [(VOCABULARY, HIDDEN), (VOCABULARY, HIDDEN), (HIDDEN,)]
+SHAPES = [*ENDS, *(ATTENTION + MLP + [(HIDDEN,), (HIDDEN,)]) * LAYERS]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def cost(record_property):
+    """Records seconds and the rise of the peak of memory, for a report; returns MiB."""
+
+    def measure(function):
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        function()
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        record_property("seconds", round(time.perf_counter() - start, 2))
+        record_property("MiB of host memory", round(peak, 1))
+        return peak
+
+    return measure
+
+
+def meta_model():
+    params = [
+        torch.nn.Parameter(torch.empty(s, dtype=torch.bfloat16, device="meta")) for s in SHAPES
+    ]
+    for param in params:
+        param.grad = torch.empty_like(param)
+    return params
+
+
+def test_a_step_on_meta_tensors(cost):
+    """The public way: states of the right shapes, and every option checked, without memory."""
+    params = meta_model()
+    assert sum(p.numel() for p in params) == 405_853_388_800
+    optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
+    assert cost(optimizer.step) < 256
+    assert optimizer.backend_used == "reference"
+    assert optimizer.state[params[0]]["exp_avg"].shape == SHAPES[0]
+    assert isinstance(optimizer.grad_norm, Tensor)
+
+
+def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
+    """What it would upload for that model: a few bytes a tensor, and a few a million elements."""
+    uploaded = []
+    monkeypatch.setattr(backend, "upload", lambda array, device: uploaded.append(array))
+    monkeypatch.setattr(backend.TritonLaunch, "_hold", lambda self: None)
+    monkeypatch.setattr(backend.TritonLaunch, "_run", lambda *args, **constants: None)
+    monkeypatch.setattr("fused_optim.optimizers.base.resolve", lambda name, device: "triton")
+    params = meta_model()
+    optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
+    assert cost(optimizer.step) < 256
+    size = sum(array.nbytes for array in uploaded)
+    record_property("MiB of tables", round(size / MIB, 1))
+    assert size < 64 * MIB
+    launch = next(iter(optimizer._plan.launches.values()))
+    assert launch.chunks < 2**31 - 1  # programs a grid can have
