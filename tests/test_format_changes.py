@@ -114,11 +114,10 @@ def test_a_run_can_change_its_format(source, target):
         others = parameters([p.detach() for p in params])
         resumed = AdamW(others, weights=target[0], states=target[1], **options)
         resumed.load_state_dict(saved)
-        resumed.param_groups[0]["lr"] = 0.0
-        rows = None
+        group = resumed.param_groups[0]
+        assert (group["weights"], group["states"]) == target
         others[0].grad = torch.zeros_like(others[0])
-        rows = resumed.prepared()
-        assert rows
+        resumed.prepared()
         state = resumed.state[others[0]]
         expected = {*storage.names("exp_avg", formats_of(resumed, others[0])[2])}
         assert expected <= state.keys()
@@ -187,6 +186,7 @@ def test_channels_last_codes_follow_their_layout():
     params = [Parameter(start.to(memory_format=torch.channels_last))]
     optimizer = AdamW(params, states="int8", lr=1e-2, backend="reference")
     params[0].grad = values([start.shape], BF16, 3)[0]
+    params[0].grad[:, ::2] *= 2.0**-20
     optimizer.step()
     before = optimizer.state_dict(format="torch")["state"][0]["exp_avg"]
     assert_close_to_gradient(before, params[0].grad)
@@ -194,14 +194,14 @@ def test_channels_last_codes_follow_their_layout():
     resumed = AdamW(others, states="int8", backend="reference")
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     others[0].grad = torch.zeros_like(others[0])
-    resumed.prepared()
+    resumed.step()
     after = resumed.state_dict(format="torch")["state"][0]["exp_avg"]
-    assert_close_to_gradient(after, params[0].grad)
+    assert_close_to_gradient(after / 0.9, params[0].grad)
 
 
 def assert_close_to_gradient(exp_avg, grad):
     assert exp_avg.shape == grad.shape
-    assert (exp_avg - 0.1 * grad.float()).abs().max() < 0.13 * 0.1 * grad.abs().max()
+    assert (exp_avg - 0.1 * grad.float()).abs().max() < 0.15 * 0.1 * grad.abs().max()
 
 
 # ---- what is refused, warned of, and counted
