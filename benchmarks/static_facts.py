@@ -24,11 +24,6 @@ class Column(NamedTuple):
     block: int
     written: bool
 
-    @property
-    def floor(self) -> float:
-        """Bytes an element, each entry read once and written once."""
-        return self.size * (1 + self.written) / self.block
-
 
 def columns(kind: Kind, name: str) -> list[Column]:
     """The columns of every value, in the order of the table of addresses."""
@@ -63,9 +58,12 @@ class Facts:
 
     @property
     def floor(self) -> float:
-        """Bytes an element that an update moves at least; other kernels need some columns only."""
+        """Bytes an element that an update moves at least; other kernels need some columns only.
+
+        What ``fused_optim.memory`` forecasts: so the forecast is what the code does.
+        """
         if self.name == "update":
-            return sum(column.floor for column in self.columns)
+            return self.kind.bytes_moved
         return self.bytes_per_element
 
     @cached_property

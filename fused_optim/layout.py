@@ -45,6 +45,25 @@ class Row(NamedTuple):
     copies: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
+class Recipe(NamedTuple):
+    """How to make a row from a list of tensors: where in it the columns and the counters are."""
+
+    columns: tuple[int, ...]
+    counters: tuple[int, ...]
+    group: int
+    place: Place
+
+    def row(self, tensors: Sequence[Tensor]) -> Row:
+        """The row of these tensors, none of which needs a copy."""
+        columns, counters = self.columns, self.counters
+        return Row(
+            tuple(tensors[i] for i in columns),
+            tuple(tensors[i] for i in counters),
+            self.group,
+            self.place,
+        )
+
+
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill their memory without gaps or overlap, in any order of dims."""
     expected = 1

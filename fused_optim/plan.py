@@ -1,13 +1,15 @@
 """One step: sort the rows into kinds, then norm, begin and update for each kind."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fused_optim.backends import Bucket, Kind, Launch, Options, Scaler, make_launch
 from fused_optim.codecs import Codec
-from fused_optim.layout import Row
+from fused_optim.layout import Recipe, Row
 from fused_optim.rules.common import Rule
 
 
@@ -39,16 +41,40 @@ def kind_of(
     )
 
 
+class Same(NamedTuple):
+    """A step whose rows are those of the last one, but for the addresses of gradients.
+
+    Attributes:
+        params: those that are updated.
+        tensors: all of the step, in the order that ``recipes`` know.
+        gradients: int64, the address of each parameter's gradient.
+        recipes: the kind of each row, and how to make it.
+    """
+
+    params: list[Tensor]
+    tensors: list[Tensor]
+    gradients: np.ndarray[Any, Any]
+    recipes: list[tuple[Kind, Recipe]]
+
+
 class Plan:
     """Keeps the launches, with their device tables, from step to step.
 
     Nothing is keyed on a tensor's identity and no tensor of the user is kept: rows come anew each
     step, and a launch compares their addresses with those it has uploaded.
+
+    Attributes:
+        launches: one for each kind of rows.
+        stalled: what the last step counted, where it was asked to.
+        rows: of each kind, which rows of the step.
+        groups: of each kind, the groups that have rows of it.
     """
 
     def __init__(self) -> None:
         self.launches: dict[Kind, Launch] = {}
         self.stalled: list[Tensor] = []
+        self.rows: dict[Kind, list[int]] = {}
+        self.groups: dict[Kind, list[int]] = {}
 
     def step(
         self,
@@ -69,11 +95,36 @@ class Plan:
             float64 [3] on the first row's device: the gradient norm (NaN unless measured), the
             clip factor, and 1 if rows were skipped; None without rows.
         """
-        launches = self._bind(rows, options)
+        self._bind(rows, options)
+        answer = self._run(measure, scaler)
+        for _, row in rows:
+            for tensor, copy in row.copies:
+                tensor.copy_(copy)
+        _say_written([row.columns[0] for _, row in rows])
+        return answer
+
+    def again(
+        self, same: Same, options: Sequence[Options], measure: bool, scaler: Scaler
+    ) -> Tensor | None:
+        """Update the rows of the last step once more: see :meth:`step`."""
+        moves = {kind: _move(launch) for kind, launch in self.launches.items()}
+        if None in moves.values():
+            self._bind([(kind, recipe.row(same.tensors)) for kind, recipe in same.recipes], options)
+        else:
+            for kind, move in moves.items():
+                own = same.gradients if len(moves) == 1 else same.gradients[self.rows[kind]]
+                move(own, [options[group] for group in self.groups[kind]])
+        answer = self._run(measure, scaler)
+        _say_written(same.params)
+        return answer
+
+    def _run(self, measure: bool, scaler: Scaler) -> Tensor | None:
+        """Launch everything that is bound."""
+        launches = self.launches
         if not launches:
             return None
         partials = _partials(launches) if measure else {}
-        device = rows[0][0].device
+        device = next(iter(launches)).device
         report: Tensor | None = torch.empty(3, dtype=torch.float64, device=device)
         answer = report
         for kind, launch in launches.items():
@@ -81,31 +132,36 @@ class Plan:
             report = None  # one is enough
         counts = [launch.update() for launch in launches.values()]
         self.stalled = [count for count in counts if count is not None]
-        for _, row in rows:
-            for tensor, copy in row.copies:
-                tensor.copy_(copy)
-        # autograd must see that saved parameters have changed; a kernel does not tell it
-        torch.autograd.graph.increment_version([row.columns[0] for _, row in rows])
         return answer
 
-    def _bind(
-        self, rows: Sequence[tuple[Kind, Row]], options: Sequence[Options]
-    ) -> dict[Kind, Launch]:
+    def _bind(self, rows: Sequence[tuple[Kind, Row]], options: Sequence[Options]) -> None:
         """Give each launch its rows of this step; launches without rows are dropped."""
         buckets: dict[Kind, Bucket] = {}
         members: dict[tuple[Kind, int], int] = {}
-        for kind, row in rows:
+        self.rows, self.groups = {}, {}
+        for i, (kind, row) in enumerate(rows):
             bucket = buckets.setdefault(kind, Bucket())
             key = (kind, row.group)
             if key not in members:
                 members[key] = len(bucket.options)
                 bucket.options.append(options[row.group])
+                self.groups.setdefault(kind, []).append(row.group)
             bucket.rows.append(row)
             bucket.members.append(members[key])
+            self.rows.setdefault(kind, []).append(i)
         self.launches = {kind: self.launches.get(kind) or make_launch(kind) for kind in buckets}
         for kind, bucket in buckets.items():
             self.launches[kind].bind(bucket)
-        return self.launches
+
+
+def _move(launch: Launch) -> Any:
+    """What tells a launch that only gradients have moved; None if it needs its rows anew."""
+    return getattr(launch, "move", None)
+
+
+def _say_written(params: list[Tensor]) -> None:
+    """Autograd must see that saved parameters have changed; a kernel does not tell it."""
+    torch.autograd.graph.increment_version(params)
 
 
 def _on(device: torch.device, scaler: Scaler) -> Scaler:

@@ -17,10 +17,10 @@ def launched(monkeypatch):
     calls = []
     run = backend.TritonLaunch._run
 
-    def spy(self, kernel, programs, *args, **constants):
+    def spy(self, name, kernel, programs, *args):
         if programs:  # nothing runs otherwise
             calls.append((kernel.fn.__name__, programs))
-        run(self, kernel, programs, *args, **constants)
+        run(self, name, kernel, programs, *args)
 
     monkeypatch.setattr(backend.TritonLaunch, "_run", spy)
     return calls

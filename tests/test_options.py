@@ -87,7 +87,11 @@ BAD = [
     (SGD, {"l1": -1.0}, r"l1 must be >= 0, got -1\.0"),
     (SGD, {"max_grad_value": -1.0}, r"max_grad_value must be >= 0, got -1\.0"),
     (SGD, {"nonfinite": "ignore"}, "nonfinite must be one of 'propagate', 'skip', got 'ignore'"),
-    (SGD, {"backend": "cuda"}, "backend must be one of 'auto', 'triton', 'reference', got 'cuda'"),
+    (
+        SGD,
+        {"backend": "cuda"},
+        "backend must be one of 'auto', 'triton', 'compiled', 'reference', got 'cuda'",
+    ),
     (SGD, {"differentiable": True}, "differentiable must be False, got True"),
 ]
 IDS = [f"{cls.__name__}-{'-'.join(options)}-{i}" for i, (cls, options, _) in enumerate(BAD)]

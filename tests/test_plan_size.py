@@ -62,7 +62,7 @@ def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     monkeypatch.setattr(backend, "upload", lambda array, device: uploaded.append(array))
     monkeypatch.setattr(backend.TritonLaunch, "_hold", lambda self: None)
     monkeypatch.setattr(backend.TritonLaunch, "_run", lambda *args, **constants: None)
-    monkeypatch.setattr("fused_optim.optimizers.base.resolve", lambda name, device: "triton")
+    monkeypatch.setattr("fused_optim.optimizers.base.resolve", lambda name, device, numel: "triton")
     params = meta_model()
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
     assert cost(optimizer.step) < 256

@@ -1,6 +1,8 @@
 """Where rows are updated. The plan knows a backend only through the protocol :class:`Launch`."""
 
 import importlib.util
+import logging
+import os
 from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol
 
@@ -11,8 +13,10 @@ from fused_optim.codecs import Codec
 from fused_optim.layout import Row
 from fused_optim.rules.common import Rule
 
-BackendName = Literal["auto", "triton", "reference"]
-BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "reference")
+BackendName = Literal["auto", "triton", "compiled", "reference"]
+BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "compiled", "reference")
+WORTHWHILE = 1 << 24  # elements: from here on "auto" compiles, which takes seconds the first time
+log = logging.getLogger("fused_optim")
 
 # options of a group that every rule has; those of its rule follow
 COMMON_OPTIONS = (
@@ -46,7 +50,7 @@ class Kind(NamedTuple):
     """What rows must share to share a launch.
 
     Attributes:
-        backend: ``"triton"`` or ``"reference"``.
+        backend: ``"triton"``, ``"compiled"`` or ``"reference"``.
         device: of all columns.
         rule: the update rule.
         codecs: storage formats of parameter, gradient and states.
@@ -114,6 +118,10 @@ class Bucket:
         self.members: list[int] = []
 
 
+class NotCompiled(RuntimeError):
+    """A program that torch.compile cannot make, with the reason; nothing has been changed."""
+
+
 class Launch(Protocol):
     """Updates all rows of one kind; keeps what can be kept from step to step."""
 
@@ -154,21 +162,54 @@ def why_not_triton(device: torch.device) -> str | None:
     return None
 
 
-def resolve(name: str, device: torch.device) -> str:
-    """The backend to use on ``device``: ``"auto"`` prefers Triton.
+def why_not_compiled(device: torch.device) -> str | None:
+    """The reason why torch.compile cannot make code for ``device``, or None if it can."""
+    if device.type != "cpu":
+        return f"it is for the CPU and the parameters are on {device}"
+    # takes a second to import, and only this knows which compiler it will use
+    from torch._inductor import cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (RuntimeError, OSError) as error:
+        named = os.environ.get("CXX", "g++")
+        return f"there is no C++ compiler ({named}; CXX names another): {type(error).__name__}"
+    return None
+
+
+def resolve(name: str, device: torch.device, numel: int) -> str:
+    """The backend to use on ``device`` for ``numel`` elements in all.
+
+    ``"auto"`` is Triton where it runs; else, on the CPU, ``"compiled"`` from ``WORTHWHILE``
+    elements on if there is a C++ compiler; else the reference.
 
     Raises:
-        RuntimeError: ``name`` is ``"triton"`` and Triton cannot run there.
+        RuntimeError: ``name`` is ``"triton"`` or ``"compiled"`` and cannot run there.
     """
     if name == "reference":
         return name
+    if name == "compiled":
+        return _required(name, why_not_compiled(device))
     # a meta tensor has no memory for a kernel to write
     reason = "meta tensors have no data" if device.type == "meta" else why_not_triton(device)
-    if reason is None:
-        return "triton"
-    if name == "triton":
-        raise RuntimeError(f"backend='triton' cannot be used: {reason}")
-    return "reference"
+    if name == "triton" or reason is None:
+        return _required("triton", reason)
+    if device.type != "cpu":
+        return "reference"
+    if numel < WORTHWHILE:
+        reason = f"of less than {WORTHWHILE} elements"
+    else:
+        reason = why_not_compiled(device)
+    chosen = "compiled" if reason is None else "reference"
+    because = "" if reason is None else f": {reason}"
+    log.info("backend='auto' is %r for %d elements on the CPU%s", chosen, numel, because)
+    return chosen
+
+
+def _required(name: str, reason: str | None) -> str:
+    if reason is not None:
+        raise RuntimeError(f"backend={name!r} cannot be used: {reason}")
+    return name
 
 
 def make_launch(kind: Kind) -> Launch:
@@ -177,6 +218,10 @@ def make_launch(kind: Kind) -> Launch:
         from fused_optim.backends import reference
 
         return reference.ReferenceLaunch(kind)
+    if kind.backend == "compiled":
+        from fused_optim.backends import compiled
+
+        return compiled.CompiledLaunch(kind)
     from fused_optim.backends import triton
 
     return triton.TritonLaunch(kind)

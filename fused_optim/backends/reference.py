@@ -29,13 +29,13 @@ class Piece(NamedTuple):
     """Consecutive elements of one row, or several small rows one after the other.
 
     Attributes:
-        columns: at most CHUNK elements of each.
-        start: the first element in its row.
+        columns: at most ``chunk`` elements of each.
+        start: the first element in its row; int64 [] where an int would be compiled in.
         restore: brings the values back to the rows.
     """
 
     columns: Columns
-    start: int
+    start: int | Tensor
     restore: Callable[[], None]
 
 
@@ -45,6 +45,8 @@ class ReferenceLaunch:
     On a device other than the CPU it waits for that where it must see a value: to skip, and to read
     an option that is a tensor there.
     """
+
+    chunk = CHUNK
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -145,19 +147,26 @@ class ReferenceLaunch:
             if not (may_skip and self.skips[i] != 0):
                 # what is measured differs from row to row
                 alike = self.packs and self.kind.rule.per_tensor is None
-                unique = tuple(key) if alike else i
+                # without the two keys of stochastic rounding, which no two rows share
+                unique = (*key[:2], *key[4:]) if alike else i
                 groups.setdefault((member, unique), []).append(i)
         for (member, _), rows in groups.items():
-            # rounded as the kernel gets them, so that a term is off for both or for neither
-            options = [float(option) for option in self.bucket.options[member][2:5]]
-            rounded = torch.tensor(options, dtype=self.kind.compute).tolist()
             average, factor, first, second, *h = self.scalars[rows[0]].unbind()
-            scalars = Scalars(Gradient(factor, *rounded), tuple(h), average, (first, second))
+            scalars = Scalars(
+                Gradient(factor, *self._terms(member)), tuple(h), average, (first, second)
+            )
             if self.kind.rule.per_tensor is not None:
                 late = self._measured(self.bucket.rows[rows[0]].columns, scalars)
                 scalars = scalars._replace(rule=(*h, *late))
             rule = self.kind.rule.h._make(scalars.rule)
             yield [self.bucket.rows[i] for i in rows], scalars._replace(rule=rule)
+
+    def _terms(self, member: int) -> list[float]:
+        """Limit, L2 and L1 of a group."""
+        # rounded as the kernel gets them, so that a term is off for both or for neither
+        options = [float(option) for option in self.bucket.options[member][2:5]]
+        rounded: list[float] = torch.tensor(options, dtype=self.kind.compute).tolist()
+        return rounded
 
     def _measured(self, columns: Columns, scalars: Scalars) -> list[Tensor]:
         """The scalars that depend on sums over the whole tensor."""
@@ -165,16 +174,20 @@ class ReferenceLaunch:
         assert rule.per_tensor is not None
         sums = torch.zeros(rule.per_tensor.quantities, dtype=torch.float64, device=self.kind.device)
         for piece in self._pieces([columns], self.kind.blocks):
-            p, g, *state = self._loaded(piece.columns)
-            own = tuple(state[:-1] if self.kind.ema else state)
-            quantities = rule.per_tensor.measure(
-                p, gradient(g, p, scalars.gradient), own, scalars.rule
-            )
-            sums += torch.stack([quantity.double().sum() for quantity in quantities])
+            sums += self._measured_piece(piece, scalars)
         numel = torch.full_like(sums[0], columns[0].numel())
         early = tuple(scalar.double() for scalar in scalars.rule)
         late = rule.per_tensor.finish(sums.unbind(), numel, early)
         return [scalar.to(self.kind.compute) for scalar in late]
+
+    def _measured_piece(self, piece: Piece, scalars: Scalars) -> Tensor:
+        """The sums over the elements of a piece, float64 [quantities]."""
+        per_tensor = self.kind.rule.per_tensor
+        assert per_tensor is not None
+        p, g, *state = self._loaded(piece.columns)
+        own = tuple(state[:-1] if self.kind.ema else state)
+        quantities = per_tensor.measure(p, gradient(g, p, scalars.gradient), own, scalars.rule)
+        return torch.stack([quantity.double().sum() for quantity in quantities])
 
     def _loaded(self, columns: Columns) -> list[Tensor]:
         return [
@@ -200,7 +213,7 @@ class ReferenceLaunch:
     ) -> None:
         """Write parameter and states; each value has random bits of its own."""
         start, numel = offset + piece.start, len(values[0]) if self.kind.keyed else 0
-        elements = torch.arange(start, start + numel, device=self.kind.device)
+        elements = torch.arange(numel, device=self.kind.device) + start
         for number, value in zip((0, *range(2, len(self.kind.codecs))), values, strict=True):
             codec = self.kind.codecs[number]
             noise = partial(random_bits, keys, elements, number) if codec.keyed else None
@@ -210,11 +223,14 @@ class ReferenceLaunch:
         """The elements of all rows; ``blocks``: those for each element of a column."""
         small: list[Columns] = []
         room = CHUNK
+        meta = self.kind.device.type == "meta"
         for columns in ([column.view(-1) for column in row] for row in rows):
             numel = columns[0].numel()
             if numel >= CHUNK // 4 or not self.packs:
-                for start in range(0, numel, CHUNK):
-                    ends = [(start // n, -(-(start + CHUNK) // n)) for n in blocks]
+                # what has no data needs no cache: 400 billion elements would be 12 million pieces
+                size = max(numel, 1) if meta else self.chunk
+                for start in range(0, numel, size):
+                    ends = [(start // n, -(-(start + size) // n)) for n in blocks]
                     parts = [c[a:b] for c, (a, b) in zip(columns, ends, strict=True)]
                     yield Piece(tuple(parts), start, _nothing)
             elif numel > room:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import math
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,41 @@ def chunk_maps(numels: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
     return firsts, (np.searchsorted(firsts[:-1], marks, "right") - 1).astype(np.int32)
 
 
+class Ready:
+    """A kernel with its constants and options, launched past what Triton does at each call.
+
+    To bind the arguments and to look for the kernel takes Triton 60 us, most of them for constants
+    that never change here. What Triton would compile anew for is the key here too.
+    """
+
+    def __init__(self, kernel: Any, fixed: dict[str, Any]) -> None:
+        self.kernel, self.fixed = kernel, fixed
+        self.compiled: dict[Any, Any] = {}
+
+    def launch(self, programs: int, *args: Any) -> None:
+        """Launch; the first time by Triton, which compiles."""
+        if not isinstance(self.kernel, triton.JITFunction) or self.kernel.pre_run_hooks:
+            self.kernel[(programs,)](*args, **self.fixed)
+            return
+        key = (triton.runtime.driver.active, *map(self._special, args))
+        found = self.compiled.get(key)
+        if found is None:
+            kernel = self.kernel[(programs,)](*args, **self.fixed)
+            rest = self.kernel.arg_names[len(args) :]
+            self.compiled[key] = kernel, tuple(self.fixed[name] for name in rest)
+        else:
+            kernel, rest = found
+            kernel[(programs, 1, 1)](*args, *rest)
+
+    @staticmethod
+    def _special(arg: Tensor | int | None) -> Any:
+        """What a kernel may depend on: dtype and alignment of memory; the width of a number."""
+        if isinstance(arg, Tensor):
+            return arg.dtype, arg.data_ptr() % 16 == 0
+        # numbers are not specialized further: see do_not_specialize of the kernels
+        return arg if arg is None else -(1 << 31) <= arg < 1 << 31
+
+
 class TritonLaunch:
     """Rows of one kind. Device tables are rebuilt when an address, a size or an option changes."""
 
@@ -143,11 +179,14 @@ class TritonLaunch:
         self.constants = constants(kind)
         threads = warp_size()
         self.options = {name: options(kind, name, threads) for name in self.constants}
-        self.addresses: list[tuple[int, ...]] = []
+        self.ready: dict[str, Ready] = {}
+        # numel, offset and the addresses of the columns: what is on the device as self.table
+        self.host = np.empty((0, 2 + len(kind.dtypes)), np.int64)
         self.numels: list[int] = []
         self.counters: list[tuple[int, ...]] = []
         self.members: list[tuple[int, int]] = []
         self.values: list[list[float]] = []
+        self.bound: list[Options] = []
 
     def bind(self, bucket: Bucket) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
@@ -158,9 +197,7 @@ class TritonLaunch:
         ]
         counters = [tuple(c.data_ptr() for c in row.counters) for row in bucket.rows]
         device = self.kind.device
-        if addresses != self.addresses or numels != self.numels:
-            table = np.column_stack([np.array(numels), np.array(addresses)]).astype(np.int64)
-            self.table = upload(table, device)
+        self._bind_rows(np.column_stack([np.array(numels), np.array(addresses)]).astype(np.int64))
         if numels != self.numels:
             firsts, spans = chunk_maps(numels)
             self.chunks = int(firsts[-1])
@@ -172,10 +209,22 @@ class TritonLaunch:
         members = [(m, r.place.number) for m, r in zip(bucket.members, bucket.rows, strict=True)]
         if members != self.members:
             self.groups = upload(np.array(members, np.int32), device)
-        self.addresses, self.numels, self.counters = addresses, numels, counters
-        self.members = members
+        self.numels, self.counters, self.members = numels, counters, members
         self._bind_options(bucket.options)
         self._hold()
+
+    def move(self, gradients: np.ndarray[Any, Any], options: list[Options]) -> None:
+        """Go on with the rows that are bound; their gradients are at these addresses now."""
+        table = self.host.copy()
+        table[:, 2 + self.kind.first[1]] = gradients
+        self._bind_rows(table)
+        self._bind_options(options)
+        self._hold()
+
+    def _bind_rows(self, table: np.ndarray[Any, Any]) -> None:
+        # the array itself must not change later: on the CPU it is the upload
+        if not np.array_equal(table, self.host):
+            self.table, self.host = upload(table, self.kind.device), table
 
     def _hold(self) -> None:
         """Let the tables outlive this stream's work, whichever stream they were made on."""
@@ -190,6 +239,8 @@ class TritonLaunch:
 
     def _bind_options(self, options: list[Options]) -> None:
         """Upload options that changed; a tensor on the device is copied there, not read here."""
+        if len(self.bound) == len(options) and all(map(is_, options, self.bound)):
+            return
         there = [
             (i, j, option)
             for i, group in enumerate(options)
@@ -203,6 +254,8 @@ class TritonLaunch:
             self.values = values
         for i, j, option in there:
             self.hyper[i, j].copy_(option.squeeze())
+        # tuples of numbers do not change
+        self.bound = [] if there else list(options)
 
     def norm(self) -> Tensor:
         """See :class:`~fused_optim.backends.Launch`."""
@@ -250,10 +303,10 @@ class TritonLaunch:
         guard = contextlib.nullcontext()
         if device.type != "cpu":  # a launch goes to the current device, whatever its arguments
             guard = torch.get_device_module(device).device(device)
+        if name not in self.ready:
+            self.ready[name] = Ready(kernel, {**self.constants[name], **self.options[name]})
         with guard:
-            kernel[(programs,)](  # type: ignore[index]
-                *args, **self.constants[name], **self.options[name]
-            )
+            self.ready[name].launch(programs, *args)
 
 
 assert len(COMMON_OPTIONS) == 9  # what the kernel begin reads

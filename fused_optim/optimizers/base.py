@@ -12,11 +12,12 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from fused_optim import formats, options, tensors
-from fused_optim.backends import Kind, Options, Scaler, resolve
+from fused_optim.backends import Kind, NotCompiled, Options, Scaler, resolve
 from fused_optim.layout import Place, Row, make_row
+from fused_optim.optimizers.again import Last
 from fused_optim.optimizers.average import Average
 from fused_optim.optimizers.kept import Group as Group
-from fused_optim.optimizers.kept import Shard
+from fused_optim.optimizers.kept import Shard, completed
 from fused_optim.plan import Plan, kind_of
 from fused_optim.rules.common import Rule
 
@@ -49,6 +50,7 @@ class FusedOptimizer(Average):
     def _forget(self) -> None:
         """Drop what must not travel with a copy: addresses, results, resolved backends."""
         self._plan = Plan()
+        self._last = None
         self._report: Tensor | None = None
         self._swapped: dict[Tensor, Tensor] | None = None
         self._written: dict[Tensor, int] = {}
@@ -57,7 +59,7 @@ class FusedOptimizer(Average):
         self._has_warned = False
         self._resolved: dict[tuple[str, torch.device], str] = {}
 
-    # ---- what a subclass says
+    # ---- what a subclass says, by the entries of the group alone: it is asked when one changes
 
     def hyper(self, group: Group) -> tuple[Any, ...]:
         """The options of the rule, in the order of ``rule(group).hyper``."""
@@ -242,17 +244,50 @@ class FusedOptimizer(Average):
     # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
     @_disable_dynamo
     def _update(self) -> None:
+        # GradScaler sets these around a step
+        scaler = Scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        # a step that fails leaves nothing to go on from
+        last, self._last = self._last, None
+        if last is None or not self._goes_on(last, scaler):
+            last = self._update_anew(scaler)
+        self._last = last
+        self._warn_of_stalling()
+
+    def _goes_on(self, last: Last, scaler: Scaler) -> bool:
+        """A step with what was made for the last one; False, and nothing done, if it cannot be."""
+        same = last.same(self)
+        if same is None:
+            return False
+        try:
+            self._report = self._plan.again(same, last.options, last.measures, scaler)
+        except NotCompiled:
+            return False
+        last.note(same.params, self._written)
+        return True
+
+    def _update_anew(self, scaler: Scaler) -> Last | None:
+        """A step that looks at everything; what the next one may go on from."""
         skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
         values = [self._options(group, skips) for group in self.param_groups]
         rows = self.prepared()
         self._counted = sum(
             row.columns[0].numel() for kind, row in rows if kind.counts
         )  # what self.stalled is a share of
-        # GradScaler sets these around a step
-        scaler = Scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        self._report = self._plan.step(rows, values, self.measures(), scaler)
+        try:
+            self._report = self._plan.step(rows, values, self.measures(), scaler)
+        except NotCompiled as reason:  # and nothing has been changed
+            self._compile_no_more(reason)
+            rows = self.prepared()
+            self._report = self._plan.step(rows, values, self.measures(), scaler)
         self._note_written()
-        self._warn_of_stalling()
+        return Last.of(self, rows, values)
+
+    def _compile_no_more(self, reason: NotCompiled) -> None:
+        """Leave the CPU to the reference, unless the user asked for the compiled backend."""
+        if any(name == "compiled" for name, _ in self._resolved):
+            raise reason
+        warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=5)
+        self._resolved[("auto", torch.device("cpu"))] = "reference"
 
     def measures(self) -> bool:
         """Whether a step needs the norm, and so reads the gradients once more."""
@@ -280,7 +315,7 @@ class FusedOptimizer(Average):
         found = []
         number = itertools.count()
         for index, group in enumerate(self.param_groups):
-            rule = _completed(self.rule(group), group)
+            rule = completed(self.rule(group), group)
             for param in group["params"]:
                 place = next(number)
                 if param.grad is None:
@@ -294,7 +329,8 @@ class FusedOptimizer(Average):
     def _backend(self, name: str, device: torch.device) -> str:
         key = (name, device)
         if key not in self._resolved:
-            self._resolved[key] = resolve(name, device)
+            numel = sum(param.numel() for param in self._params() if param.device == device)
+            self._resolved[key] = resolve(name, device, numel)
         return self._resolved[key]
 
     def _options(self, group: Group, any_skips: bool) -> Options:
@@ -352,17 +388,6 @@ class FusedOptimizer(Average):
             return value
         state[name] = torch.as_tensor(value, dtype=dtype).to(param.device, copy=True)
         return cast(Tensor, state[name])
-
-
-def _completed(rule: Rule, group: Group) -> Rule:
-    """``rule`` with the slot of the average, and a count of steps where something asks for it."""
-    if group["ema_decay"] is not None:
-        rule = rule._replace(slots=(*rule.slots, "ema"))
-    keyed = formats.is_keyed(group["weights"], group["states"])
-    # the first value of an average is the parameter, and noise differs from step to step
-    if group["ema_decay"] is not None or keyed:
-        rule = rule._replace(counters=rule.counters or ("step",))
-    return rule
 
 
 def _count_dtype(step: Any) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fused_optim import formats, options, storage
 from fused_optim.codecs import BLOCK, Codec
 from fused_optim.optimizers import checkpoint
+from fused_optim.optimizers.again import Last
 from fused_optim.rules.common import Rule
 
 Group = dict[str, Any]
@@ -28,6 +29,17 @@ class Shard(NamedTuple):
     numel: int
 
 
+def completed(rule: Rule, group: Group) -> Rule:
+    """``rule`` with the slot of the average, and a count of steps where something asks for it."""
+    if group["ema_decay"] is not None:
+        rule = rule._replace(slots=(*rule.slots, "ema"))
+    keyed = formats.is_keyed(group["weights"], group["states"])
+    # the first value of an average is the parameter, and noise differs from step to step
+    if group["ema_decay"] is not None or keyed:
+        rule = rule._replace(counters=rule.counters or ("step",))
+    return rule
+
+
 class Kept(torch.optim.Optimizer):
     """What knows how values are kept.
 
@@ -35,14 +47,23 @@ class Kept(torch.optim.Optimizer):
         _written: how often each parameter with something beside it had been written, by the counts
             of autograd, after our last step.
         _shards: see :meth:`shard`.
+        _last: what the last step was made from, if the next can go on from it.
     """
 
+    _wide_counters = False  # whether a checkpoint of torch's kind keeps their float64
     _written: dict[Tensor, int]
     _shards: dict[Tensor, Shard]
+    _last: Last | None
 
     def rule(self, group: Group) -> Rule:
         """The rule that the options of ``group`` select."""
         raise NotImplementedError
+
+    def _selection(self, group: Group) -> tuple[Any, ...]:
+        """What selects the kinds of the group's rows."""
+        names = ("backend", "weights", "states", "count_stalled")
+        chosen = [group[name] for name in names]
+        return (self.rule(group), *chosen, group["ema_decay"] is None)
 
     def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor | None:
         """The state called ``slot`` before the first step of ``param``; None is zeros."""
@@ -70,6 +91,7 @@ class Kept(torch.optim.Optimizer):
             bounds = f"a multiple of {BLOCK} in [0, {numel - param.numel()}]"
             raise ValueError(f"offset must be {bounds}, and index >= 0, got {offset}, {index}")
         self._shards[param] = Shard(index, offset, numel)
+        self._last = None  # which has the places of before
 
     def _params(self) -> Iterator[Tensor]:
         return (param for group in self.param_groups for param in group["params"])
@@ -112,7 +134,10 @@ class Kept(torch.optim.Optimizer):
         found = {}
         for group in self.param_groups:
             own = formats.WEIGHTS[group["weights"]].codec is formats.PLAIN
-            names = (*self.rule(group).slots, "ema") if group["states"] == "param" and own else ()
+            rule = self.rule(group)
+            counters = () if self._wide_counters else rule.counters
+            as_torch = group["states"] == "param" and own
+            names = (*rule.slots, *counters, "ema") if as_torch else ()
             found.update(dict.fromkeys(group["params"], names))
         return found
 

@@ -17,6 +17,8 @@ from fused_optim.rules.common import Rule
 class ScheduleFree(FusedOptimizer):
     """What both share: two modes, and the weights of the average."""
 
+    _wide_counters = True
+
     def momentum(self, group: Group) -> float:
         """The share of the average x in y."""
         raise NotImplementedError

@@ -67,7 +67,8 @@ class Rule(NamedTuple):
 
 def root(x: Tensor) -> Tensor:
     """IEEE square root; ``torch.sqrt`` on the CPU is one bit off for every sixth number."""
-    if x.device.type == "cpu":
+    # what torch.compile makes of it is IEEE
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         with np.errstate(invalid="ignore"):  # of a negative number: NaN, without a warning
             return torch.from_numpy(np.sqrt(x.numpy()))
     return x.sqrt()
@@ -141,24 +142,27 @@ class Gradient(NamedTuple):
         limit: no element is larger than this.
         l2: weight of ``p``, the gradient of ``l2 / 2 * sum(p ** 2)``.
         l1: weight of ``sign(p)``, the gradient of ``l1 * sum(abs(p))``.
+
+    One of the last three that is a tensor is on: :mod:`~fused_optim.backends.compiled` has these.
     """
 
     factor: Tensor
-    limit: float
-    l2: float
-    l1: float
+    limit: float | Tensor
+    l2: float | Tensor
+    l1: float | Tensor
 
 
 def gradient(g: Tensor, p: Tensor, common: Gradient) -> Tensor:
     """The gradient a rule sees: scaled, clipped by value, with the L2 and L1 terms."""
-    g = common.factor * g
-    if common.limit < torch.inf:
-        g = g.clamp(-common.limit, common.limit)
+    factor, limit, l2, l1 = common
+    g = factor * g
+    if isinstance(limit, Tensor) or limit < torch.inf:
+        g = g.clamp(-limit, limit)  # type: ignore[arg-type]
     # a term that is off is left out: 0 * inf would be NaN
-    if common.l2 != 0:
-        g = g + common.l2 * p
-    if common.l1 != 0:
-        g = g + common.l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype))
+    if isinstance(l2, Tensor) or l2 != 0:
+        g = g + l2 * p
+    if isinstance(l1, Tensor) or l1 != 0:
+        g = g + l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype))
     return g
 
 

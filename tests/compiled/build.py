@@ -110,7 +110,11 @@ FORMATS: dict[str, Callable[[Rule], Kind]] = {
     "fp32-ema": averaged(torch.float32),
     "fp32-int8": kept(torch.float32, "plain", "int8"),
 }
-FORMATS |= {"-".join(names.values()): kept(torch.bfloat16, **names) for names in KEPT[1:]}
+KEPT_NAMES = {"-".join(names.values()): names for names in KEPT[1:]}
+FORMATS |= {name: kept(torch.bfloat16, **names) for name, names in KEPT_NAMES.items()}
+# those that differ from the first in their dtypes alone
+DTYPES = [name for name in FORMATS if "int8" not in name and name not in KEPT_NAMES][1:]
+CODECS = [name for name in FORMATS if name not in DTYPES]
 
 
 class Build(NamedTuple):
@@ -170,17 +174,17 @@ def made(build: Build) -> CompiledKernel:
 
 
 def _pairs() -> Iterator[Build]:
-    """Every pair of rule, format and target, in as few builds as are easily found."""
-    rules, formats, targets = list(RULES), list(FORMATS), list(TARGETS)
+    """Every rule in every format that is not only another dtype, and on every target."""
+    rules, targets = list(RULES), list(TARGETS)
     for i, rule in enumerate(rules):
-        for j, name in enumerate(formats):
+        turn = len(targets) - len(CODECS)
+        dtypes = [DTYPES[(turn * i + k) % len(DTYPES)] for k in range(turn)]
+        for j, name in enumerate([*CODECS, *dtypes]):
             yield Build(rule, name, targets[(i + j) % len(targets)])
-        for k in range(len(formats), len(targets)):
-            yield Build(rule, formats[(i + k) % len(formats)], targets[(i + k) % len(targets)])
 
 
 def aligned_builds() -> list[Build]:
-    """The update kernel where addresses are aligned: every pair of rule, format and target."""
+    """The update kernel where addresses are aligned."""
     found = list(_pairs())
     seen = {(build.format, build.target) for build in found}
     found += [
@@ -193,9 +197,9 @@ def aligned_builds() -> list[Build]:
 
 
 def unaligned_builds() -> list[Build]:
-    """The same with addresses that are only element-aligned: format and target, and each rule."""
-    rules = list(RULES)
-    pairs = [(name, target) for name in FORMATS for target in TARGETS]
+    """The same with addresses that are only element-aligned: each rule, format and target."""
+    rules, targets = list(RULES), list(TARGETS)
+    pairs = [(name, targets[(i + 3 * k) % 9]) for i, name in enumerate(FORMATS) for k in range(3)]
     return sorted(
         Build(rules[i % len(rules)], name, target, aligned=False)
         for i, (name, target) in enumerate(pairs)

@@ -1,0 +1,47 @@
+"""A kernel that is launched past Triton is the one that Triton would launch.
+
+Tried by hand: the alignment left out of what is compared.
+"""
+
+import itertools
+
+import pytest
+import torch
+from compiled.build import kind_of
+from models import RULES
+
+from fused_optim.backends.triton import OPTIONS, Ready, constants
+from fused_optim.kernels.begin import begin
+
+ARGUMENTS = list(itertools.product([True, False], [True, False], [1, 16, 17]))
+
+
+def arguments(device, there, aligned, rows):
+    """Those of the kernel begin without a norm and without counters."""
+    memory = torch.zeros(64, dtype=torch.float32, device=device)
+    found_inf = memory[0 if aligned else 1 :][:1] if there else None
+    groups = torch.zeros(rows, 2, dtype=torch.int32, device=device)
+    hyper = torch.ones(1, 64, dtype=torch.float64, device=device)
+    scalars = torch.zeros(rows, 64, device=device)
+    return None, None, groups, hyper, None, found_inf, scalars, None, 0, rows
+
+
+def test_the_kernel_is_tritons_choice(device, monkeypatch):
+    rule = next(rule for rule in RULES.values() if not rule.counters)
+    fixed = {**constants(kind_of(rule, torch.float32))["begin"], **OPTIONS}
+    ready, launched = Ready(begin, fixed), []
+    with device.on():
+        made = [arguments(device.torch, *which) for which in ARGUMENTS]
+        for args in made:  # Triton launches each sort of arguments once
+            ready.launch(1, *args)
+        chosen = [begin.warmup(*args, grid=(1,), **fixed) for args in made]
+        assert len(set(map(id, chosen))) == len(ready.compiled) == 3
+        monkeypatch.setattr(type(begin), "run", lambda *args, **options: pytest.fail("by Triton"))
+        kernel = type(chosen[0])
+        original = kernel.__getitem__
+        spy = lambda self, grid: launched.append(self) or original(self, grid)  # noqa: E731
+        monkeypatch.setattr(kernel, "__getitem__", spy)
+        for args in made:
+            ready.launch(1, *args)
+    assert launched == chosen
+    assert all((args[6] != 0).any() for args in made)

@@ -1,0 +1,316 @@
+"""The step after a step: what it goes on from, and that it sees whatever has changed.
+
+Every event happens to two optimizers. One goes on from its last step where it can, the other looks
+at everything in each step; they must have the same bits. Tried by hand: each comparison in
+fused_optim/optimizers/again.py left out.
+"""
+
+import copy
+import gc
+import pickle
+import weakref
+from unittest import mock
+
+import pytest
+import torch
+from changes import EVENTS, params_of
+from closeness import assert_same_bits
+from models import give, parameters, state_of, values
+from torch.nn import Parameter
+
+from benchmarks.allocation import tensor_allocations
+from fused_optim import SGD, AdamW
+from fused_optim.backends import NotCompiled
+from fused_optim.optimizers import again
+from fused_optim.optimizers.base import FusedOptimizer
+
+SHAPES = [(40,), (3, 50), (40,), (8, 9)]
+LARGE = [(40,), (41, 100), (40,), (8, 9)]  # one that is large enough for scales
+FORMATS = {"weights": "split", "states": "int8", "ema_decay": 0.5}
+SETUPS = {"fp32": (torch.float32, SHAPES, {}), "formats": (torch.bfloat16, LARGE, FORMATS)}
+# the interpreter is slow, and the formats are the same to either backend
+RUNS = [("fp32", "reference"), ("fp32", "triton"), ("formats", "reference")]
+BACKENDS = ["reference", "triton"]
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """The optimizers that have looked at everything, one entry a step."""
+    steps = []
+    original = FusedOptimizer._update_anew
+
+    def spy(self, scaler):
+        steps.append(self)
+        return original(self, scaler)
+
+    monkeypatch.setattr(FusedOptimizer, "_update_anew", spy)
+    return steps
+
+
+class Twins:
+    """An optimizer that goes on, and one that starts anew in each step."""
+
+    def __init__(self, setup, backend):
+        self.dtype, shapes, options = SETUPS[setup]
+        options = {**options, "lr": 0.1, "max_grad_norm": 1.0, "backend": backend}
+        starts = values(shapes, self.dtype)
+        self.optimizers = []
+        for _ in range(2):
+            params = parameters(starts)
+            groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1}]
+            self.optimizers.append(AdamW(groups, **options))
+        self.seed = 0
+
+    def step(self, give=True):
+        self.seed += 1
+        for anew, optimizer in enumerate(self.optimizers):
+            if anew:
+                optimizer._last = None
+            params = params_of(optimizer)
+            grads = values([p.shape for p in params], self.dtype, self.seed)
+            for param, grad in zip(params, grads, strict=True):
+                if give and param.requires_grad:
+                    param.grad = grad.to(param.dtype)
+            optimizer.step()
+        self.compare()
+
+    def compare(self):
+        first, second = self.optimizers
+        for i, pair in enumerate(zip(params_of(first), params_of(second), strict=True)):
+            assert_same_bits(f"parameter {i}", *(param.detach() for param in pair))
+            states = [state_of(o, p) for o, p in zip(self.optimizers, pair, strict=True)]
+            assert list(states[0]) == list(states[1])
+            for name in states[0]:
+                assert_same_bits(f"{name} of {i}", *(state[name] for state in states))
+
+
+@pytest.mark.parametrize(("setup", "backend"), RUNS)
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_change_is_seen(event, setup, backend, full):
+    twins = Twins(setup, backend)
+    change, goes_on = EVENTS[event]
+    for _ in range(2):
+        twins.step()
+    assert full.count(twins.optimizers[0]) == 1
+    for optimizer in twins.optimizers:
+        before = copy.copy(optimizer.state)  # so that no address is given out again
+        change(optimizer)
+        for param in params_of(optimizer):
+            if not param.requires_grad:
+                param.grad = None
+    full.clear()
+    twins.step()
+    del before
+    if goes_on is None:
+        goes_on = setup == "fp32"
+    # another backend is none where it is the same
+    assert (twins.optimizers[0] not in full) == (goes_on or event == backend)
+    twins.step()
+
+
+GRADIENTS = {
+    "in place": (lambda param, seed: param.grad.fill_(seed), True),
+    "at a new address": (lambda param, seed: param.grad.clone() * seed, True),
+    "misaligned": (
+        lambda param, seed: torch.cat([param.grad.flatten()[:1], param.grad.flatten()])[1:].view(
+            param.shape
+        ),
+        False,
+    ),
+    "strided": (lambda param, seed: param.grad.t().contiguous().t(), False),
+    "smaller strides": (lambda param, seed: param.grad[:1].expand(param.shape), False),
+}
+
+
+@pytest.mark.parametrize(("setup", "backend"), RUNS)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_another_gradient_is_seen(name, setup, backend, full):
+    """Each in turn for one parameter, then for all."""
+    twins = Twins(setup, backend)
+    change, goes_on = GRADIENTS[name]
+    twins.step()
+    twins.step()
+    for places in ([1], [1, 3]):
+        full.clear()
+        for optimizer in twins.optimizers:
+            for i in places:
+                param = params_of(optimizer)[i]
+                param.grad = change(param, 2.0)
+        twins.step(give=False)
+        assert (twins.optimizers[0] not in full) == goes_on
+        twins.step(give=False)  # from such a gradient to such a gradient
+        twins.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_comes_and_goes(backend, full):
+    twins = Twins("fp32", backend)
+    last = None
+    for absent in ([], [1], [1], [], [0, 2], [0, 2], [1, 2]):
+        full.clear()
+        for optimizer in twins.optimizers:
+            for i, param in enumerate(params_of(optimizer)):
+                param.requires_grad_(i not in absent)
+                param.grad = None
+        twins.step()
+        assert (twins.optimizers[0] not in full) == (absent == last)
+        last = absent
+
+
+def test_a_gradient_of_another_dtype(full):
+    twins = Twins("fp32", "triton")
+    twins.step()
+    for optimizer in twins.optimizers:
+        param = params_of(optimizer)[2]
+        param.grad = None
+        param.grad_dtype = torch.bfloat16
+        param.grad = torch.ones(param.shape, dtype=torch.bfloat16)
+    full.clear()
+    twins.step(give=False)
+    assert twins.optimizers[0] in full
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_does_not_fit_is_refused_as_ever(backend):
+    """At the address of before, with another shape: a kernel would not notice."""
+    twins = Twins("fp32", backend)
+    twins.step()
+    (optimizer, _), small = twins.optimizers, torch.zeros(20)
+    param = params_of(optimizer)[0]
+    state = optimizer.state[param]
+    kept = state["exp_avg"]
+    state["exp_avg"] = kept[:20]
+    with pytest.raises(ValueError, match="exp_avg"):
+        optimizer.step()
+    state["exp_avg"] = kept
+    optimizer.step()
+    param.data = param.data[:20]
+    with pytest.raises(ValueError, match="gradient"):
+        optimizer.step()
+    param.grad = small
+    with pytest.raises(ValueError, match="exp_avg"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("travel", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_goes_its_own_way(travel):
+    """It must not write to the memory of the original."""
+    twins = Twins("fp32", "triton")
+    twins.step()
+    before = copy.deepcopy([params_of(optimizer) for optimizer in twins.optimizers])
+    originals, twins.optimizers = twins.optimizers, travel(twins.optimizers)
+    twins.step()
+    twins.step()
+    for optimizer, expected in zip(originals, before, strict=True):
+        for param, other in zip(params_of(optimizer), expected, strict=True):
+            assert torch.equal(param, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_failed_step_leaves_nothing_to_go_on_from(backend, full):
+    twins = Twins("fp32", backend)
+    twins.step()
+    full.clear()
+    with mock.patch("torch.autograd.graph.increment_version", side_effect=OSError("stop")):
+        for optimizer in twins.optimizers:
+            with pytest.raises(OSError, match="stop"):
+                optimizer.step()
+    twins.step()
+    assert full.count(twins.optimizers[0]) == 1
+
+
+def test_what_cannot_be_compiled_is_done_anew(full):
+    twins = Twins("fp32", "reference")
+    twins.step()
+    full.clear()
+    with mock.patch("fused_optim.plan.Plan.again", side_effect=NotCompiled("stop")):
+        twins.step()
+    assert full.count(twins.optimizers[0]) == 1
+
+
+def test_versions_move_each_step(full):
+    """Autograd must see every step, and a later edit of a split weight is still seen as one."""
+    param = Parameter(torch.ones(5000, dtype=torch.bfloat16))
+    optimizer = AdamW([param], weights="split", backend="reference")
+    for _ in range(3):
+        param.grad = torch.ones_like(param)
+        version = param._version
+        optimizer.step()
+        assert param._version > version
+        assert optimizer._written[param] == param._version
+    assert len(full) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_kept_alive(backend, full):
+    """Neither what the step before has seen, nor what the last one has."""
+    params = parameters(values(SHAPES, torch.float32))
+    optimizer = AdamW(params, lr=torch.tensor(0.1), backend=backend)
+    seen = []
+    for _ in range(3):
+        give(params, values(SHAPES, torch.float32))
+        seen += [weakref.ref(param.grad) for param in params]
+        optimizer.step()
+    assert len(full) == 1
+    tensors = [*params, *(t for state in optimizer.state.values() for t in state.values())]
+    seen += map(weakref.ref, [*tensors, optimizer.param_groups[0]["lr"]])
+    del tensors
+    optimizer.zero_grad()
+    optimizer.state.clear()
+    optimizer.param_groups[0]["params"].clear()
+    optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] = 0.1
+    params.clear()
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * len(seen)
+
+
+def test_allocations_do_not_grow_with_the_tensors(full):
+    """As many tensors for 300 parameters as for 10."""
+    counts = []
+    for tensors in (10, 300):
+        params = parameters(values([(5,)] * tensors, torch.float32))
+        optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend="triton")
+        with mock.patch("fused_optim.backends.triton.TritonLaunch._run"):
+            for _ in range(2):
+                give(params, [torch.ones(5)] * tensors)
+                optimizer.step()
+            counts.append(sum(size > 0 for size in tensor_allocations(optimizer.step)))
+    assert counts[0] == counts[1] > 0
+    assert len(full) == 2
+
+
+# what a tensor can differ in
+FACTS = {
+    "dtype": lambda x: x.view(torch.int32),
+    "shape": lambda x: x[:3],
+    "strides": lambda x: x.t(),
+    "device": lambda x: x.to("meta"),
+    "type": lambda x: Parameter(x, requires_grad=False),
+    "layout": lambda x: x.to_sparse(),
+    "negative": lambda x: torch._neg_view(x),
+    "nothing": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("guards", [True, False])
+@pytest.mark.parametrize("fact", FACTS)
+def test_tensors_are_told_apart(fact, guards, monkeypatch):
+    """By what torch has for it, and without."""
+    if not guards:
+        monkeypatch.setattr(again, "GUARDS", None)
+    assert guards == (again.GUARDS is not None), "this torch lacks it: steps take longer"
+    first, second = torch.zeros(4, 4), torch.ones(4, 4)
+    same = again.alike([first, second])
+    gone = weakref.ref(first)
+    assert same(second.clone(), first)
+    assert not same(first, FACTS[fact](second))
+    del first
+    assert gone() is None
+
+
+def test_without_the_guards_of_torch(monkeypatch, full):
+    monkeypatch.setattr(again, "GUARDS", None)
+    twins = Twins("formats", "triton")
+    for _ in range(3):
+        twins.step()
+    assert full.count(twins.optimizers[0]) == 1
