@@ -118,8 +118,10 @@ def test_the_last_element_after_two_to_the_24(device):
         assert driver.launches[-1].grid[0] == 2**24 // BLOCK + 1
 
 
-def test_a_hundred_thousand_tensors(device, record_property):
+def test_a_hundred_thousand_tensors(device, record_property, monkeypatch):
     """In three launches, each row with its own size and group; some blocks are executed."""
+    # the programs of the norm that are not executed leave their partial sums as they find them
+    monkeypatch.setattr(torch, "empty", torch.zeros)
     count = 100_000
     memory = torch.ones(count, 4, device=device.torch)
     grads = (torch.arange(4 * count, device=device.torch) % 8 / 8.0).view(count, 4)
