@@ -32,8 +32,9 @@ def test_split_is_a_float32_master(case):
     start = torch.cat([values([50], BF16)[0], special.repeat_interleave(len(SPECIAL))])
     runs = {name: parameters([start]) for name in ("master", "split")}
     optimizers = {n: case.fused(params, weights=n, **options) for n, params in runs.items()}
+    grads = [values([len(start)], BF16, seed)[0] for seed in range(20)]
     for step in range(1000):
-        grad = values([len(start)], BF16, step)[0]
+        grad = grads[step % 20].clone()
         if step == 500:
             grad[50:] = special.repeat(len(SPECIAL))
         for name, params in runs.items():
