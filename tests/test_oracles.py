@@ -133,7 +133,7 @@ def assert_same_path(make, other, grads=None):
 
 
 def test_ademamix_without_its_slow_average_is_adamw():
-    shared = {"lr": 0.03, "eps": 1e-3, "weight_decay": 0.3}
+    shared = {"lr": 0.03, "eps": 1e-3, "weight_decay": 0.3, "backend": "reference"}
     assert_same_path(
         lambda p: AdEMAMix(p, betas=(0.9, 0.99, 0.999), alpha=0.0, **shared),
         lambda p: AdamW(p, betas=(0.9, 0.99), **shared),
@@ -142,7 +142,7 @@ def test_ademamix_without_its_slow_average_is_adamw():
 
 def test_ademamix_with_a_beta1_of_zero_is_its_limit():
     """The rule that keeps no fast average, and the rule that keeps one."""
-    options = {"lr": 0.03, "alpha_warmup": 30, "eps": 1e-3}
+    options = {"lr": 0.03, "alpha_warmup": 30, "eps": 1e-3, "backend": "reference"}
     assert_same_path(
         lambda p: AdEMAMix(p, betas=(0.0, 0.99, 0.999), **options),
         lambda p: AdEMAMix(p, betas=(1e-300, 0.99, 0.999), **options),
@@ -151,7 +151,7 @@ def test_ademamix_with_a_beta1_of_zero_is_its_limit():
 
 def test_adan_without_differences_is_adamw():
     """With a second beta of 0 no difference of gradients enters the step."""
-    shared = {"lr": 0.03, "eps": 1e-3, "weight_decay": 0.3}
+    shared = {"lr": 0.03, "eps": 1e-3, "weight_decay": 0.3, "backend": "reference"}
     assert_same_path(
         lambda p: Adan(p, betas=(0.9, 0.0, 0.99), no_prox=True, **shared),
         lambda p: AdamW(p, betas=(0.9, 0.99), **shared),
@@ -162,7 +162,7 @@ def test_adan_of_a_constant_gradient_has_no_differences():
     start = values(SHAPES, torch.float64)
     constant = [values(SHAPES, torch.float64, seed=1)] * STEPS
     params = parameters(start)
-    optimizer = Adan(params, 0.03, eps=1e-3)
+    optimizer = Adan(params, 0.03, eps=1e-3, backend="reference")
     run(optimizer, params, constant)
     assert all(not optimizer.state[p]["exp_avg_diff"].any() for p in params)
     expected = [
