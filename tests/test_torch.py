@@ -1,4 +1,4 @@
-"""Against torch.optim, 50 steps of the reference: as close to float64 as torch itself, in every dtype.
+"""The reference against torch.optim, 50 steps: as close to float64 as torch, in every dtype.
 
 The exact run is torch.optim in float64 on the same parameters and gradients. What this guards, each
 tried by hand: a step that does nothing, decoupled decay where L2 is meant and the reverse, a
