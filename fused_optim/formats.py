@@ -111,16 +111,20 @@ def formats(
     A parameter of float32 or more is all there is to its value, whatever ``weights`` says.
     """
     weight = WEIGHTS[weights].codec if dtype in HALVES else PLAIN
-    slots = [_of_slot(rule, slot, small, weight, states) for slot in rule.slots]
+    place = PLAIN
+    if weight is not PLAIN or states != "param":
+        # it moves by little, as the parameter does, and has nothing beside it to keep it
+        place = PLAIN._replace(columns=(Column(dtype=torch.promote_types(dtype, torch.float32)),))
+    slots = [
+        place if slot in (*rule.exact, "ema") else _of_slot(rule, slot, small, states)
+        for slot in rule.slots
+    ]
     return (weight, PLAIN, *slots)
 
 
-def _of_slot(rule: Rule, slot: str, small: bool, weight: Codec, states: str) -> Codec:
+def _of_slot(rule: Rule, slot: str, small: bool, states: str) -> Codec:
     pair = STATES[states]
     codec = pair.unsigned if slot in dict(rule.unsigned) else pair.signed
-    if slot in rule.exact or slot == "ema":
-        # a place moves by little, as the parameter does, and has nothing beside it to keep it
-        return PLAIN if codec is PLAIN and weight is PLAIN else FP32
     if small and any(column.block > 1 for column in codec.columns):
         return FP32
     return codec

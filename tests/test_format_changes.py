@@ -180,6 +180,29 @@ def test_a_float32_run_takes_up_a_bf16_run():
     assert "remainder" not in resumed.state[wide[0]]
 
 
+def test_an_optimizer_without_states_takes_up_a_weight_too():
+    start, grads = values([50], BF16), random_grads([50], 3)
+    params, optimizer = trained(start, grads, {"weights": "split", "lr": 1e-3}, fused_optim.SGD)
+    wide = [Parameter(params[0].detach().float())]
+    resumed = fused_optim.SGD(wide, lr=0.0)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed.param_groups[0]["lr"] = 0.0
+    wide[0].grad = torch.zeros_like(wide[0])
+    resumed.step()
+    assert_same_bits("param", wide[0].detach(), weight(optimizer, params[0]))
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32, torch.float64], ids=str)
+def test_a_place_is_kept_as_wide_as_the_parameter_or_wider(dtype):
+    """The average and z move by as little as the parameter does."""
+    options = {"states": "int8", "ema_decay": 0.9}
+    start, grads = values([5000], dtype), random_grads([5000], 1, dtype)
+    params, optimizer = trained(start, grads, options, fused_optim.ScheduleFreeAdamW)
+    for name in ("z", "ema"):
+        wide = torch.promote_types(dtype, torch.float32)
+        assert optimizer.state[params[0]][name].dtype is wide
+
+
 def test_channels_last_codes_follow_their_layout():
     """Codes are in the order of memory: another layout needs other scales."""
     start = values([(4, 64, 8, 8)], BF16)[0]

@@ -100,6 +100,18 @@ def _register_reader(instruction: Instruction, name: str, dtype: np.dtype) -> Re
     return read
 
 
+def without_holes(batch: "Batch", name: str, taken: int, read: Read) -> Array:
+    """What ``read`` finds in a register of which only the bits ``taken`` are used."""
+    holes = batch.holes.get(name, 0)
+    if holes & taken == 0:
+        batch.holes.pop(name, None)  # for this reader alone
+    try:
+        return read(batch)
+    finally:
+        if holes:
+            batch.holes[name] = holes
+
+
 def narrow_reader(instruction: Instruction, operand: str, kind: str) -> Read:
     """Like reader, but a register may be wider than the type: its low bits are read."""
     dtype = stored(kind)

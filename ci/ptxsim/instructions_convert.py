@@ -16,6 +16,7 @@ from .decode import (
     narrow_reader,
     opcode,
     reader,
+    without_holes,
 )
 from .errors import Unsupported
 from .formats import FLOATS, INTEGERS, stored
@@ -60,16 +61,19 @@ def _unpack(instruction: Instruction) -> Execute:
     read = reader(instruction, source, stored(instruction.type))
 
     def execute(batch: "Batch", mask: Mask) -> None:
-        holes = batch.holes.get(source, [])
-        if all(names[index] == "_" for index in holes):
-            batch.holes.pop(source, None)  # for this reader alone
-        parts = np.ascontiguousarray(read(batch))[..., None].view(part)
+        taken = [_bits(part, index) for index, name in enumerate(names) if name != "_"]
+        whole = without_holes(batch, source, sum(taken), read)
+        parts = np.ascontiguousarray(whole)[..., None].view(part)
         for index, name in enumerate(names):
             batch.write(name, np.ascontiguousarray(parts[..., index]), mask)
-        if holes:
-            batch.holes[source] = holes
 
     return execute
+
+
+def _bits(part: np.dtype, index: int) -> int:
+    """The bits of a register that this part of it has."""
+    size = 8 * part.itemsize
+    return ((1 << size) - 1) << (size * index)
 
 
 def _is_unwritten(batch: "Batch", name: str) -> bool:
@@ -84,12 +88,12 @@ def _pack(instruction: Instruction) -> Execute:
 
     def execute(batch: "Batch", mask: Mask) -> None:
         # the compiler fills a part that it does not need with any register
-        holes = [i for i, name in enumerate(names) if _is_unwritten(batch, name)]
+        holes = {i for i, name in enumerate(names) if _is_unwritten(batch, name)}
         empty = np.zeros((1, 1), part)
         parts = [empty if i in holes else read(batch) for i, read in enumerate(reads)]
         batch.write(to, np.stack(np.broadcast_arrays(*parts), axis=-1).view(whole)[..., 0], mask)
         if holes:
-            batch.holes[to] = holes
+            batch.holes[to] = sum(_bits(part, i) for i in holes)
 
     return execute
 

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import arithmetic
-from .decode import Execute, Mask, constant, destination, elementwise, opcode, reader
+from .decode import (
+    Execute,
+    Mask,
+    constant,
+    destination,
+    elementwise,
+    opcode,
+    reader,
+    without_holes,
+)
 from .errors import Unsupported
 from .formats import stored
 from .parse import Instruction
@@ -112,7 +121,18 @@ def _shift(instruction: Instruction) -> Execute:
         # numpy shifts out everything but the sign when the amount is the width, as PTX does
         return function[instruction.opcode](x, np.minimum(amount, bits).astype(x.dtype))
 
-    return elementwise(instruction, shift, kind, "u32")
+    by = constant(instruction.operands[-1], np.dtype(np.uint32))
+    if instruction.opcode == "shl" or by is None:
+        return elementwise(instruction, shift, kind, "u32")
+    instruction.expect_operands(3)
+    to, source = destination(instruction, instruction.operands[0]), instruction.operands[1]
+    read = reader(instruction, source, stored(kind))
+    taken = ((1 << bits) - 1) >> int(by[0, 0]) << int(by[0, 0])
+
+    def shift_right(batch: "Batch", mask: Mask) -> None:
+        batch.write(to, shift(without_holes(batch, source, taken, read), by), mask)
+
+    return shift_right
 
 
 @opcode("shf")

@@ -68,8 +68,8 @@ class Batch:
     Attributes:
         numbers: of the threads, counted through the whole launch: [blocks, threads].
         registers: by name, arrays that broadcast to [blocks, threads].
-        holes: of registers packed from parts some of which nobody has written: which parts. They
-            may be dropped again when the register is unpacked, and nothing else.
+        holes: of registers packed from parts some of which nobody has written: the bits of those.
+            They may be dropped again, when the register is unpacked or shifted, and nothing else.
         special: the same for the special registers.
         copies: groups of asynchronous copies under way, the last one still open.
     """
@@ -81,7 +81,7 @@ class Batch:
         granule = launch.program.granule
         self.shared = shared or SharedMemory(len(blocks), launch.shared, launch.threads, granule)
         self.registers: dict[str, Array] = {}
-        self.holes: dict[str, list[int]] = {}
+        self.holes: dict[str, int] = {}
         self.special = self._special_registers()
         self.copies: list[list[Copy]] = [[]]
         self._position, self._steps = 0, 0

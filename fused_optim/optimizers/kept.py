@@ -145,7 +145,8 @@ class Kept(torch.optim.Optimizer):
         self, param: Tensor, codecs: tuple[Codec, ...], slots: tuple[str, ...], group: Group
     ) -> list[Tensor]:
         """Parameter, gradient and states in their formats, one tensor a column."""
-        state = self.state[param] if slots or storage.extras(codecs[0]) else {}
+        kept = slots or storage.extras(codecs[0])
+        state = self.state[param] if kept else self.state.get(param, {})
         self._fit_weight(param, state, codecs[0])
         columns: list[Any] = [param, *map(state.get, storage.extras(codecs[0])), param.grad]
         for slot, codec in zip(slots, codecs[2:], strict=True):
