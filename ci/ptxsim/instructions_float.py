@@ -1,14 +1,18 @@
 """Floating-point instructions."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import arithmetic
-from .decode import Execute, elementwise, opcode
+from .decode import Execute, Mask, elementwise, opcode
 from .errors import Unsupported
 from .formats import FLOATS
 from .parse import Instruction
+
+if TYPE_CHECKING:
+    from .machine import Batch
 
 Array = np.ndarray
 
@@ -36,7 +40,25 @@ def _calculate(instruction: Instruction, function: Callable[..., Array], count: 
         result = function(*[flush(kind.widen(operand)) for operand in operands])
         return kind.narrow(flush(result))
 
-    return elementwise(instruction, calculate, *[instruction.type] * count)
+    execute = elementwise(instruction, calculate, *[instruction.type] * count)
+    return _by_halves(instruction, execute) if instruction.type.endswith("x2") else execute
+
+
+def _by_halves(instruction: Instruction, execute: Execute) -> Execute:
+    """A half of the result that is made of what nobody wrote is one that nobody wrote."""
+    to, *sources = instruction.operands
+    size = 4 * FLOATS[instruction.type].stored.itemsize
+    halves = [((1 << size) - 1) << (size * half) for half in range(2)]
+
+    def execute_halves(batch: "Batch", mask: Mask) -> None:
+        holes = {name: batch.holes.pop(name) for name in {*sources} & batch.holes.keys()}
+        execute(batch, mask)
+        lost = sum(half for half in halves if any(bits & half for bits in holes.values()))
+        batch.holes |= {name: bits for name, bits in holes.items() if name != to}
+        if lost:
+            batch.holes[to] = lost
+
+    return execute_halves
 
 
 def _flush(instruction: Instruction) -> Callable[[Array], Array]:

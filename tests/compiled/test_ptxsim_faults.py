@@ -325,6 +325,11 @@ def test_modules_that_are_not_known_are_refused():
             "read before it is written",
             "mov.b16 %h1, 7; mov.b32 %r1, {%h2, %h1}; shr.u32 %y0, %r1, 16; mov.b32 %y0, %r1;",
         ),
+        (
+            "read before it is written",
+            "mov.b16 %h1, 7; mov.b32 %r1, {%h1, %h2}; mov.b32 %r2, {%h1, %h1};"
+            "add.rn.f16x2 %r3, %r1, %r2; mov.b32 {_, %h4}, %r3;",
+        ),
         ("division by zero", "div.s32 %y0, 1, %x0;"),
         ("trap", "mov.b32 %y0, 0; setp.eq.s32 %p1, %x0, 3; @%p1 trap;"),
         ("members", "shfl.sync.bfly.b32 %y0, %x0, 1, 31, 15;"),
@@ -346,8 +351,9 @@ def test_a_part_that_nobody_wrote_may_be_dropped():
     """The compiler packs what it does not need, and never looks at it."""
     low = "mov.b32 %r1, {%h1, %h2}; mov.b32 {%h3, _}, %r1; cvt.u32.u16 %y0, %h3;"
     high = "mov.b32 %r1, {%h2, %h1}; shr.u32 %y0, %r1, 16;"
+    added = "mov.b32 %r1, {%h1, %h2}; mov.b32 %r4, 0; add.rn.f16x2 %r2, %r1, %r4;"
     x = np.zeros(256, np.uint32)
-    for code in (low, high):
+    for code in (low, high, added + "mov.b32 {%h3, _}, %r2; cvt.u32.u16 %y0, %h3;"):
         assert (apply("mov.b16 %h1, 7; " + code, x, out=x.dtype) == 7).all()
 
 
