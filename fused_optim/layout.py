@@ -3,7 +3,7 @@
 Element ``i`` of every column belongs to element ``i`` of the parameter, whatever the strides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,22 +46,24 @@ class Row(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How to make a row from a list of tensors: where in it the columns and the counters are."""
+    """How to make a row from a list of tensors.
 
-    columns: tuple[int, ...]
-    counters: tuple[int, ...]
+    Attributes:
+        read: takes columns and counters from the list.
+        columns: how many of these are columns.
+        group: see :class:`Row`.
+        place: see :class:`Row`.
+    """
+
+    read: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+    columns: int
     group: int
     place: Place
 
     def row(self, tensors: Sequence[Tensor]) -> Row:
         """The row of these tensors, none of which needs a copy."""
-        columns, counters = self.columns, self.counters
-        return Row(
-            tuple(tensors[i] for i in columns),
-            tuple(tensors[i] for i in counters),
-            self.group,
-            self.place,
-        )
+        own = self.read(tensors)
+        return Row(own[: self.columns], own[self.columns :], self.group, self.place)
 
 
 def is_dense(tensor: Tensor) -> bool:

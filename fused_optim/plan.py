@@ -48,13 +48,13 @@ class Same(NamedTuple):
         params: those that are updated.
         tensors: all of the step, in the order that ``recipes`` know.
         gradients: int64, the address of each parameter's gradient.
-        recipes: the kind of each row, and how to make it.
+        recipes: how to make each row.
     """
 
     params: list[Tensor]
     tensors: list[Tensor]
     gradients: np.ndarray[Any, Any]
-    recipes: list[tuple[Kind, Recipe]]
+    recipes: list[Recipe]
 
 
 class Plan:
@@ -68,6 +68,7 @@ class Plan:
         stalled: what the last step counted, where it was asked to.
         rows: of each kind, which rows of the step.
         groups: of each kind, the groups that have rows of it.
+        members: of each kind, which of these each row belongs to.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class Plan:
         self.stalled: list[Tensor] = []
         self.rows: dict[Kind, list[int]] = {}
         self.groups: dict[Kind, list[int]] = {}
+        self.members: dict[Kind, list[int]] = {}
 
     def step(
         self,
@@ -107,13 +109,14 @@ class Plan:
         self, same: Same, options: Sequence[Options], measure: bool, scaler: Scaler
     ) -> Tensor | None:
         """Update the rows of the last step once more: see :meth:`step`."""
-        moves = {kind: _move(launch) for kind, launch in self.launches.items()}
-        if None in moves.values():
-            self._bind([(kind, recipe.row(same.tensors)) for kind, recipe in same.recipes], options)
-        else:
-            for kind, move in moves.items():
-                own = same.gradients if len(moves) == 1 else same.gradients[self.rows[kind]]
-                move(own, [options[group] for group in self.groups[kind]])
+        for kind, launch in self.launches.items():
+            own, values = self.rows[kind], [options[group] for group in self.groups[kind]]
+            move = getattr(launch, "move", None)
+            if move is None:
+                rows = [same.recipes[i].row(same.tensors) for i in own]
+                launch.bind(Bucket(rows, values, self.members[kind]))
+            else:  # it keeps addresses, of which only those of gradients have moved
+                move(same.gradients if len(self.rows) == 1 else same.gradients[own], values)
         answer = self._run(measure, scaler)
         _say_written(same.params)
         return answer
@@ -137,26 +140,21 @@ class Plan:
     def _bind(self, rows: Sequence[tuple[Kind, Row]], options: Sequence[Options]) -> None:
         """Give each launch its rows of this step; launches without rows are dropped."""
         buckets: dict[Kind, Bucket] = {}
-        members: dict[tuple[Kind, int], int] = {}
         self.rows, self.groups = {}, {}
         for i, (kind, row) in enumerate(rows):
-            bucket = buckets.setdefault(kind, Bucket())
-            key = (kind, row.group)
-            if key not in members:
-                members[key] = len(bucket.options)
+            if kind not in buckets:
+                buckets[kind], self.rows[kind], self.groups[kind] = Bucket(), [], []
+            bucket, groups = buckets[kind], self.groups[kind]
+            if row.group not in groups[-1:]:  # the rows of a group follow each other
+                groups.append(row.group)
                 bucket.options.append(options[row.group])
-                self.groups.setdefault(kind, []).append(row.group)
             bucket.rows.append(row)
-            bucket.members.append(members[key])
-            self.rows.setdefault(kind, []).append(i)
+            bucket.members.append(len(groups) - 1)
+            self.rows[kind].append(i)
+        self.members = {kind: bucket.members for kind, bucket in buckets.items()}
         self.launches = {kind: self.launches.get(kind) or make_launch(kind) for kind in buckets}
         for kind, bucket in buckets.items():
             self.launches[kind].bind(bucket)
-
-
-def _move(launch: Launch) -> Any:
-    """What tells a launch that only gradients have moved; None if it needs its rows anew."""
-    return getattr(launch, "move", None)
 
 
 def _say_written(params: list[Tensor]) -> None:

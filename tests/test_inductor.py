@@ -17,7 +17,7 @@ from closeness import assert_same_bits
 from models import FORMATS, exact_values, give, parameters, state_of, values
 
 from fused_optim import LAMB, SGD, AdamW, backends, formats
-from fused_optim.backends import NotCompiled, compiled, reference
+from fused_optim.backends import NotCompiled, compiled, packing, reference
 
 LARGE = 3 * compiled.LEAST + 77
 SIZES = [0, 1, 31, compiled.LEAST - 1, compiled.LEAST, LARGE]
@@ -390,4 +390,4 @@ def test_every_case_and_format(case, kept):
     run_twins(make, values([31, LARGE], dtype))
 
 
-assert reference.CHUNK <= compiled.LEAST  # packed rows are the reference's
+assert packing.SIZE <= compiled.LEAST  # packed rows are the reference's

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol
 
@@ -103,6 +104,7 @@ class Kind(NamedTuple):
         return 16 // max(dtype.itemsize for dtype in self.dtypes) if self.aligned else 1
 
 
+@dataclass
 class Bucket:
     """Rows of one kind, in one step.
 
@@ -112,10 +114,9 @@ class Bucket:
         members: index into ``options`` for each row.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self.options: list[Options] = []
-        self.members: list[int] = []
+    rows: list[Row] = field(default_factory=list)
+    options: list[Options] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)
 
 
 class NotCompiled(RuntimeError):

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from fused_optim.backends import Bucket, Kind, NotCompiled
-from fused_optim.backends.reference import Columns, Piece, ReferenceLaunch, Scalars
+from fused_optim.backends.packing import Columns
+from fused_optim.backends.reference import WHOLE, Piece, ReferenceLaunch, Scalars
 from fused_optim.codecs import Codec
 from fused_optim.rules.common import Gradient
 
 LEAST = 1 << 15  # elements: for fewer, waking the threads takes longer than the update
-WHOLE = 1 << 62  # elements: without blocks a program has no temporaries
 CACHED = 1 << 18  # elements: what a program with blocks keeps between its loops stays in cache
 BLOCK = 64
 TRIED = 1 << 18  # elements: so many that the code is made for every thread
@@ -67,7 +67,11 @@ class CompiledLaunch(ReferenceLaunch):
     def __init__(self, kind: Kind) -> None:
         super().__init__(kind)
         self.has_blocks = max(kind.blocks) > 1
-        self.chunk = CACHED if self.has_blocks else WHOLE
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a piece; without blocks a program has no temporaries."""
+        return CACHED if self.has_blocks else WHOLE
 
     def bind(self, bucket: Bucket) -> None:
         """See :class:`~fused_optim.backends.Launch`.
@@ -93,7 +97,7 @@ class CompiledLaunch(ReferenceLaunch):
         for piece in self._pieces([row.columns[span] for row in self.bucket.rows], (1,)):
             if len(piece.columns[0]) < LEAST:
                 wide = kind.codecs[1].load(piece.columns, kind.compute).double()
-                sums.append(wide.dot(wide))
+                sums.append((wide * wide).sum())
             else:
                 program = squares(kind.codecs[1], kind.dtypes[span], kind.compute, threads)
                 sums.append(program(_plain(piece.columns)).result)

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Scaler
+from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Scaler, packing
+from fused_optim.backends.packing import Columns, Packs
 from fused_optim.layout import Row
 from fused_optim.noise import random_bits, row_keys
 from fused_optim.rules.common import Gradient, averaged, clip_factor, gradient
 
-CHUNK = 1 << 15  # elements: temporaries of a rule then stay in a core's cache
-Columns = tuple[Tensor, ...]
+CHUNK = 1 << 16  # elements a thread: temporaries of a rule then stay in its core's cache
+WHOLE = 1 << 62  # elements: what is never cut
 
 
 class Scalars(NamedTuple):
@@ -29,7 +30,7 @@ class Piece(NamedTuple):
     """Consecutive elements of one row, or several small rows one after the other.
 
     Attributes:
-        columns: at most ``chunk`` elements of each.
+        columns: at most a chunk of each.
         start: the first element in its row; int64 [] where an int would be compiled in.
         restore: brings the values back to the rows.
     """
@@ -46,18 +47,25 @@ class ReferenceLaunch:
     an option that is a tensor there.
     """
 
-    chunk = CHUNK
-
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.on_cpu = kind.device.type == "cpu"
         self.spans = [slice(*ends) for ends in zip(kind.first, kind.first[1:], strict=False)]
         # rows of one key, or of whole blocks, cannot be packed into one
-        self.packs = self.on_cpu and not kind.keyed
+        self.can_pack = self.on_cpu and not kind.keyed
+        self.packs = Packs(kind.device)
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a piece."""
+        if self.kind.device.type == "meta":
+            return WHOLE  # what has no data needs no cache
+        return CHUNK * torch.get_num_threads()
 
     def bind(self, bucket: Bucket) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
         self.bucket = bucket
+        self.packs.begin()
 
     def norm(self) -> Tensor:
         """See :class:`~fused_optim.backends.Launch`."""
@@ -66,7 +74,7 @@ class ReferenceLaunch:
         sums = [torch.zeros(2, dtype=torch.float64, device=self.kind.device)]
         for piece in self._pieces(rows, self.kind.blocks[span]):
             wide = codec.load(piece.columns, self.kind.compute).double()
-            squares = wide.dot(wide)
+            squares = (wide * wide).sum()
             # on the CPU a look at the sum is free, and a finite one has no Inf or NaN in it
             finite = self.on_cpu and bool(squares.isfinite())
             sums.append(torch.stack([squares, squares * 0 if finite else (wide - wide).sum()]))
@@ -110,19 +118,22 @@ class ReferenceLaunch:
     def _advance(self, hyper: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Move the counters of the rows that are not skipped, and form step and scalars."""
         rule = self.kind.rule
-        counters = [
-            [row.counters[i].view(()) for row in self.bucket.rows]
-            for i in range(len(rule.counters))
-        ]
-        old = [torch.stack(tensors).double() for tensors in counters]
-        step = old[0] + 1.0 if old else torch.ones_like(self.skips)
-        if len(old) > 1:
-            running, h = rule.scalars(hyper, step, tuple(old[1:]))
+        if not rule.counters:
+            step = torch.ones_like(self.skips)
+            return step, tuple(rule.scalars(hyper, step))
+        rows = [row.counters for row in self.bucket.rows]
+        pack = self.packs.pack(rows)
+        restore = pack.fill(rows)
+        # copies: scalars may be one of these, and the pack is written below
+        step, *old = [column.to(torch.float64, copy=True) for column in pack.columns]
+        step += 1.0
+        if old:
+            running, h = rule.scalars(hyper, step, tuple(old))
         else:
             running, h = (), rule.scalars(hyper, step)
-        for tensors, before, after in zip(counters, old, (step, *running), strict=False):
-            moved = torch.where(self.skips == 0, after, before).to(tensors[0].dtype)
-            torch._foreach_copy_(tensors, moved.unbind())
+        for column, after in zip(pack.columns, (step, *running), strict=True):
+            column.copy_(torch.where(self.skips == 0, after.to(column.dtype), column))
+        restore()
         return step, tuple(h)
 
     def update(self) -> Tensor | None:
@@ -139,17 +150,13 @@ class ReferenceLaunch:
     def _batches(self) -> Iterator[tuple[list[Row], Scalars]]:
         """Rows that share all scalars, with those; skipped rows are left out."""
         groups: dict[Any, list[int]] = {}
-        # on the CPU a look at values is free; elsewhere each row is a batch
-        may_skip = self.may_skip and self.kind.device.type != "meta"
-        keys = self.scalars.tolist() if self.on_cpu else range(len(self.bucket.rows))
-        for i, key in enumerate(keys):
-            member = self.bucket.members[i]
-            if not (may_skip and self.skips[i] != 0):
-                # what is measured differs from row to row
-                alike = self.packs and self.kind.rule.per_tensor is None
-                # without the two keys of stochastic rounding, which no two rows share
-                unique = (*key[:2], *key[4:]) if alike else i
-                groups.setdefault((member, unique), []).append(i)
+        for i, key in enumerate(zip(self.bucket.members, self._unique(), strict=True)):
+            groups.setdefault(key, []).append(i)
+        # a meta tensor has no value
+        if self.may_skip and self.kind.device.type != "meta":
+            skips = self.skips.tolist()
+            left = ((key, [i for i in rows if not skips[i]]) for key, rows in groups.items())
+            groups = {key: rows for key, rows in left if rows}
         for (member, _), rows in groups.items():
             average, factor, first, second, *h = self.scalars[rows[0]].unbind()
             scalars = Scalars(
@@ -160,6 +167,17 @@ class ReferenceLaunch:
                 scalars = scalars._replace(rule=(*h, *late))
             rule = self.kind.rule.h._make(scalars.rule)
             yield [self.bucket.rows[i] for i in rows], scalars._replace(rule=rule)
+
+    def _unique(self) -> Sequence[Any]:
+        """For each row what it shares with all rows that may be in one batch with it."""
+        # what is measured differs from row to row; elsewhere than on the CPU values are waited for
+        if not self.can_pack or self.kind.rule.per_tensor is not None:
+            return range(len(self.bucket.rows))
+        # without the two keys of stochastic rounding, which no two rows share
+        shared = torch.cat([self.scalars[:, :2], self.scalars[:, 4:]], dim=1).numpy()
+        # as bytes: a NaN is not equal to itself
+        bits: list[bytes] = shared.view(f"V{shared.shape[1] * shared.itemsize}")[:, 0].tolist()
+        return bits
 
     def _terms(self, member: int) -> list[float]:
         """Limit, L2 and L1 of a group."""
@@ -222,41 +240,30 @@ class ReferenceLaunch:
     def _pieces(self, rows: list[Columns], blocks: Sequence[int]) -> Iterator[Piece]:
         """The elements of all rows; ``blocks``: those for each element of a column."""
         small: list[Columns] = []
-        room = CHUNK
-        meta = self.kind.device.type == "meta"
-        for columns in ([column.view(-1) for column in row] for row in rows):
-            numel = columns[0].numel()
-            if numel >= CHUNK // 4 or not self.packs:
-                # what has no data needs no cache: 400 billion elements would be 12 million pieces
-                size = max(numel, 1) if meta else self.chunk
+        room, size = packing.SIZE, self.chunk
+        for row in rows:
+            numel = row[0].numel()
+            if numel >= packing.SMALL or not self.can_pack:
+                columns = [column.view(-1) for column in row]
                 for start in range(0, numel, size):
                     ends = [(start // n, -(-(start + size) // n)) for n in blocks]
                     parts = [c[a:b] for c, (a, b) in zip(columns, ends, strict=True)]
                     yield Piece(tuple(parts), start, _nothing)
             elif numel > room:
                 yield self._packed(small)
-                small, room = [tuple(columns)], CHUNK - numel
+                small, room = [row], packing.SIZE - numel
             elif numel:
-                small.append(tuple(columns))
+                small.append(row)
                 room -= numel
         if small:
             yield self._packed(small)
 
     def _packed(self, rows: list[Columns]) -> Piece:
-        """Many small rows as one: an operation of torch costs more than their elements do."""
+        """Small rows as one piece."""
         if len(rows) == 1:
-            return Piece(rows[0], 0, _nothing)
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        packed = tuple(torch.cat(column) for column in columns)
-        sizes = [len(tensor) for tensor in columns[0]]
-        gradient = range(len(columns))[self.spans[1]]
-
-        def restore() -> None:
-            for i, column in enumerate(columns):
-                if i not in gradient:  # which is only read
-                    torch._foreach_copy_(column, torch.split(packed[i], sizes))
-
-        return Piece(packed, 0, restore)
+            return Piece(tuple(column.view(-1) for column in rows[0]), 0, _nothing)
+        pack = self.packs.pack(rows)
+        return Piece(pack.columns, 0, pack.fill(rows, range(len(rows[0]))[self.spans[1]]))
 
 
 def _nothing() -> None:

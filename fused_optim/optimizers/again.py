@@ -302,7 +302,7 @@ def _stands_for(row: Row, sources: list[Tensor | None], kind: Kind) -> bool:
     return all(s is not None and column.data_ptr() == s.data_ptr() for column, s in pairs)
 
 
-def _recipes(params: list[Tensor], state: State, rows: Rows) -> Iterator[tuple[Kind, Recipe]]:
+def _recipes(params: list[Tensor], state: State, rows: Rows) -> Iterator[Recipe]:
     """How to make the rows of another step from its parameters, gradients and states."""
     names = [(id(key), name) for key, own in state.items() for name in own]
     where = {key: 2 * len(params) + i for i, key in enumerate(names)}
@@ -312,7 +312,7 @@ def _recipes(params: list[Tensor], state: State, rows: Rows) -> Iterator[tuple[K
         extras = [where[id(param), name] for name in storage.extras(kind.codecs[0])]
         columns = (i, *extras, len(params) + i, *(where[id(param), name] for name in states))
         counters = tuple(where[id(param), name] for name in kind.rule.counters)
-        yield kind, Recipe(columns, counters, row.group, row.place)
+        yield Recipe(itemgetter(*columns, *counters), len(columns), row.group, row.place)
 
 
 def _needed(row: Row, kind: Kind) -> int:

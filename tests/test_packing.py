@@ -1,0 +1,135 @@
+"""The reference updates small rows as one, and large ones in pieces: no bit depends on either."""
+
+import pytest
+import torch
+from closeness import assert_same_bits
+from models import give, parameters, state_of, values
+
+from fused_optim import SGD, AdamW
+from fused_optim.backends import packing, reference
+
+SMALL = [3, 1, 700, 0, 41, packing.SMALL - 1, 64, 5000, 2, packing.SMALL, 900, 6000, 7000, 8000]
+
+
+def stepped(make, numels, steps=3, before=lambda step, params: None):
+    """Parameters and states after some steps."""
+    params = parameters(values(numels, torch.float32))
+    optimizer = make(params)
+    for step in range(steps):
+        give(params, values(numels, torch.float32, seed=step + 1))
+        before(step, params)
+        optimizer.step()
+    return [params, [list(state_of(optimizer, param).values()) for param in params]]
+
+
+def compare(actual, expected):
+    """Parameters and states."""
+    for mine, theirs in zip(actual[0], expected[0], strict=True):
+        assert_same_bits("parameter", mine, theirs)
+    for mine, theirs in zip(actual[1], expected[1], strict=True):
+        for pair in zip(mine, theirs, strict=True):
+            assert_same_bits("state", *pair)
+
+
+def alone(monkeypatch):
+    """From now on every row is updated for itself, with its own scalars."""
+    monkeypatch.setattr(packing, "SMALL", 0)
+    each = lambda launch: range(len(launch.bucket.rows))  # noqa: E731
+    monkeypatch.setattr(reference.ReferenceLaunch, "_unique", each)
+
+
+def adamw(params):
+    return AdamW(params, lr=0.1, amsgrad=True, ema_decay=0.5, backend="reference")
+
+
+@pytest.mark.parametrize("numels", [SMALL, SMALL[::-1], [5], [0, 0], [0, 7]])
+def test_packed_rows_are_as_rows_alone(numels, monkeypatch):
+    packed = stepped(adamw, numels)
+    alone(monkeypatch)
+    compare(packed, stepped(adamw, numels))
+
+
+def test_rows_that_come_and_go(monkeypatch):
+    """A pack is for the rows of one step: those with gradients, with their own counts."""
+
+    def lacking(step, params):
+        for param in params[step::3]:
+            param.grad = None
+
+    packed = stepped(adamw, SMALL, 6, lacking)
+    alone(monkeypatch)
+    compare(packed, stepped(adamw, SMALL, 6, lacking))
+
+
+def test_groups_are_not_packed_together(monkeypatch):
+    def make(params):
+        groups = [
+            {"params": params[::2], "max_grad_value": 0.1},
+            {"params": params[1::2], "max_grad_value": 0.2},
+        ]
+        return SGD(groups, lr=1.0, momentum=0.9, backend="reference")
+
+    packed = stepped(make, SMALL)
+    alone(monkeypatch)
+    compare(packed, stepped(make, SMALL))
+
+
+def test_more_counters_than_a_pack_has_elements(monkeypatch):
+    """At first 40 and then 50."""
+
+    def lacking(step, params):
+        for param in params[: 0 if step else 10]:
+            param.grad = None
+
+    expected = stepped(adamw, [3] * 50, 3, lacking)
+    monkeypatch.setattr(packing, "SIZE", 32)
+    monkeypatch.setattr(packing, "SMALL", 8)
+    compare(stepped(adamw, [3] * 50, 3, lacking), expected)
+
+
+def test_gradients_are_not_written():
+    params = parameters(values(SMALL, torch.float32))
+    optimizer = adamw(params)
+    give(params, values(SMALL, torch.float32))
+    optimizer.step()
+    assert [param.grad._version for param in params] == [0] * len(params)
+
+
+def test_threads_change_no_bit():
+    """Each thread has its part of a piece, so pieces differ too."""
+    numels = [3 * reference.CHUNK + 5, 7]
+    alone = stepped(adamw, numels)
+    torch.set_num_threads(2)
+    try:
+        compare(stepped(adamw, numels), alone)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_packs_without_use_are_dropped():
+    params = parameters(values([4] * 6, torch.float32))
+    optimizer = adamw(params)
+    for count in (6, 5, 4, 3, 2):
+        give(params, values([4] * 6, torch.float32))
+        for param in params[count:]:
+            param.grad = None
+        optimizer.step()
+    (launch,) = optimizer._plan.launches.values()
+    # counters and columns of this step, and of the one before
+    assert len(launch.packs.packs) == 2
+    assert len(launch.packs.last) <= 2
+
+
+def test_what_is_kept_does_not_grow_with_the_tensors():
+    """All packs are places in the same memory."""
+    params = parameters(values([packing.SMALL - 1] * 40, torch.float32))
+    optimizer = adamw(params)
+    give(params, values([packing.SMALL - 1] * 40, torch.float32))
+    optimizer.step()
+    (launch,) = optimizer._plan.launches.values()
+    storages = {
+        c.untyped_storage().data_ptr() for p in launch.packs.packs.values() for c in p.columns
+    }
+    kept = [column for columns in launch.packs.memory.values() for column in columns]
+    assert storages == {column.data_ptr() for column in kept}
+    assert len(kept) == 1 + 6  # counters; parameter, gradient, three moments, average
