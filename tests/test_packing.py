@@ -61,17 +61,19 @@ def test_rows_that_come_and_go(monkeypatch):
     compare(packed, stepped(adamw, SMALL, 6, lacking))
 
 
-def test_groups_are_not_packed_together(monkeypatch):
-    def make(params):
-        groups = [
-            {"params": params[::2], "max_grad_value": 0.1},
-            {"params": params[1::2], "max_grad_value": 0.2},
-        ]
-        return SGD(groups, lr=1.0, momentum=0.9, backend="reference")
-
-    packed = stepped(make, SMALL)
-    alone(monkeypatch)
-    compare(packed, stepped(make, SMALL))
+def test_groups_are_not_packed_together():
+    """Their scalars may be the same, and the limit another."""
+    params, limits = parameters(values(SMALL, torch.float32)), (0.1, 0.2, 0.3)
+    groups = [{"params": params[i::3], "max_grad_value": limits[i]} for i in range(3)]
+    optimizer = SGD(groups, lr=1.0, backend="reference")
+    grads = values(SMALL, torch.float32, seed=1)
+    expected = [
+        p.detach() - g.clamp(-limits[i % 3], limits[i % 3])
+        for i, (p, g) in enumerate(zip(params, grads, strict=True))
+    ]
+    give(params, grads)
+    optimizer.step()
+    compare([params, []], [expected, []])
 
 
 def test_more_counters_than_a_pack_has_elements(monkeypatch):
