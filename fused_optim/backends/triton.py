@@ -5,7 +5,7 @@ import importlib
 import math
 from collections.abc import Callable
 from operator import is_
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,22 +32,52 @@ DTYPES = {
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
-def options(kind: Kind, name: str, warp_size: int) -> dict[str, Any]:
+class Target(Protocol):
+    """What is compiled for; ``triton.backends.compiler.GPUTarget`` is one."""
+
+    backend: str
+    warp_size: int
+
+
+class NoTarget:
+    """The interpreter's: nothing depends on it."""
+
+    backend, warp_size = "interpreter", 32
+
+
+def options(kind: Kind, name: str, target: Target) -> dict[str, Any]:
     """How the kernel ``name`` is compiled.
 
     Random bits beside every value take registers: with 8 elements a thread up to 240, which leaves
     few warps to hide the memory's latency; with 4 about half of that. Warps of 64 have 4 anyway.
     """
-    if kind.keyed and name in ("update", "measure") and warp_size == 32:
-        return {**OPTIONS, "num_warps": 8}
-    return OPTIONS
+    found = dict(OPTIONS)
+    if name not in ("norm", "measure", "update"):
+        return found  # these go through rows, not elements
+    if kind.keyed and name != "norm" and target.warp_size == 32:
+        found["num_warps"] = 8
+    if target.backend == "cuda":
+        found["maxnreg"] = registers(kind, name)
+    return found
 
 
-def warp_size() -> int:
-    """Threads of a warp of the active device."""
+def registers(kind: Kind, name: str) -> int:
+    """How many registers a thread may take: told nothing, ptxas spills to need fewer than these.
+
+    Rows that are not aligned have an address and a predicate for each element.
+    """
+    most = 96 if name == "update" and len(kind.dtypes) < 7 else 128
+    if not kind.aligned:
+        most = 168
+    return min(most * kind.compute.itemsize // 4, 255)
+
+
+def active_target() -> Target:
+    """Of the active device."""
     if triton.knobs.runtime.interpret:
-        return 32  # of none: nothing depends on it
-    return int(triton.runtime.driver.active.get_current_target().warp_size)
+        return NoTarget()
+    target: Target = triton.runtime.driver.active.get_current_target()
+    return target
 
 
 def device_twin(function: Callable[..., Any]) -> Any:
@@ -177,8 +207,8 @@ class TritonLaunch:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.constants = constants(kind)
-        threads = warp_size()
-        self.options = {name: options(kind, name, threads) for name in self.constants}
+        target = active_target()
+        self.options = {name: options(kind, name, target) for name in self.constants}
         self.ready: dict[str, Ready] = {}
         # numel, offset and the addresses of the columns: what is on the device as self.table
         self.host = np.empty((0, 2 + len(kind.dtypes)), np.int64)
