@@ -61,7 +61,8 @@ class Field:
         """Let ``name`` take part unless there is a refusal."""
         if refusal is None:
             self.entrants[name] = partial(build, name)
-        else:
+            self.absent.pop(name, None)
+        elif name not in self.entrants:  # a library may have several, not all of them for here
             self.absent[name] = refusal
 
     def enter_ours(self) -> None:

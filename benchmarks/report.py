@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import goals
+
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 
@@ -195,7 +197,7 @@ def absent(content: Row) -> Iterator[str]:
 def markdown(content: Row, rows: list[Row], plots: list[str]) -> str:
     """The whole page."""
     lines = [*header(content), *(f"![{plot}]({plot})" for plot in plots), ""]
-    lines += [*steps(rows), *host(rows), *training(rows), *absent(content)]
+    lines += [*goals.lines(rows), *steps(rows), *host(rows), *training(rows), *absent(content)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parent.parent
 OPTIMIZERS = {"AdamW", "Adam", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax"}
-MODULES = ("race", "report", "shapes", "traffic", "variants")
+MODULES = ("goals", "race", "report", "shapes", "traffic", "variants")
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,56 @@ def test_what_is_not_there_says_why(benchmarks):
     assert "fused" in variants.why_not_torch("RMSprop", "torch fused", "fp32", "cpu")
     rivals = {rival.name: i for i, rival in enumerate(variants.RIVALS)}
     assert variants.why_not_rival(rivals["apex"], "cpu") == "not for cpu"
+
+
+def step_row(optimizer, name, median, model="one-50m"):
+    facts = {"suite": "step", "model": model, "format": "fp32", "clip": True}
+    return {**facts, "optimizer": optimizer, "name": name, "median": median}
+
+
+def host_row(tensors, median, groups=1, name="fused_optim, no launches"):
+    facts = {"suite": "host", "tensors": tensors, "groups": groups, "tensor_allocations": 4}
+    return {**facts, "name": name, "median": median}
+
+
+def test_goals_are_met_or_missed(benchmarks):
+    """A goal of several parts is met if all are; the best of torch's is what counts."""
+    rows = [
+        step_row("AdamW", "fused_optim compiled", 0.80),
+        step_row("AdamW", "torch fused", 1.0),
+        step_row("AdamW", "torch foreach", 0.5),  # no rival: the goal names the fused one
+        step_row("SGD", "fused_optim compiled", 0.95),
+        step_row("SGD", "torch fused", 1.0),
+        step_row("RMSprop", "fused_optim compiled", 0.2),
+        step_row("RMSprop", "torch for-loop", 9.0),
+        step_row("RMSprop", "torch foreach", 1.0),
+        step_row("RMSprop", "bitsandbytes", 0.1),
+        host_row(1000, 3e-4),
+        host_row(1000, 2.9e-4, groups=100),
+        host_row(1000, 3e-3, name="torch fused, no kernels"),
+        host_row(10_000, 3e-3),
+        host_row(100, 3e-5),
+    ]
+    goals = benchmarks.goals
+    page = list(goals.lines(rows))
+    head = "compiled / torch fused + clip: one-50m"
+    assert f"| {head} | 0.85 | AdamW 0.80, SGD 0.95 | missed (2) |" in page
+    assert "| compiled / torch's fastest + clip: one-50m | 0.25 | RMSprop 0.20 | met |" in page
+    assert "| host, 1,000 tensors: ms | 0.40 | 1 group 0.30 | met |" in page
+    assert (
+        "| host, 1,000 tensors: part of torch's | 0.07 | of no kernels 0.10 | missed (1) |" in page
+    )
+    assert "| host: µs for each further tensor | 0.40 | 1 group 0.30 | met |" in page
+    assert "| host, 1,000 tensors: beside 1 group | 1.10 | 100 groups 0.97 | met |" in page
+    assert any(
+        line.startswith("| host: further allocations") and "| 1 group 0 | met |" in line
+        for line in page
+    )
+    assert f"1. {goals.HOST}" in page
+    assert f"2. {goals.COMPILED}" in page
+    tables = [line for line in page if line.startswith("|")]
+    assert len(tables) == 2 + 7, "only what was measured"
+    assert not list(goals.lines([]))
 
 
 def test_every_benchmark_runs_once(benchmarks, tmp_path):
