@@ -97,8 +97,10 @@ class ReferenceLaunch:
         self.may_skip = scaler.found_inf is not None or any(o[5] for o in self.bucket.options)
         step, h = self._advance(self.kind.rule.hyper(*rows[len(COMMON_OPTIONS) :]))
         average = torch.where(step == 1, 1.0, 1.0 - rows[7])
-        index = [row.place.number for row in self.bucket.rows]
-        keys = row_keys(rows[8], step, torch.tensor(index, device=self.kind.device))
+        keys = (step, step)  # of no use
+        if self.kind.keyed:
+            index = [row.place.number for row in self.bucket.rows]
+            keys = row_keys(rows[8], step, torch.tensor(index, device=self.kind.device))
         self.scalars = torch.stack([average, factors, *keys, *h], dim=1).to(self.kind.compute)
 
     def _known(self, partials: Tensor | None, scaler: Scaler) -> tuple[Tensor, ...]:
