@@ -36,7 +36,10 @@ def _items(text: str) -> Iterator[Instruction | str]:
         if label := _LABEL.match(line):
             seen.add(label[1])
             yield label[1]
-        elif found := _INSTRUCTION.match(line):
+        # two instructions may share a line
+        for found in map(_INSTRUCTION.match, line.replace(" :: ", "\n\t").split("\n")):
+            if found is None:
+                continue
             op, operands = found[1], found[2] or ""
             # a jump past what no thread does is no other path: some thread always does it
             if op == "s_cbranch_execz":
@@ -142,11 +145,16 @@ class _Flow:
             self.pointers[name] = value
 
     def _compute(self, op: str, operands: list[str]) -> None:
-        pointer = self._known(operands[1:])
+        # the carry that an addition leaves is no source; it stands where one would
+        carry = operands[1:2] if "_co_" in op else []
+        sources = operands[1 + len(carry) :]
+        pointer = self._known(sources)
         if pointer is not None and op.startswith("s_add_u32"):
-            step = next((c for c in map(constant, operands[1:]) if c is not None), 0)
+            step = next((c for c in map(constant, sources) if c is not None), 0)
             pointer = pointer._replace(offset=pointer.offset + step)
-        bounded = any(n in self.bounded for operand in operands[1:] for n in _registers(operand))
+        bounded = any(n in self.bounded for operand in sources for n in _registers(operand))
+        for name in (name for operand in carry for name in _registers(operand)):
+            self._set(name, None)
         for name in _registers(operands[0]):
             self._set(name, pointer)
             (self.bounded.add if bounded else self.bounded.discard)(name)
