@@ -216,6 +216,27 @@ def test_goals_are_met_or_missed(benchmarks):
     assert not list(goals.lines([]))
 
 
+def test_the_readme_has_the_committed_figures(benchmarks):
+    """Of clipped AdamW, beside torch's fused step."""
+    content, rows = benchmarks.report.read(ROOT / "benchmarks" / "results" / "cpu.json")
+    readme = (ROOT / "README.md").read_text()
+    times = {
+        (row["model"], row["name"]): row["median"]
+        for row in rows
+        if row["suite"] == "step" and row["optimizer"] == "AdamW"
+    }
+    models = ("one-50m", "gpt2-124m", "tiny-1000")
+    for name in ("fused_optim compiled", "fused_optim reference", "DeepSpeed", "bitsandbytes"):
+        shares = [times[model, name] / times[model, "torch fused"] for model in models]
+        assert "| " + " | ".join(f"{share:.2f}" for share in shares) + " |" in readme, name
+    trainings = benchmarks.report.by_group(rows, "training").values()
+    for group in trainings:
+        medians = {row["name"]: row["median"] for row in group}
+        share = medians["torch fused"] / medians["fused_optim compiled"]
+        assert f"{share:.2f} ({group[0]['model'][4:-1]} M" in readme.replace(" parameters", "")
+    assert content["datetime"][:10] in readme
+
+
 def test_every_benchmark_runs_once(benchmarks, tmp_path):
     """Guards the benchmarks and their report against rot.
 
