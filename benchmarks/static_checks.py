@@ -89,7 +89,7 @@ def needs_no_shared_memory(facts: Facts) -> str:
 
 
 def has_few_registers(facts: Facts) -> str:
-    """At most 96 registers in the kernel that most rows take, more where it is said here."""
+    """At most 96 registers in the kernel that most rows take, more in others."""
     wide = facts.name != "update" or len(facts.columns) >= MANY_COLUMNS
     # 128 of AMD's leave as many threads as 96 of NVIDIA's and more
     wide = wide or facts.target.startswith("gfx")

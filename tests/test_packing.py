@@ -34,8 +34,11 @@ def compare(actual, expected):
 def alone(monkeypatch):
     """From now on every row is updated for itself, with its own scalars."""
     monkeypatch.setattr(packing, "SMALL", 0)
-    each = lambda launch: range(len(launch.bucket.rows))  # noqa: E731
-    monkeypatch.setattr(reference.ReferenceLaunch, "_unique", each)
+    monkeypatch.setattr(reference.ReferenceLaunch, "_unique", each_row)
+
+
+def each_row(launch):
+    return range(len(launch.bucket.rows))
 
 
 def adamw(params):
@@ -59,6 +62,29 @@ def test_rows_that_come_and_go(monkeypatch):
     packed = stepped(adamw, SMALL, 6, lacking)
     alone(monkeypatch)
     compare(packed, stepped(adamw, SMALL, 6, lacking))
+
+
+def test_rows_of_any_strides(monkeypatch):
+    """Rows are in the order of the parameter's memory; gradients come in another."""
+
+    def strided():
+        params = [
+            torch.nn.Parameter(
+                values([(4, 3, 2, 2)], torch.float32)[0].to(memory_format=torch.channels_last)
+            ),
+            torch.nn.Parameter(values([(6, 5)], torch.float32)[0].t()),
+            torch.nn.Parameter(values([(8, 10)], torch.float32)[0][:, ::2]),
+            torch.nn.Parameter(torch.tensor(2.0)),
+        ]
+        optimizer = adamw(params)
+        for seed in range(3):
+            give(params, values([p.shape for p in params], torch.float32, seed))
+            optimizer.step()
+        return [params, [list(state_of(optimizer, p).values()) for p in params]]
+
+    packed = strided()
+    alone(monkeypatch)
+    compare(packed, strided())
 
 
 def test_groups_are_not_packed_together():

@@ -13,7 +13,7 @@ from fused_optim.layout import Row
 from fused_optim.noise import random_bits, row_keys
 from fused_optim.rules.common import Gradient, averaged, clip_factor, gradient
 
-CHUNK = 1 << 16  # elements a thread: temporaries of a rule then stay in its core's cache
+CHUNK = 1 << 16  # elements a thread, which torch gives no fewer than half of these
 WHOLE = 1 << 62  # elements: what is never cut
 
 

@@ -201,8 +201,10 @@ def _found(kernel: str, aligned: bool) -> list[Build]:
     return [one for one in FOUND if (one.kernel, one.aligned) == (kernel, aligned)]
 
 
-def aligned_builds() -> list[Build]:
-    """The update kernel where addresses are aligned."""
+def aligned_builds(every: bool = False) -> list[Build]:
+    """The update kernel where addresses are aligned; ``every`` rule, format and target, or some."""
+    if every:
+        return [Build(*one) for one in product(RULES, FORMATS, TARGETS)]
     found = list(_pairs())
     seen = {(build.format, build.target) for build in found}
     found += [
@@ -214,8 +216,10 @@ def aligned_builds() -> list[Build]:
     return sorted({*found, *_found("update", aligned=True)})
 
 
-def unaligned_builds() -> list[Build]:
+def unaligned_builds(every: bool = False) -> list[Build]:
     """The same with addresses that are only element-aligned: each rule, format and target."""
+    if every:
+        return [build._replace(aligned=False) for build in aligned_builds(every)]
     rules, targets = list(RULES), list(TARGETS)
     pairs = [(name, targets[(i + 3 * k) % 9]) for i, name in enumerate(FORMATS) for k in range(3)]
     found = [
@@ -250,6 +254,10 @@ def _others() -> Iterator[Build]:
             yield Build("adam", name, target, False, "norm")
 
 
-def other_builds() -> list[Build]:
-    """Some of every kernel other than the update."""
+def other_builds(every: bool = False) -> list[Build]:
+    """Some of every kernel other than the update; ``every`` one that sums over tensors."""
+    if every:
+        both = [*aligned_builds(every), *unaligned_builds(every)]
+        sums = [one for one in both if RULES[one.rule].per_tensor is not None]
+        return sorted({*_others(), *(one._replace(kernel="measure") for one in sums)})
     return sorted({*_others(), *_found("measure", aligned=False)})
