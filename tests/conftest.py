@@ -33,7 +33,7 @@ def pytest_addoption(parser):
     group.addoption(
         "--full",
         action="store_true",
-        help="compile and execute every optimizer in every format for every target, not just each pair",
+        help="compile and execute every combination of optimizer, format and target",
     )
     group.addoption(
         "--shard",
