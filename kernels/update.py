@@ -121,19 +121,15 @@ def update_chunk(
     if count_ptr is not None:
         tl.store(count_ptr + tl.program_id(0), lost(pointers[0][0], found[0], p, mask))
     elements = tl.load(row_ptr + 1) + offs
-    STORES[0](pointers[0], start, offs, mask, p, noise(keys, elements, 0, KEYED[0]))
-    for i in tl.static_range(2, len(LOADS)):
-        random = noise(keys, elements, i, KEYED[i])
-        STORES[i](pointers[i], start, offs, mask, state[i - 2], random)
-
-
-@triton.jit
-def noise(keys, elements, NUMBER: tl.constexpr, KEYED: tl.constexpr):
-    """Random bits, where the codec asks for them."""
-    if KEYED:
-        return random_bits(keys, elements, NUMBER)
-    else:
-        return None
+    new = (p, p) + state  # the second value is the gradient, which is not stored
+    for i in tl.static_range(len(LOADS)):
+        if i != 1:
+            # before Triton 3.7 a jit function cannot return None, so the choice is made here
+            if KEYED[i]:
+                noise = random_bits(keys, elements, i)
+                STORES[i](pointers[i], start, offs, mask, new[i], noise)
+            else:
+                STORES[i](pointers[i], start, offs, mask, new[i], None)
 
 
 @triton.jit
