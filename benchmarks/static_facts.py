@@ -8,7 +8,7 @@ from benchmarks.static_amd import Amd
 from benchmarks.static_code import Access
 from benchmarks.static_ptx import Ptx
 from fused_optim.backends import Kind
-from fused_optim.backends.triton import constants
+from fused_optim.backends.triton import GEOMETRY
 
 
 class Column(NamedTuple):
@@ -54,7 +54,7 @@ class Facts:
         self.kind = kind
         self.columns = columns(kind, name)
         self.threads: int = kernel.metadata.num_warps * kernel.metadata.target.warp_size
-        self.elements: int = constants(kind)["update"]["BLOCK"] // self.threads
+        self.elements: int = GEOMETRY.block // self.threads
 
     @property
     def floor(self) -> float:

@@ -169,7 +169,7 @@ def any_in_block(mask, COUNT: tl.constexpr):
 
 
 @triton.jit
-def load_scales(pointer, mask, COUNT: tl.constexpr):
+def scales_loaded(pointer, mask, COUNT: tl.constexpr):
     """Load the scales of COUNT elements; those of blocks that are all masked are undefined."""
     if mask is None:
         return tl.load(pointer)
@@ -178,7 +178,7 @@ def load_scales(pointer, mask, COUNT: tl.constexpr):
 
 
 @triton.jit
-def store_scales(pointer, exponents, mask, COUNT: tl.constexpr):
+def scales_stored(pointer, exponents, mask, COUNT: tl.constexpr):
     """Store the scales of COUNT elements but those of blocks that are all masked."""
     if mask is None:
         tl.store(pointer, exponents)
@@ -207,7 +207,7 @@ def decoded(
     """The float32 values of the codes; see ``Small`` on the page in torch."""
     count: tl.constexpr = offs.shape[0]
     code = tl.load(pointers[0] + offs, mask=mask).to(tl.int32)
-    exponents = load_scales(scales(pointers[1], start, count), mask, count)
+    exponents = scales_loaded(scales(pointers[1], start, count), mask, count)
     exponents = spread(exponents.to(tl.int32), count)
     magnitude = code
     if SIGNED:
@@ -248,7 +248,7 @@ def encoded(
     room: tl.constexpr = (1 << 23) - 1 - ((LARGEST & ((1 << MANTISSA) - 1)) << (23 - MANTISSA))
     exponents = tl.minimum((largest + room) >> 23, 254)
     pointer = scales(pointers[1], start, count)
-    store_scales(pointer, exponents.to(tl.uint8), mask, count)
+    scales_stored(pointer, exponents.to(tl.uint8), mask, count)
     # halved first: the reciprocal of the largest power of two is no normal number
     scaled = tl.abs(value) * 0.5 * float_of((255 - spread(exponents, count)) << 23)
     least: tl.constexpr = 2.0 ** (1 - TOP)

@@ -8,36 +8,63 @@ from fused_optim.kernels.update import HEAD, loaded, located, states, values
 
 
 @triton.jit
-def measured(
-    row_ptr,
-    start,
-    offs,
-    numel,
-    common,
-    h,
-    FULL: tl.constexpr,
-    MEASURE: tl.constexpr,
-    STATES: tl.constexpr,
-    LOADS: tl.constexpr,
-    FIRST: tl.constexpr,
-    DTYPES: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """The quantities of one chunk, summed in float64."""
-    # without a mask the accesses are 128 bits wide; only the last chunk of a tensor needs one
+def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Return COUNT blocks of float64 zeros."""
+    out = ()
+    for _ in tl.static_range(COUNT):
+        out = out + (tl.zeros((BLOCK,), tl.float64),)
+    return out
+
+
+@triton.jit
+def measured(row_ptr, start, numel, common, h, FULL: tl.constexpr, SPEC: tl.constexpr):
+    """Return the quantities of one block as float64, zero past the end of the tensor."""
+    BLOCK: tl.constexpr = SPEC.BLOCK
+    QUANTITIES: tl.constexpr = SPEC.QUANTITIES
+    offs = start + tl.arange(0, BLOCK)
+    # without a mask the accesses are 128 bits wide; only the last block of a tensor needs one
     if FULL:
         mask = None
     else:
         mask = offs < numel
-    _, found = loaded(row_ptr, start, offs, mask, LOADS, FIRST, DTYPES, COMPUTE, VECTOR)
+    _, found = loaded(row_ptr, start, offs, mask, SPEC)
     g = gradient(found[1], found[0], common)
-    quantities = MEASURE(found[0], g, states(found, STATES), h)
-    sums = ()
-    for i in tl.static_range(len(quantities)):
-        live = tl.where(offs < numel, quantities[i].to(tl.float64), 0.0)
-        sums = sums + (tl.sum(live),)
+    quantities = SPEC.MEASURE(found[0], g, states(found, SPEC.STATES), h)
+    out = ()
+    for i in tl.static_range(QUANTITIES):
+        out = out + (tl.where(offs < numel, quantities[i].to(tl.float64), 0.0),)
+    return out
+
+
+@triton.jit
+def added(sums, quantities, COUNT: tl.constexpr):
+    """Return the sums of COUNT pairs."""
+    out = ()
+    for i in tl.static_range(COUNT):
+        out = out + (sums[i] + quantities[i],)
+    return out
+
+
+@triton.jit
+def measured_chunk(row_ptr, start, numel, common, h, SPEC: tl.constexpr):
+    """Return the quantities of CHUNK elements, the blocks added up in their order."""
+    BLOCK: tl.constexpr = SPEC.BLOCK
+    QUANTITIES: tl.constexpr = SPEC.QUANTITIES
+    end = tl.minimum(start + SPEC.CHUNK, numel)
+    tail = end - (end - start) % BLOCK
+    sums = zeros(QUANTITIES, BLOCK)
+    for first in range(start, tail, BLOCK):
+        sums = added(sums, measured(row_ptr, first, numel, common, h, True, SPEC), QUANTITIES)
+    if tail < end:
+        sums = added(sums, measured(row_ptr, tail, numel, common, h, False, SPEC), QUANTITIES)
     return sums
+
+
+@triton.jit
+def store_sums(out_ptr, quantities, COUNT: tl.constexpr):
+    """Store the sum of each of COUNT blocks."""
+    for i in tl.static_range(COUNT):
+        tl.store(out_ptr + i, tl.sum(quantities[i]))
 
 
 @triton.jit
@@ -47,65 +74,26 @@ def measure(
     span_ptr,  # int32 [spans + 1]: see update
     scalar_ptr,  # COMPUTE [rows, HEAD + SCALARS]: see update
     sum_ptr,  # float64 [grid, QUANTITIES], written
-    MEASURE: tl.constexpr,
-    QUANTITIES: tl.constexpr,
-    STATES: tl.constexpr,
-    LOADS: tl.constexpr,
-    FIRST: tl.constexpr,
-    DTYPES: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    SCALARS: tl.constexpr,
-    EARLY: tl.constexpr,  # how many of the rule's scalars are known
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SPAN: tl.constexpr,
+    SPEC: tl.constexpr,  # ReduceSpec
 ):
-    """Sum the quantities of BLOCK consecutive elements of one parameter."""
-    row, chunk = located(first_ptr, span_ptr, tl.program_id(0), SPAN)
-    start = chunk * BLOCK
-    row_ptr = table_ptr + row * (2 + len(DTYPES))
-    row_scalars = scalar_ptr + row * (HEAD + SCALARS)
+    """Sum the quantities of CHUNK consecutive elements of one parameter."""
+    BLOCK: tl.constexpr = SPEC.BLOCK
+    COLUMNS: tl.constexpr = len(SPEC.DTYPES)
+    QUANTITIES: tl.constexpr = SPEC.QUANTITIES
+    row, chunk = located(first_ptr, span_ptr, tl.program_id(0), SPEC.SPAN)
+    start = chunk * SPEC.CHUNK
+    row_ptr = table_ptr + row * (2 + COLUMNS)
+    row_scalars = scalar_ptr + row * (HEAD + SPEC.SCALARS)
     numel = tl.load(row_ptr)
     common = values(row_scalars + 4, 4)
-    h = values(row_scalars + HEAD, EARLY)
-    offs = start + tl.arange(0, BLOCK)
+    h = values(row_scalars + HEAD, SPEC.EARLY)
     out_ptr = sum_ptr + tl.program_id(0).to(tl.int64) * QUANTITIES
-    if start + BLOCK <= numel:
-        sums = measured(
-            row_ptr,
-            start,
-            offs,
-            numel,
-            common,
-            h,
-            True,
-            MEASURE,
-            STATES,
-            LOADS,
-            FIRST,
-            DTYPES,
-            COMPUTE,
-            VECTOR,
-        )
+    if SPEC.CHUNK != BLOCK:
+        store_sums(out_ptr, measured_chunk(row_ptr, start, numel, common, h, SPEC), QUANTITIES)
+    elif start + BLOCK <= numel:
+        store_sums(out_ptr, measured(row_ptr, start, numel, common, h, True, SPEC), QUANTITIES)
     else:
-        sums = measured(
-            row_ptr,
-            start,
-            offs,
-            numel,
-            common,
-            h,
-            False,
-            MEASURE,
-            STATES,
-            LOADS,
-            FIRST,
-            DTYPES,
-            COMPUTE,
-            VECTOR,
-        )
-    for i in tl.static_range(QUANTITIES):
-        tl.store(out_ptr + i, sums[i])
+        store_sums(out_ptr, measured(row_ptr, start, numel, common, h, False, SPEC), QUANTITIES)
 
 
 @triton.jit

@@ -7,10 +7,10 @@ from fused_optim.kernels.update import column, located
 
 
 @triton.jit
-def norm_chunk(pointer, start, numel, FULL: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradient of one chunk, zero past its end."""
+def load_gradient(pointer, start, numel, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    """Return a block of the gradient, zero past its end."""
     offs = start + tl.arange(0, BLOCK)
-    # without a mask the accesses are 128 bits wide; only the last chunk of a tensor needs one
+    # without a mask the accesses are 128 bits wide; only the last block of a tensor needs one
     if FULL:
         return tl.load(pointer + offs)
     return tl.load(pointer + offs, mask=offs < numel, other=0.0)
@@ -21,6 +21,28 @@ def accumulate(squares, bad, g):
     """Add a chunk. Squares in float64 neither overflow nor vanish, whatever the gradient."""
     wide = g.to(tl.float64)
     return squares + wide * wide, bad + (wide - wide)
+
+
+@triton.jit
+def accumulate_chunk(squares, bad, pointer, start, numel, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    """Add the CHUNK elements from ``start`` on, block by block."""
+    if CHUNK == BLOCK:
+        if start + BLOCK <= numel:
+            g = load_gradient(pointer, start, numel, True, BLOCK)
+            squares, bad = accumulate(squares, bad, g)
+        else:
+            g = load_gradient(pointer, start, numel, False, BLOCK)
+            squares, bad = accumulate(squares, bad, g)
+    else:
+        end = tl.minimum(start + CHUNK, numel)
+        tail = end - (end - start) % BLOCK
+        for first in range(start, tail, BLOCK):
+            g = load_gradient(pointer, first, numel, True, BLOCK)
+            squares, bad = accumulate(squares, bad, g)
+        if tail < end:
+            g = load_gradient(pointer, tail, numel, False, BLOCK)
+            squares, bad = accumulate(squares, bad, g)
+    return squares, bad
 
 
 @triton.jit(do_not_specialize=["chunks"])
@@ -34,21 +56,28 @@ def norm(
     DTYPE: tl.constexpr,
     WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,  # elements that are loaded at once
+    CHUNK: tl.constexpr,  # elements of a chunk: BLOCK or a multiple
     SPAN: tl.constexpr,
+    CONSECUTIVE: tl.constexpr,  # whether the chunks of a program follow each other in memory
 ):
     """Sum the squares of every chunk that falls to this program, in a fixed order."""
     squares = tl.zeros((BLOCK,), tl.float64)
     bad = tl.zeros((BLOCK,), tl.float64)
-    for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+    if CONSECUTIVE:
+        share = tl.cdiv(chunks, tl.num_programs(0))
+        first = tl.program_id(0) * share
+        last = tl.minimum(first + share, chunks)
+        step = 1
+    else:
+        first = tl.program_id(0)
+        last = chunks
+        step = tl.num_programs(0)
+    for chunk in range(first, last, step):
         row, within = located(first_ptr, span_ptr, chunk, SPAN)
         row_ptr = table_ptr + row * WIDTH
-        start = within * BLOCK
-        numel = tl.load(row_ptr)
         pointer = column(row_ptr, GRAD, DTYPE, VECTOR)
-        if start + BLOCK <= numel:
-            squares, bad = accumulate(squares, bad, norm_chunk(pointer, start, numel, True, BLOCK))
-        else:
-            squares, bad = accumulate(squares, bad, norm_chunk(pointer, start, numel, False, BLOCK))
+        numel = tl.load(row_ptr)
+        squares, bad = accumulate_chunk(squares, bad, pointer, within * CHUNK, numel, BLOCK, CHUNK)
     tl.store(partial_ptr + 2 * tl.program_id(0), tl.sum(squares))
     tl.store(partial_ptr + 2 * tl.program_id(0) + 1, tl.sum(bad))

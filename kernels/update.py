@@ -42,34 +42,25 @@ def values(ptr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def columns(
-    row_ptr, FIRST: tl.constexpr, COUNT: tl.constexpr, DTYPES: tl.constexpr, VECTOR: tl.constexpr
-):
-    """The pointers of one value."""
+def columns(row_ptr, VALUE: tl.constexpr, SPEC: tl.constexpr):
+    """Return the pointers of one value, a pointer a column."""
+    FIRST: tl.constexpr = SPEC.FIRST[VALUE]
+    LAST: tl.constexpr = SPEC.FIRST[VALUE + 1]
     out = ()
-    for i in tl.static_range(FIRST, FIRST + COUNT):
-        out = out + (column(row_ptr, i, DTYPES[i], VECTOR),)
+    for i in tl.static_range(FIRST, LAST):
+        out = out + (column(row_ptr, i, SPEC.DTYPES[i], SPEC.VECTOR),)
     return out
 
 
 @triton.jit
-def loaded(
-    row_ptr,
-    start,
-    offs,
-    mask,
-    LOADS: tl.constexpr,
-    FIRST: tl.constexpr,
-    DTYPES: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """The pointers of every value, and the values, through their codecs."""
+def loaded(row_ptr, start, offs, mask, SPEC: tl.constexpr):
+    """Return the pointers of every value, and the values as their codecs load them."""
+    VALUES: tl.constexpr = len(SPEC.LOADS)
     pointers = ()
     found = ()
-    for i in tl.static_range(len(LOADS)):
-        pointers = pointers + (columns(row_ptr, FIRST[i], FIRST[i + 1] - FIRST[i], DTYPES, VECTOR),)
-        found = found + (LOADS[i](pointers[i], start, offs, mask, COMPUTE),)
+    for i in tl.static_range(VALUES):
+        pointers = pointers + (columns(row_ptr, i, SPEC),)
+        found = found + (SPEC.LOADS[i](pointers[i], start, offs, mask, SPEC.COMPUTE),)
     return pointers, found
 
 
@@ -92,44 +83,37 @@ def lost(pointer, old, p, mask):
 
 
 @triton.jit
-def update_chunk(
-    row_ptr,
-    count_ptr,
-    start,
-    offs,
-    mask,
-    average,
-    keys,
-    common,
-    h,
-    RULE: tl.constexpr,
-    EMA: tl.constexpr,
-    LOADS: tl.constexpr,
-    STORES: tl.constexpr,
-    KEYED: tl.constexpr,
-    FIRST: tl.constexpr,
-    DTYPES: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    VECTOR: tl.constexpr,
+def update_block(
+    row_ptr, start, numel, average, keys, common, h, FULL: tl.constexpr, SPEC: tl.constexpr
 ):
-    """Load through the codecs, run the rule, store through the codecs."""
-    pointers, found = loaded(row_ptr, start, offs, mask, LOADS, FIRST, DTYPES, COMPUTE, VECTOR)
-    state = states(found, len(LOADS) - 2 - EMA)
-    p, state = RULE(found[0], gradient(found[1], found[0], common), state, h)
-    if EMA:
-        state = state + (averaged(found[len(LOADS) - 1], p, average),)
-    if count_ptr is not None:
-        tl.store(count_ptr + tl.program_id(0), lost(pointers[0][0], found[0], p, mask))
+    """Load a block through the codecs, run the rule, store; return how many elements stall."""
+    VALUES: tl.constexpr = len(SPEC.LOADS)
+    STATES: tl.constexpr = VALUES - 2 - SPEC.EMA
+    BLOCK: tl.constexpr = SPEC.BLOCK
+    offs = start + tl.arange(0, BLOCK)
+    # without a mask the accesses are 128 bits wide; only the last block of a tensor needs one
+    if FULL:
+        mask = None
+    else:
+        mask = offs < numel
+    pointers, found = loaded(row_ptr, start, offs, mask, SPEC)
+    p, state = SPEC.RULE(found[0], gradient(found[1], found[0], common), states(found, STATES), h)
+    if SPEC.EMA:
+        state = state + (averaged(found[VALUES - 1], p, average),)
+    stalled = 0
+    if SPEC.COUNTS:
+        stalled = lost(pointers[0][0], found[0], p, mask)
     elements = tl.load(row_ptr + 1) + offs
     new = (p, p) + state  # the second value is the gradient, which is not stored
-    for i in tl.static_range(len(LOADS)):
+    for i in tl.static_range(VALUES):
         if i != 1:
             # before Triton 3.7 a jit function cannot return None, so the choice is made here
-            if KEYED[i]:
+            if SPEC.KEYED[i]:
                 noise = random_bits(keys, elements, i)
-                STORES[i](pointers[i], start, offs, mask, new[i], noise)
+                SPEC.STORES[i](pointers[i], start, offs, mask, new[i], noise)
             else:
-                STORES[i](pointers[i], start, offs, mask, new[i], None)
+                SPEC.STORES[i](pointers[i], start, offs, mask, new[i], None)
+    return stalled
 
 
 @triton.jit
@@ -138,72 +122,34 @@ def update(
     first_ptr,  # int64 [rows + 1]: the first chunk of each row
     span_ptr,  # int32 [spans + 1]: the row of the first chunk of each SPAN chunks, the last row
     scalar_ptr,  # COMPUTE [rows, HEAD + SCALARS]: skip, average, 2 keys, 4 of gradient, of the rule
-    count_ptr,  # int32 [grid], written: see lost; or None
-    RULE: tl.constexpr,
-    EMA: tl.constexpr,  # the last value is the average of the parameter
-    LOADS: tl.constexpr,  # a codec's functions for each value: parameter, gradient, states
-    STORES: tl.constexpr,
-    KEYED: tl.constexpr,  # whether it rounds stochastically
-    FIRST: tl.constexpr,  # the first column of each value, and the number of columns
-    DTYPES: tl.constexpr,  # of each column
-    COMPUTE: tl.constexpr,
-    SCALARS: tl.constexpr,
-    VECTOR: tl.constexpr,  # elements for which every address is aligned
-    BLOCK: tl.constexpr,
-    SPAN: tl.constexpr,
+    count_ptr,  # int32 [grid], written: how many elements stall; or None, see UpdateSpec.COUNTS
+    SPEC: tl.constexpr,  # UpdateSpec
 ):
-    """Update BLOCK consecutive elements of one parameter and its state, in place."""
-    row, chunk = located(first_ptr, span_ptr, tl.program_id(0), SPAN)
-    start = chunk * BLOCK
-    row_ptr = table_ptr + row * (2 + len(DTYPES))
-    row_scalars = scalar_ptr + row * (HEAD + SCALARS)
+    """Update CHUNK consecutive elements of one parameter and its state, in place."""
+    BLOCK: tl.constexpr = SPEC.BLOCK
+    COLUMNS: tl.constexpr = len(SPEC.DTYPES)
+    row, chunk = located(first_ptr, span_ptr, tl.program_id(0), SPEC.SPAN)
+    start = chunk * SPEC.CHUNK
+    row_ptr = table_ptr + row * (2 + COLUMNS)
+    row_scalars = scalar_ptr + row * (HEAD + SPEC.SCALARS)
     if tl.load(row_scalars) == 0:
         numel = tl.load(row_ptr)
         average = tl.load(row_scalars + 1)
         keys = values(row_scalars + 2, 2)
         common = values(row_scalars + 4, 4)
-        h = values(row_scalars + HEAD, SCALARS)
-        offs = start + tl.arange(0, BLOCK)
-        # without a mask the accesses are 128 bits wide; only the last chunk of a tensor needs one
-        if start + BLOCK <= numel:
-            update_chunk(
-                row_ptr,
-                count_ptr,
-                start,
-                offs,
-                None,
-                average,
-                keys,
-                common,
-                h,
-                RULE,
-                EMA,
-                LOADS,
-                STORES,
-                KEYED,
-                FIRST,
-                DTYPES,
-                COMPUTE,
-                VECTOR,
-            )
+        h = values(row_scalars + HEAD, SPEC.SCALARS)
+        stalled = 0
+        if SPEC.CHUNK == BLOCK:
+            if start + BLOCK <= numel:
+                stalled = update_block(row_ptr, start, numel, average, keys, common, h, True, SPEC)
+            else:
+                stalled = update_block(row_ptr, start, numel, average, keys, common, h, False, SPEC)
         else:
-            update_chunk(
-                row_ptr,
-                count_ptr,
-                start,
-                offs,
-                offs < numel,
-                average,
-                keys,
-                common,
-                h,
-                RULE,
-                EMA,
-                LOADS,
-                STORES,
-                KEYED,
-                FIRST,
-                DTYPES,
-                COMPUTE,
-                VECTOR,
-            )
+            end = tl.minimum(start + SPEC.CHUNK, numel)
+            tail = end - (end - start) % BLOCK
+            for first in range(start, tail, BLOCK):
+                stalled += update_block(row_ptr, first, numel, average, keys, common, h, True, SPEC)
+            if tail < end:
+                stalled += update_block(row_ptr, tail, numel, average, keys, common, h, False, SPEC)
+        if SPEC.COUNTS:
+            tl.store(count_ptr + tl.program_id(0), stalled)

@@ -270,7 +270,7 @@ def test_allocations_do_not_grow_with_the_tensors(full):
     for tensors in (10, 300):
         params = parameters(values([(5,)] * tensors, torch.float32))
         optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend="triton")
-        with mock.patch("fused_optim.backends.triton.TritonLaunch._run"):
+        with mock.patch("fused_optim.backends.tables.TableLaunch._run"):
             for _ in range(2):
                 give(params, [torch.ones(5)] * tensors)
                 optimizer.step()

@@ -8,21 +8,21 @@ import torch
 from models import give, parameters, values
 
 from fused_optim import AdamW
-from fused_optim.backends import triton as backend
+from fused_optim.backends import tables, triton
 
 
 @pytest.fixture
 def launched(monkeypatch):
     """Names and grids of the kernels that run."""
     calls = []
-    run = backend.TritonLaunch._run
+    run = tables.TableLaunch._run
 
-    def spy(self, name, kernel, programs, *args):
+    def spy(self, name, programs, *args):
         if programs:  # nothing runs otherwise
-            calls.append((kernel.fn.__name__, programs))
-        run(self, name, kernel, programs, *args)
+            calls.append((name, programs))
+        run(self, name, programs, *args)
 
-    monkeypatch.setattr(backend.TritonLaunch, "_run", spy)
+    monkeypatch.setattr(tables.TableLaunch, "_run", spy)
     return calls
 
 
@@ -30,13 +30,13 @@ def launched(monkeypatch):
 def uploaded(monkeypatch):
     """Shapes and dtypes of the tables that are uploaded."""
     calls = []
-    upload = backend.upload
+    upload = tables.upload
 
     def spy(array, device):
         calls.append((array.shape, str(array.dtype)))
         return upload(array, device)
 
-    monkeypatch.setattr(backend, "upload", spy)
+    monkeypatch.setattr(tables, "upload", spy)
     return calls
 
 
@@ -122,7 +122,12 @@ def test_options_change_no_kernel():
         optimizer.max_grad_norm = norm
         give(params, [torch.ones_like(p) for p in params])
         optimizer.step()
-        seen.append({kind: launch.constants for kind, launch in optimizer._plan.launches.items()})
+        seen.append(
+            {
+                kind: {name: ready.fixed for name, ready in launch.executor.ready.items()}
+                for kind, launch in optimizer._plan.launches.items()
+            }
+        )
     assert seen[0] == seen[1] == seen[2]
     assert len(seen[0]) == 1
 
@@ -178,27 +183,27 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    ((kind, launch),) = optimizer._plan.launches.items()
-    launch.kind = kind._replace(device=torch.device("cuda", 1))
+    (launch,) = optimizer._plan.launches.values()
+    launch.executor.device = torch.device("cuda", 1)
     launch.update()
     assert entered == [torch.device("cuda", 1)]
 
 
 def test_the_norm_has_at_most_1024_programs(launched):
     """Fixed by the sizes alone, so that every device sums in the same order."""
-    params = parameters([torch.ones(1100 * backend.BLOCK)])
+    params = parameters([torch.ones(1100 * triton.GEOMETRY.block)])
     optimizer = AdamW(params, max_grad_norm=1.0, backend="triton")
     give(params, [torch.ones_like(params[0])])
     launch_norm_only(optimizer)
     assert launched[0] == ("norm", 1024)
-    assert optimizer.grad_norm == (1100 * backend.BLOCK) ** 0.5
+    assert optimizer.grad_norm == (1100 * triton.GEOMETRY.block) ** 0.5
 
 
 def launch_norm_only(optimizer):
     """A step whose update is left out: thousands of programs take long in the interpreter."""
-    original = backend.TritonLaunch.update
-    backend.TritonLaunch.update = lambda self: None
+    original = tables.TableLaunch.update
+    tables.TableLaunch.update = lambda self: None
     try:
         optimizer.step()
     finally:
-        backend.TritonLaunch.update = original
+        tables.TableLaunch.update = original

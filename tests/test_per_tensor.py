@@ -174,12 +174,12 @@ def test_stable_adamw_is_adamw_while_its_updates_are_small():
 
 
 def test_two_more_launches(monkeypatch):
-    from fused_optim.backends.triton import TritonLaunch
+    from fused_optim.backends.tables import TableLaunch
 
     names = []
-    run = TritonLaunch._run
+    run = TableLaunch._run
     monkeypatch.setattr(
-        TritonLaunch,
+        TableLaunch,
         "_run",
         lambda self, name, *args: (names.append(name), run(self, name, *args)),
     )

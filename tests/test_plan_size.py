@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fused_optim
-from fused_optim.backends import triton as backend
+from fused_optim.backends import tables
 
 HIDDEN, FEED_FORWARD, KEYS, VOCABULARY, LAYERS = 16384, 53248, 1024, 128256, 126
 ATTENTION = [(HIDDEN, HIDDEN), (KEYS, HIDDEN), (KEYS, HIDDEN), (HIDDEN, HIDDEN)]
@@ -59,9 +59,9 @@ def test_a_step_on_meta_tensors(cost):
 def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     """What it would upload for that model: a few bytes a tensor, and a few a million elements."""
     uploaded = []
-    monkeypatch.setattr(backend, "upload", lambda array, device: uploaded.append(array))
-    monkeypatch.setattr(backend.TritonLaunch, "_hold", lambda self: None)
-    monkeypatch.setattr(backend.TritonLaunch, "_run", lambda *args, **constants: None)
+    monkeypatch.setattr(tables, "upload", lambda array, device: uploaded.append(array))
+    monkeypatch.setattr(tables.TableLaunch, "_hold", lambda self: None)
+    monkeypatch.setattr(tables.TableLaunch, "_run", lambda *args, **constants: None)
     monkeypatch.setattr("fused_optim.optimizers.base.resolve", lambda name, device, numel: "triton")
     params = meta_model()
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)

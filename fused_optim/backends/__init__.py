@@ -223,6 +223,6 @@ def make_launch(kind: Kind) -> Launch:
         from fused_optim.backends import compiled
 
         return compiled.CompiledLaunch(kind)
-    from fused_optim.backends import triton
+    from fused_optim.backends import tables, triton
 
-    return triton.TritonLaunch(kind)
+    return tables.TableLaunch(kind, triton.TritonExecutor(kind))

@@ -19,17 +19,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from fused_optim.backends import Kind
-from fused_optim.backends.triton import constants
+from fused_optim.backends.constexprs import constants
+from fused_optim.backends.triton import GEOMETRY, KERNELS, resolve
 from fused_optim.backends.triton import options as launch_options
 from fused_optim.formats import PLAIN, formats
-from fused_optim.kernels import begin, measure, norm, update
 from fused_optim.rules.common import Rule
 
 # benchmarks/, beside tests/, has what reads the compiled code
 sys.path.append(str(Path(__file__).parents[2]))
 
-KERNELS = {"norm": norm.norm, "begin": begin.begin, "update": update.update}
-KERNELS |= {"measure": measure.measure, "finish": measure.finish}
 # the type of an argument, in whatever kernel it appears; COMPUTE is that of the arithmetic
 ARGUMENTS = {
     "table_ptr": "*i64",
@@ -147,6 +145,14 @@ def _signature(kind: Kind, name: str) -> dict[str, str]:
     }
 
 
+def changed(kind: Kind, name: str, changes: dict[str, object]) -> dict[str, object]:
+    """The constexpr arguments of a kernel, some of them replaced."""
+    found = resolve(constants(kind, GEOMETRY)[name])
+    if "SPEC" in found and changes:
+        return {"SPEC": found["SPEC"]._replace(**changes)}
+    return found | changes
+
+
 def compiled(
     kind: Kind,
     name: str,
@@ -155,7 +161,7 @@ def compiled(
     **changes: object,
 ) -> CompiledKernel:
     """The kernel ``name`` for rows of ``kind``; ``changes`` are constexpr that are to differ."""
-    signature, consts = _signature(kind, name), constants(kind)[name] | changes
+    signature, consts = _signature(kind, name), changed(kind, name, changes)
     if name == "begin" and kind.counter_dtype is None:
         consts = {"counter_ptr": None, **consts}
     if name == "update" and not kind.counts:

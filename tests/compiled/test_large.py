@@ -13,9 +13,10 @@ from closeness import assert_same_bits
 from models import values
 
 import fused_optim
-from fused_optim.backends import triton as backend
+from fused_optim.backends.tables import TableLaunch
+from fused_optim.backends.triton import GEOMETRY
 
-BLOCK = backend.BLOCK
+BLOCK = GEOMETRY.block
 HUGE = 2**31 + 3 * BLOCK + 500
 TAIL = 2 * BLOCK + 500  # what the last three blocks update
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.10 has no name for it
@@ -73,10 +74,10 @@ def test_offsets_past_two_to_the_31(device):
 def test_sums_past_two_to_the_31(device, monkeypatch):
     """The norm's last chunk, and the last chunks of a rule that measures its tensors."""
     norms, sums = [], []
-    norm, run = backend.TritonLaunch.norm, backend.TritonLaunch._run
+    norm, run = TableLaunch.norm, TableLaunch._run
 
-    def spy(self, name, kernel, programs, *args):
-        run(self, name, kernel, programs, *args)
+    def spy(self, name, programs, *args):
+        run(self, name, programs, *args)
         if name == "measure":
             sums.append(args[-1])
 
@@ -84,8 +85,8 @@ def test_sums_past_two_to_the_31(device, monkeypatch):
         norms.append(norm(self))
         return norms[-1]
 
-    monkeypatch.setattr(backend.TritonLaunch, "_run", spy)
-    monkeypatch.setattr(backend.TritonLaunch, "norm", partials)
+    monkeypatch.setattr(TableLaunch, "_run", spy)
+    monkeypatch.setattr(TableLaunch, "norm", partials)
     (kernel, _, columns), _ = huge_pair(
         device, fused_optim.LAMB, ("exp_avg", "exp_avg_sq"), max_grad_norm=float("inf")
     )

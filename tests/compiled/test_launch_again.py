@@ -10,7 +10,8 @@ import torch
 from compiled.build import kind_of
 from models import RULES
 
-from fused_optim.backends.triton import OPTIONS, Ready, constants
+from fused_optim.backends.constexprs import constants
+from fused_optim.backends.triton import GEOMETRY, OPTIONS, Ready, resolve
 from fused_optim.kernels.begin import begin
 
 ARGUMENTS = list(itertools.product([True, False], [True, False], [1, 16, 17]))
@@ -28,7 +29,7 @@ def arguments(device, there, aligned, rows):
 
 def test_the_kernel_is_tritons_choice(device, monkeypatch):
     rule = next(rule for rule in RULES.values() if not rule.counters)
-    fixed = {**constants(kind_of(rule, torch.float32))["begin"], **OPTIONS}
+    fixed = {**resolve(constants(kind_of(rule, torch.float32), GEOMETRY)["begin"]), **OPTIONS}
     ready, launched = Ready(begin, fixed), []
     with device.on():
         made = [arguments(device.torch, *which) for which in ARGUMENTS]

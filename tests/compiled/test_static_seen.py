@@ -16,7 +16,8 @@ from models import RULES
 
 from benchmarks.static_checks import complaints
 from benchmarks.static_facts import Facts
-from fused_optim.backends.triton import constants
+from fused_optim.backends.constexprs import constants
+from fused_optim.backends.triton import GEOMETRY, resolve
 
 NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
 AMD = [target for target in TARGETS if target.startswith("gfx")]
@@ -101,7 +102,7 @@ def test_a_wide_access_of_unaligned_rows_is_seen(target):
 # AMD's compiler makes one load of the two, whatever they are
 @pytest.mark.parametrize("target", ["sm_90", "sm_120"])
 def test_a_column_that_is_read_twice_is_seen(target):
-    loads = list(constants(KIND)["update"]["LOADS"])
+    loads = list(resolve(constants(KIND, GEOMETRY)["update"])["SPEC"].LOADS)
     loads[2] = load_twice
     found = refused(compiled(KIND, "update", target, LOADS=tuple(loads)), target)
     assert found >= {"moves_each_column_once", "moves_the_floor"}
@@ -109,7 +110,7 @@ def test_a_column_that_is_read_twice_is_seen(target):
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx90a", "gfx1100"])
 def test_a_column_that_is_written_twice_is_seen(target):
-    stores = list(constants(KIND)["update"]["STORES"])
+    stores = list(resolve(constants(KIND, GEOMETRY)["update"])["SPEC"].STORES)
     stores[2] = store_twice
     found = refused(compiled(KIND, "update", target, STORES=tuple(stores)), target)
     assert found >= {"moves_each_column_once", "moves_the_floor"}

@@ -1,0 +1,148 @@
+"""The constexpr arguments of the kernels, without importing Triton.
+
+A function stands for the jit function of the same name in ``kernels/``, a torch dtype for Triton's.
+So the arguments can be written down, as the key of compiled code, where Triton is not needed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from fused_optim.backends import Kind
+from fused_optim.kernels.signatures import ReduceSpec, UpdateSpec
+
+Constexprs = dict[str, Any]
+
+
+class Geometry(NamedTuple):
+    """How the work is cut into programs.
+
+    Attributes:
+        block: elements that a program of update or measure loads at once.
+        norm_block: elements that a program of norm loads at once.
+        chunk: elements that a program of update or measure goes through.
+        span: chunks that share an entry of the chunk map.
+        rows: rows that a program of begin prepares.
+        partials: the most programs of norm. Their number depends on the sizes alone, so the order
+            of the sum does too.
+        consecutive: whether the chunks of a program of norm follow each other in memory.
+    """
+
+    block: int
+    norm_block: int
+    chunk: int
+    span: int
+    rows: int
+    partials: int
+    consecutive: bool
+
+
+def constants(kind: Kind, geometry: Geometry) -> dict[str, Constexprs]:
+    """Return the constexpr arguments of each kernel that rows of ``kind`` need, by its name.
+
+    No option of a group is among them: another learning rate compiles nothing.
+    """
+    found = {"norm": _norm(kind, geometry), "begin": _begin(kind, geometry)}
+    found["update"] = {"SPEC": _update(kind, geometry)}
+    if kind.rule.per_tensor is not None:
+        found["measure"] = {"SPEC": _measure(kind, geometry)}
+        found["finish"] = {
+            "FINISH": kind.rule.per_tensor.finish,
+            "QUANTITIES": kind.rule.per_tensor.quantities,
+            "WIDTH": 2 + len(kind.dtypes),
+            **_scalars(kind),
+            "BLOCK": geometry.partials,
+        }
+    return found
+
+
+def _dtypes(kind: Kind) -> tuple[torch.dtype, ...]:
+    # a byte is a byte to the kernel: not every GPU has the float8 types
+    return tuple(torch.uint8 if dtype.itemsize == 1 else dtype for dtype in kind.dtypes)
+
+
+def _scalars(kind: Kind) -> Constexprs:
+    scalars = len(kind.rule.h._fields)
+    return {"COMPUTE": kind.compute, "SCALARS": scalars, "EARLY": kind.rule.early}
+
+
+def _norm(kind: Kind, geometry: Geometry) -> Constexprs:
+    dtypes, grad = _dtypes(kind), kind.first[1]
+    return {
+        "GRAD": grad,
+        "DTYPE": dtypes[grad],
+        "WIDTH": 2 + len(dtypes),
+        "VECTOR": kind.vector,
+        "BLOCK": geometry.norm_block,
+        "CHUNK": geometry.chunk,
+        "SPAN": geometry.span,
+        "CONSECUTIVE": geometry.consecutive,
+    }
+
+
+def _begin(kind: Kind, geometry: Geometry) -> Constexprs:
+    return {
+        "FORM": kind.rule.scalars,
+        "COUNTERS": len(kind.rule.counters),
+        "COUNTER": kind.counter_dtype,
+        "HYPERS": len(kind.rule.hyper._fields),
+        **_scalars(kind),
+        "MAX_PARTIALS": geometry.partials,
+        "ROWS": geometry.rows,
+    }
+
+
+def _update(kind: Kind, geometry: Geometry) -> UpdateSpec:
+    return UpdateSpec(
+        RULE=kind.rule.update,
+        EMA=int(kind.ema),
+        LOADS=tuple(codec.load for codec in kind.codecs),
+        STORES=tuple(codec.store for codec in kind.codecs),
+        KEYED=tuple(codec.keyed for codec in kind.codecs),
+        FIRST=kind.first,
+        DTYPES=_dtypes(kind),
+        COMPUTE=kind.compute,
+        SCALARS=len(kind.rule.h._fields),
+        VECTOR=kind.vector,
+        BLOCK=geometry.block,
+        CHUNK=geometry.chunk,
+        SPAN=geometry.span,
+        COUNTS=kind.counts,
+    )
+
+
+def _measure(kind: Kind, geometry: Geometry) -> ReduceSpec:
+    assert kind.rule.per_tensor is not None
+    return ReduceSpec(
+        MEASURE=kind.rule.per_tensor.measure,
+        QUANTITIES=kind.rule.per_tensor.quantities,
+        STATES=len(kind.codecs) - 2 - kind.ema,
+        LOADS=tuple(codec.load for codec in kind.codecs),
+        FIRST=kind.first,
+        DTYPES=_dtypes(kind),
+        VECTOR=kind.vector,
+        BLOCK=geometry.block,
+        CHUNK=geometry.chunk,
+        SPAN=geometry.span,
+        **_scalars(kind),
+    )
+
+
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply ``function`` to every value in nested tuples and dicts, whose types are kept."""
+    if isinstance(value, dict):
+        return {name: mapped(entry, function) for name, entry in value.items()}
+    if isinstance(value, tuple):
+        entries = [mapped(entry, function) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
+    return function(value)
+
+
+def describe(value: Any) -> str:
+    """Return a text that is the same for the same constexpr arguments, in every process."""
+
+    def name(entry: Any) -> Any:
+        return f"{entry.__module__}.{entry.__name__}" if callable(entry) else entry
+
+    return repr(mapped(value, name))

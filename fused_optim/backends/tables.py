@@ -1,0 +1,196 @@
+"""The tables that the kernels read, for whoever executes them.
+
+A GPU and the CPU run the same kernels on the same tables: what differs, launching so many programs
+of a kernel with these arguments, is an :class:`Executor`.
+"""
+
+import math
+from operator import is_
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fused_optim.backends import HEAD, Bucket, Kind, Options, Scaler
+from fused_optim.backends.constexprs import Geometry
+
+Argument = Tensor | int | None
+
+
+class Executor(Protocol):
+    """Runs kernels.
+
+    Attributes:
+        geometry: how the work is cut into programs.
+    """
+
+    geometry: Geometry
+
+    def prepare(self) -> None:
+        """Make ready what can be made ready before anything is changed.
+
+        Raises:
+            CompileError: a kernel cannot be compiled, with the reason.
+        """
+
+    def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
+        """Run ``programs`` programs of the kernel ``name``, which go through ``elements``."""
+
+
+def upload(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """A copy of ``array`` on ``device``, without waiting for it.
+
+    Each copy has pinned memory of its own, which torch's host allocator gives out again only
+    after the copy has run; so nothing is overwritten on the way.
+    """
+    host = torch.from_numpy(array)
+    if device.type == "cpu":
+        return host
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+def chunk_maps(
+    numels: list[int], geometry: Geometry
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Where a program finds its row: the first chunk of each row, and the row of each span.
+
+    One entry a chunk would be 3 GB for a model of 400 billion parameters; with one entry a span a
+    program searches the few rows that share its span.
+
+    Returns:
+        int64 [rows + 1]; int32 [spans + 1]: the row of the first chunk of each span, the last row.
+    """
+    chunks = -(-np.array(numels, np.int64) // geometry.chunk)
+    firsts = np.concatenate([[0], np.cumsum(chunks)])
+    marks = np.append(np.arange(0, firsts[-1], geometry.span), max(firsts[-1] - 1, 0))
+    # of rows that begin at one chunk, the last is the one that is not empty
+    return firsts, (np.searchsorted(firsts[:-1], marks, "right") - 1).astype(np.int32)
+
+
+class TableLaunch:
+    """Rows of one kind. Tables are rebuilt when an address, a size or an option changes."""
+
+    def __init__(self, kind: Kind, executor: Executor) -> None:
+        self.kind, self.executor, self.geometry = kind, executor, executor.geometry
+        # numel, offset and the addresses of the columns: what is on the device as self.table
+        self.host = np.empty((0, 2 + len(kind.dtypes)), np.int64)
+        self.numels: list[int] = []
+        self.elements = 0
+        self.counters: list[tuple[int, ...]] = []
+        self.members: list[tuple[int, int]] = []
+        self.values: list[list[float]] = []
+        self.bound: list[Options] = []
+
+    def bind(self, bucket: Bucket) -> None:
+        """See :class:`~fused_optim.backends.Launch`."""
+        self.executor.prepare()
+        numels = [row.columns[0].numel() for row in bucket.rows]
+        addresses = [
+            (row.place.offset, *(column.data_ptr() for column in row.columns))
+            for row in bucket.rows
+        ]
+        counters = [tuple(c.data_ptr() for c in row.counters) for row in bucket.rows]
+        device = self.kind.device
+        self._bind_rows(np.column_stack([np.array(numels), np.array(addresses)]).astype(np.int64))
+        if numels != self.numels:
+            firsts, spans = chunk_maps(numels, self.geometry)
+            self.chunks, self.elements = int(firsts[-1]), sum(numels)
+            self.firsts, self.spans = upload(firsts, device), upload(spans, device)
+            scalars = HEAD + len(self.kind.rule.h._fields)
+            self.scalars = torch.empty(len(numels), scalars, dtype=self.kind.compute, device=device)
+        if counters != self.counters:
+            self.counter_table = upload(np.array(counters, np.int64), device)
+        members = [(m, r.place.number) for m, r in zip(bucket.members, bucket.rows, strict=True)]
+        if members != self.members:
+            self.groups = upload(np.array(members, np.int32), device)
+        self.numels, self.counters, self.members = numels, counters, members
+        self._bind_options(bucket.options)
+        self._hold()
+
+    def move(self, gradients: np.ndarray[Any, Any], options: list[Options]) -> None:
+        """See :class:`~fused_optim.backends.Launch`."""
+        table = self.host.copy()
+        table[:, 2 + self.kind.first[1]] = gradients
+        self._bind_rows(table)
+        self._bind_options(options)
+        self._hold()
+
+    def _bind_rows(self, table: np.ndarray[Any, Any]) -> None:
+        # the array itself must not change later: on the CPU it is the upload
+        if not np.array_equal(table, self.host):
+            self.table, self.host = upload(table, self.kind.device), table
+
+    def _hold(self) -> None:
+        """Let the tables outlive this stream's work, whichever stream they were made on."""
+        if self.kind.device.type == "cpu":
+            return
+        stream = torch.get_device_module(self.kind.device).current_stream(self.kind.device)
+        tables = [self.table, self.firsts, self.spans, self.groups, self.hyper, self.scalars]
+        if self.kind.counter_dtype is not None:
+            tables.append(self.counter_table)
+        for table in tables:
+            table.record_stream(stream)
+
+    def _bind_options(self, options: list[Options]) -> None:
+        """Upload options that changed; a tensor on the device is copied there, not read here."""
+        if len(self.bound) == len(options) and all(map(is_, options, self.bound)):
+            return
+        there = [
+            (i, j, option)
+            for i, group in enumerate(options)
+            for j, option in enumerate(group)
+            if isinstance(option, Tensor)
+        ]
+        # no number equals this one, so a tensor that gives way to a number is seen
+        values = [[math.nan if isinstance(x, Tensor) else x for x in group] for group in options]
+        if values != self.values:
+            self.hyper = upload(np.array(values, np.float64), self.kind.device)
+            self.values = values
+        for i, j, option in there:
+            self.hyper[i, j].copy_(option.squeeze())
+        # tuples of numbers do not change
+        self.bound = [] if there else list(options)
+
+    def norm(self) -> Tensor:
+        """See :class:`~fused_optim.backends.Launch`."""
+        chunks = self.chunks
+        # the number of programs depends on the sizes alone: the same bits on every device
+        programs = min(chunks, self.geometry.partials)
+        partials = torch.empty(programs, 2, dtype=torch.float64, device=self.kind.device)
+        arguments = (self.table, self.firsts, self.spans, partials, chunks)
+        self._run("norm", programs, self.elements, *arguments)
+        return partials
+
+    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: Scaler) -> None:
+        """See :class:`~fused_optim.backends.Launch`."""
+        rows = len(self.numels)
+        count = 0 if partials is None else len(partials)
+        counters = None if self.kind.counter_dtype is None else self.counter_table
+        tables = (counters, self.groups, self.hyper)
+        arguments = (partials, *tables, *scaler, self.scalars, report)
+        self._run("begin", -(-rows // self.geometry.rows), 0, *arguments, count, rows)
+
+    def update(self) -> Tensor | None:
+        """See :class:`~fused_optim.backends.Launch`."""
+        if self.kind.rule.per_tensor is not None:
+            self._measure(self.kind.rule.per_tensor.quantities)
+        counts = None
+        if self.kind.counts:
+            counts = torch.zeros(self.chunks, dtype=torch.int32, device=self.kind.device)
+        arguments = (self.table, self.firsts, self.spans, self.scalars, counts)
+        self._run("update", self.chunks, self.elements, *arguments)
+        return counts
+
+    def _measure(self, quantities: int) -> None:
+        """Sum over each tensor what the rule needs, and form the scalars that depend on it."""
+        chunks = self.chunks
+        sums = torch.empty(chunks, quantities, dtype=torch.float64, device=self.kind.device)
+        arguments = (self.table, self.firsts, self.spans, self.scalars, sums)
+        self._run("measure", chunks, self.elements, *arguments)
+        last = (self.table, self.firsts, sums, self.scalars)
+        self._run("finish", len(self.numels), 0, *last)
+
+    def _run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
+        if programs:
+            self.executor.run(name, programs, elements, *args)
