@@ -28,10 +28,10 @@ class Additions(TypedDict, total=False):
             the optimizer holds an Inf or NaN changes no parameter, state or step count here.
         ema_decay: keep an exponential moving average of the parameters, updated in the same pass:
             ``ema_decay * average + (1 - ema_decay) * p``; None keeps none.
-        backend: ``"triton"``; ``"compiled"``, the reference through ``torch.compile``, which is for
-            the CPU and needs a C++ compiler; ``"reference"``; or ``"auto"``: Triton where it runs,
-            else on the CPU compiled from 2**24 elements on, if there is a compiler, and with a
-            warning the reference if that fails; else the reference.
+        backend: ``"triton"``, the kernels on a GPU; ``"native"``, the same kernels compiled for
+            the CPU (Linux, with the packages of ``fused-optim[cpu]``); ``"reference"``, plain
+            torch on any device; or ``"auto"``: Triton where it runs, else native where it can be
+            had, else the reference.
         weights: how a bf16 or fp16 parameter is kept: ``"plain"`` as it is; ``"master"`` beside a
             float32; ``"split"`` (bf16) as the float32 whose upper half is the parameter, without
             loss; ``"split24"`` (bf16) with 8 of the 16 bits of the lower half; ``"kahan"`` beside

@@ -1,6 +1,7 @@
 """One step: sort the rows into kinds, then norm, begin and update for each kind."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ def kind_of(
         codecs,
         tuple(column.dtype for column in row.columns),
         row.counters[0].dtype if row.counters else None,
-        is_aligned(row.columns),
+        backend == "triton" and is_aligned(row.columns),
         ema,
         counts,
     )
@@ -56,6 +57,10 @@ class Same(NamedTuple):
     gradients: np.ndarray[Any, Any]
     recipes: list[Recipe]
 
+    def make_rows(self, which: Sequence[int]) -> list[Row]:
+        """Return the rows with these indices."""
+        return [self.recipes[i].row(self.tensors) for i in which]
+
 
 class Plan:
     """Keeps the launches, with their device tables, from step to step.
@@ -68,7 +73,6 @@ class Plan:
         stalled: what the last step counted, where it was asked to.
         rows: of each kind, which rows of the step.
         groups: of each kind, the groups that have rows of it.
-        members: of each kind, which of these each row belongs to.
     """
 
     def __init__(self) -> None:
@@ -76,7 +80,6 @@ class Plan:
         self.stalled: list[Tensor] = []
         self.rows: dict[Kind, list[int]] = {}
         self.groups: dict[Kind, list[int]] = {}
-        self.members: dict[Kind, list[int]] = {}
 
     def step(
         self,
@@ -111,12 +114,8 @@ class Plan:
         """Update the rows of the last step once more: see :meth:`step`."""
         for kind, launch in self.launches.items():
             own, values = self.rows[kind], [options[group] for group in self.groups[kind]]
-            move = getattr(launch, "move", None)
-            if move is None:
-                rows = [same.recipes[i].row(same.tensors) for i in own]
-                launch.bind(Bucket(rows, values, self.members[kind]))
-            else:  # it keeps addresses, of which only those of gradients have moved
-                move(same.gradients if len(self.rows) == 1 else same.gradients[own], values)
+            gradients = same.gradients if len(self.rows) == 1 else same.gradients[own]
+            launch.rebind(gradients, partial(same.make_rows, own), values)
         answer = self._run(measure, scaler)
         _say_written(same.params)
         return answer
@@ -151,7 +150,6 @@ class Plan:
             bucket.rows.append(row)
             bucket.members.append(len(groups) - 1)
             self.rows[kind].append(i)
-        self.members = {kind: bucket.members for kind, bucket in buckets.items()}
         self.launches = {kind: self.launches.get(kind) or make_launch(kind) for kind in buckets}
         for kind, bucket in buckets.items():
             self.launches[kind].bind(bucket)

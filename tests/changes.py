@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from models import parameters, values
+from models import KERNELS, parameters, values
 from torch.nn import Parameter
 
 
@@ -112,7 +112,7 @@ EVENTS = {
     "states": (in_group(0, states="bf16"), False),
     "average": (averaged, False),
     "reference": (in_group(1, backend="reference"), False),
-    "triton": (in_group(1, backend="triton"), False),
+    KERNELS: (in_group(1, backend=KERNELS), False),
     "an option more": (in_group(1, mine=1.0), False),
     "an option less": (lambda optimizer: optimizer.param_groups[1].pop("fused"), False),
     "group added": (group_added, False),

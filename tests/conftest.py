@@ -1,35 +1,39 @@
-"""Triton chooses its interpreter when it is imported, so each kind of test has its own process.
+"""Triton chooses its interpreter when it is imported, so what is interpreted has its own process.
 
-``pytest`` runs the kernels in the interpreter; ``pytest tests/compiled`` compiles them and
-executes the PTX on the CPU; ``pytest -m gpu`` runs the same tests on a GPU.
+``pytest`` compiles the kernels: for the CPU, and for GPUs whose PTX is executed on the CPU;
+``pytest --interpret`` runs the tests marked ``interpreted`` in Triton's interpreter; ``pytest -m
+gpu`` runs tests on a GPU.
 """
 
 import os
 import sys
 
-ON_GPU = "-m gpu" in " ".join(sys.argv[1:]).replace("-mgpu", "-m gpu")
-COMPILED = ON_GPU or any("compiled" in argument for argument in sys.argv[1:])
+INTERPRET = "--interpret" in sys.argv
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has no arguments, but its parent's environment
-    COMPILED = "TRITON_INTERPRET" not in os.environ
-if COMPILED:
-    os.environ.pop("TRITON_INTERPRET", None)
-    collect_ignore_glob = ["test_*.py", "contract/*"]
-else:
+    INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRET:
     os.environ["TRITON_INTERPRET"] = "1"
     collect_ignore = ["compiled"]
+else:
+    os.environ.pop("TRITON_INTERPRET", None)
 
 import pytest  # noqa: E402  (torch imports triton)
 import torch  # noqa: E402
 
-if not COMPILED:
+if INTERPRET:
     import interpreter
 
     interpreter.install()
 
 
 def pytest_addoption(parser):
-    """Options of tests/compiled."""
+    """Options of the tests."""
     group = parser.getgroup("fused_optim")
+    group.addoption(
+        "--interpret",
+        action="store_true",
+        help="run the tests marked interpreted in Triton's interpreter",
+    )
     group.addoption(
         "--full",
         action="store_true",
@@ -42,15 +46,24 @@ def pytest_addoption(parser):
     )
 
 
+def _runs(item):
+    marker = item.get_closest_marker("interpreted")
+    if INTERPRET:
+        return marker is not None
+    return marker is None or not marker.kwargs.get("only")
+
+
 def pytest_collection_modifyitems(config, items):
-    """Keep the tests of one shard."""
+    """Keep the tests of this process, and of one shard."""
+    chosen = [item for item in items if _runs(item)]
     if config.getoption("shard"):
         index, count = map(int, config.getoption("shard").split("/"))
         if not 0 <= index < count:
             raise pytest.UsageError(f"--shard must be I/N with 0 <= I < N, got {index}/{count}")
-        kept = items[index::count]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+        chosen = chosen[index::count]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
 
 @pytest.fixture(autouse=True, scope="session")

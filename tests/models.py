@@ -1,6 +1,7 @@
 """Parameters and gradients for tests, and the loops that run optimizers on them."""
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,9 @@ RULES = {
     for name, rule in vars(page).items()
     if isinstance(rule, Rule)
 }
+# the backend that runs the Triton kernels here: see tests/conftest.py
+KERNELS = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "native"
+BACKENDS = ["reference", KERNELS]
 # every format of weights and every format of states, in as few pairs as there are of either;
 # the first is torch's
 FORMATS = [

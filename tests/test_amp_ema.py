@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-from models import give, parameters, values
+from models import BACKENDS, give, parameters, values
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fused_optim import SGD, AdamW
-
-BACKENDS = ["reference", "triton"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from closeness import assert_same_bits
 from kept import random_grads, trained, weight
-from models import give, parameters, state_of, values
+from models import BACKENDS, give, parameters, state_of, values
 from torch.nn import Parameter
 
 import fused_optim
@@ -294,7 +294,7 @@ def test_stalling_is_counted_and_warned_of_once():
     assert quiet.stalled is None
 
 
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_counts_of_the_backends_agree(backend):
     params = parameters(values([3000, 70], BF16))
     optimizer = AdamW(params, lr=1e-4, count_stalled=True, backend=backend)

@@ -15,12 +15,12 @@ import pytest
 import torch
 from changes import EVENTS, params_of
 from closeness import assert_same_bits
-from models import give, parameters, state_of, values
+from models import BACKENDS, KERNELS, give, parameters, state_of, values
 from torch.nn import Parameter
 
 from benchmarks.allocation import tensor_allocations
 from fused_optim import SGD, AdamW
-from fused_optim.backends import NotCompiled
+from fused_optim.backends import CompileError
 from fused_optim.optimizers import again
 from fused_optim.optimizers.base import FusedOptimizer
 
@@ -28,9 +28,8 @@ SHAPES = [(40,), (3, 50), (40,), (8, 9)]
 LARGE = [(40,), (41, 100), (40,), (8, 9)]  # one that is large enough for scales
 FORMATS = {"weights": "split", "states": "int8", "ema_decay": 0.5}
 SETUPS = {"fp32": (torch.float32, SHAPES, {}), "formats": (torch.bfloat16, LARGE, FORMATS)}
-# the interpreter is slow, and the formats are the same to either backend
-RUNS = [("fp32", "reference"), ("fp32", "triton"), ("formats", "reference")]
-BACKENDS = ["reference", "triton"]
+# the formats are the same to either backend
+RUNS = [("fp32", "reference"), ("fp32", KERNELS), ("formats", "reference")]
 
 
 @pytest.fixture
@@ -158,7 +157,7 @@ def test_a_gradient_comes_and_goes(backend, full):
 
 
 def test_a_gradient_of_another_dtype(full):
-    twins = Twins("fp32", "triton")
+    twins = Twins("fp32", KERNELS)
     twins.step()
     for optimizer in twins.optimizers:
         param = params_of(optimizer)[2]
@@ -195,7 +194,7 @@ def test_what_does_not_fit_is_refused_as_ever(backend):
 @pytest.mark.parametrize("travel", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_goes_its_own_way(travel):
     """It must not write to the memory of the original."""
-    twins = Twins("fp32", "triton")
+    twins = Twins("fp32", KERNELS)
     twins.step()
     before = copy.deepcopy([params_of(optimizer) for optimizer in twins.optimizers])
     originals, twins.optimizers = twins.optimizers, travel(twins.optimizers)
@@ -223,7 +222,7 @@ def test_what_cannot_be_compiled_is_done_anew(full):
     twins = Twins("fp32", "reference")
     twins.step()
     full.clear()
-    with mock.patch("fused_optim.plan.Plan.again", side_effect=NotCompiled("stop")):
+    with mock.patch("fused_optim.plan.Plan.again", side_effect=CompileError("stop")):
         twins.step()
     assert full.count(twins.optimizers[0]) == 1
 
@@ -269,7 +268,7 @@ def test_allocations_do_not_grow_with_the_tensors(full):
     counts = []
     for tensors in (10, 300):
         params = parameters(values([(5,)] * tensors, torch.float32))
-        optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend="triton")
+        optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
         with mock.patch("fused_optim.backends.tables.TableLaunch._run"):
             for _ in range(2):
                 give(params, [torch.ones(5)] * tensors)
@@ -310,7 +309,7 @@ def test_tensors_are_told_apart(fact, guards, monkeypatch):
 
 def test_without_the_guards_of_torch(monkeypatch, full):
     monkeypatch.setattr(again, "GUARDS", None)
-    twins = Twins("formats", "triton")
+    twins = Twins("formats", KERNELS)
     for _ in range(3):
         twins.step()
     assert full.count(twins.optimizers[0]) == 1

@@ -114,7 +114,7 @@ def defined_in(function, page):
 @pytest.mark.parametrize("page", [*PAGES, noise], ids=lambda page: page.__name__)
 def test_the_pages_share_their_order(page):
     twin = importlib.import_module(page.__name__.replace("fused_optim.", "fused_optim.kernels."))
-    device = functions(twin, triton.runtime.interpreter.InterpretedFunction)
+    device = functions(twin, triton.JITFunction)
     ours = [name for name in functions(page, types.FunctionType) if name != "_shifted"]
     assert [n for n in device if n != "divide"] == ours
 
@@ -124,7 +124,7 @@ def test_every_format_is_on_both_pages():
     found = {f.__name__ for codec in weights.union(*formats.STATES.values()) for f in codec[:2]}
     ours = [n for n in functions(codecs, types.FunctionType) if n.startswith(("load", "store"))]
     twin = importlib.import_module("fused_optim.kernels.codecs")
-    device = functions(twin, triton.runtime.interpreter.InterpretedFunction)
+    device = functions(twin, triton.JITFunction)
     assert [name for name in device if name.startswith(("load", "store"))] == ours
     assert found == set(ours), "a format that has no name cannot be had"
     assert (twin.BLOCK.value, twin.INFINITY.value) == (codecs.BLOCK, codecs.INFINITY)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import give, parameters, values
+from models import KERNELS, give, parameters, values
 
 from fused_optim import AdamW
 from fused_optim.backends import tables, triton
@@ -48,7 +48,7 @@ def three_groups(count, **options):
         {"params": params[third : 2 * third], "lr": 0.1, "weight_decay": 0.0},
         {"params": params[2 * third :], "betas": (0.5, 0.6), "max_grad_value": 1.0},
     ]
-    return params, AdamW(groups, backend="triton", **options)
+    return params, AdamW(groups, backend=KERNELS, **options)
 
 
 def test_200_tensors_in_3_groups_take_3_launches(launched):
@@ -78,7 +78,7 @@ def test_one_more_kind_is_three_more_launches(launched):
 
 def test_only_empty_tensors_need_no_update(launched):
     params = parameters([torch.zeros(0), torch.zeros(3, 0)])
-    optimizer = AdamW(params, max_grad_norm=1.0, backend="triton")
+    optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
     give(params, [torch.zeros(0), torch.zeros(3, 0)])
     optimizer.step()
     assert launched == [("begin", 1)]
@@ -192,7 +192,7 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
 def test_the_norm_has_at_most_1024_programs(launched):
     """Fixed by the sizes alone, so that every device sums in the same order."""
     params = parameters([torch.ones(1100 * triton.GEOMETRY.block)])
-    optimizer = AdamW(params, max_grad_norm=1.0, backend="triton")
+    optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
     give(params, [torch.ones_like(params[0])])
     launch_norm_only(optimizer)
     assert launched[0] == ("norm", 1024)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import CASES, named
 from closeness import assert_same_bits
-from models import give, parameters, state_of, values
+from models import BACKENDS, give, parameters, state_of, values
 
 from fused_optim import ASGD, Adagrad, RAdam, RMSprop
 
@@ -90,7 +90,7 @@ def test_adagrad_has_its_state_from_the_start():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_constant_gradient_has_no_negative_variance(alpha, backend):
     """Its centered variance is rounding alone, where torch may take the root of less than 0."""
     steps = 400 if backend == "reference" else 40

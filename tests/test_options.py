@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import parameters, values
+from models import BACKENDS, KERNELS, parameters, values
 
 import fused_optim
 from fused_optim import (
@@ -161,7 +161,7 @@ def unchanged_by(optimizer, params, kind, message):
     assert optimizer.grad_norm is None
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_gradients(backend):
     """The second parameter is at fault; the first must not have been touched."""
     params = parameters(values([(4,), (3, 2)], torch.float32))
@@ -188,7 +188,7 @@ def test_a_gradient_on_another_device():
         check_gradient(param, 2)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_state(backend):
     """A shorter state would let a kernel write past its end."""
     params = parameters(values([(4,)], torch.float32))
@@ -203,7 +203,7 @@ def test_bad_state(backend):
 def test_a_refused_backend_says_why():
     params = [torch.nn.Parameter(torch.zeros(3, device="meta"))]
     params[0].grad = torch.zeros(3, device="meta")
-    optimizer = SGD(params, backend="triton")
+    optimizer = SGD(params, backend=KERNELS)
     with pytest.raises(RuntimeError, match="backend='triton' cannot be used: meta tensors have no"):
         optimizer.step()
 

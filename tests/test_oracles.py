@@ -14,7 +14,7 @@ import pytest
 import torch
 from cases import CASES, named
 from closeness import assert_as_accurate
-from models import give, parameters, values
+from models import BACKENDS, give, parameters, values
 
 from fused_optim import AdamW, Adan, AdEMAMix, Lion, ScheduleFreeAdamW, ScheduleFreeSGD
 
@@ -112,7 +112,7 @@ def test_lion_with_equal_betas_is_the_sign_of_momentum():
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_lion_stands_still_without_a_gradient_and_shows_nan(backend):
     params = parameters([torch.tensor([1.0, 2.0, 3.0])])
     optimizer = Lion(params, 0.5, backend=backend)

@@ -62,7 +62,7 @@ def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     monkeypatch.setattr(tables, "upload", lambda array, device: uploaded.append(array))
     monkeypatch.setattr(tables.TableLaunch, "_hold", lambda self: None)
     monkeypatch.setattr(tables.TableLaunch, "_run", lambda *args, **constants: None)
-    monkeypatch.setattr("fused_optim.optimizers.base.resolve", lambda name, device, numel: "triton")
+    monkeypatch.setattr("fused_optim.optimizers.base.resolve", lambda name, device: "triton")
     params = meta_model()
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
     assert cost(optimizer.step) < 256

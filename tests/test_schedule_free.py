@@ -10,7 +10,7 @@ import io
 import pytest
 import torch
 from closeness import assert_same_bits
-from models import give, parameters, values
+from models import BACKENDS, give, parameters, values
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW, ScheduleFreeSGD
 
@@ -86,7 +86,7 @@ def test_modes_are_idempotent_and_inverse(kind, dtype):
     assert all(p._version > 1 for p in params)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_in_eval_mode(kind, backend):
     params, optimizer = trained(kind, torch.float32, 2, backend=backend)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import CASES, named, peer_step
 from closeness import assert_as_accurate
-from models import give, parameters, state_of, values
+from models import KERNELS, give, parameters, state_of, values
 from torch import Tensor
 
 STEPS = 50
@@ -84,7 +84,7 @@ def test_reference(case, dtype):
 @pytest.mark.parametrize("case", PAIRS, ids=named)
 def test_triton(case):
     """A few steps: it has the bits of the reference (tests/test_twin.py)."""
-    compare(case, values([(7,), (1030,)], torch.float32), torch.float32, "triton", 3)
+    compare(case, values([(7,), (1030,)], torch.float32), torch.float32, KERNELS, 3)
 
 
 def test_fp16():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import CASES, named
 from closeness import assert_same_bits
-from models import FORMATS, LARGE, SIZES, exact_values, give, parameters, state_of, values
+from models import FORMATS, KERNELS, LARGE, SIZES, exact_values, give, parameters, state_of, values
 
 from fused_optim.formats import STATES, WEIGHTS
 
@@ -29,7 +29,7 @@ def assert_same_but_for_sums(name, actual, expected):
 def run_twins(make, start, steps, grads=None):
     """Run both backends on equal parameters and compare everything they leave behind."""
     twins = []
-    for backend in ("triton", "reference"):
+    for backend in (KERNELS, "reference"):
         params = parameters(start)
         optimizer = make(params, backend)
         for step in range(steps):
@@ -39,7 +39,7 @@ def run_twins(make, start, steps, grads=None):
             optimizer.step()
         twins.append((params, optimizer))
     (params, kernel), (others, reference) = twins
-    assert (kernel.backend_used, reference.backend_used) == ("triton", "reference")
+    assert (kernel.backend_used, reference.backend_used) == (KERNELS, "reference")
     for i, (param, other) in enumerate(zip(params, others, strict=True)):
         same = assert_same_bits
         if param.dtype is torch.float64 and kernel.rule(kernel.param_groups[0]).per_tensor:
@@ -68,6 +68,7 @@ def test_every_case_and_dtype(case, dtype):
     assert not torch.equal(params[-1], start[-1]), "a step that does nothing equals itself"
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", CLASSES, ids=named)
 def test_every_optimizer_in_other_formats(case):
     """In one pair of formats each, so that every optimizer and every format have their turn."""
@@ -102,6 +103,7 @@ def test_large_tensor(name):
     run_twins(lambda p, b: case.fused(p, 0.1, backend=b), values([LARGE], torch.float32), steps=2)
 
 
+@pytest.mark.interpreted
 def test_200_tensors_in_3_groups_of_mixed_dtypes():
     """Rows of one launch keep their own group, dtype and count."""
     sizes = [(7 * i) % 331 for i in range(200)]
@@ -146,6 +148,7 @@ def test_randomly_valued_gradients_without_clipping():
             )
 
 
+@pytest.mark.interpreted
 def test_step_counts_of_ten_million():
     """``beta ** step`` by squaring, with different counts in one launch."""
     counts = [0.0, 1.0, 999.0, 65535.0, 1e7]
@@ -176,7 +179,7 @@ def test_gradient_dtype_may_differ_from_the_parameters():
             return AdamW(params, backend=backend)
 
         twins = []
-        for backend in ("triton", "reference"):
+        for backend in (KERNELS, "reference"):
             params = parameters(values([1025], torch.bfloat16))
             params[0].grad_dtype = None
             optimizer = make(params, backend)

@@ -3,10 +3,13 @@
 import importlib.util
 import logging
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +17,11 @@ from fused_optim.codecs import Codec
 from fused_optim.layout import Row
 from fused_optim.rules.common import Rule
 
-BackendName = Literal["auto", "triton", "compiled", "reference"]
-BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "compiled", "reference")
-WORTHWHILE = 1 << 24  # elements: from here on "auto" compiles, which takes seconds the first time
+if TYPE_CHECKING:
+    from fused_optim.backends import tables
+
+BackendName = Literal["auto", "triton", "native", "reference"]
+BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "native", "reference")
 log = logging.getLogger("fused_optim")
 
 # options of a group that every rule has; those of its rule follow
@@ -51,7 +56,7 @@ class Kind(NamedTuple):
     """What rows must share to share a launch.
 
     Attributes:
-        backend: ``"triton"``, ``"compiled"`` or ``"reference"``.
+        backend: ``"triton"``, ``"native"`` or ``"reference"``.
         device: of all columns.
         rule: the update rule.
         codecs: storage formats of parameter, gradient and states.
@@ -119,8 +124,8 @@ class Bucket:
     members: list[int] = field(default_factory=list)
 
 
-class NotCompiled(RuntimeError):
-    """A program that torch.compile cannot make, with the reason; nothing has been changed."""
+class CompileError(RuntimeError):
+    """A kernel that cannot be compiled, with the reason; nothing has been changed."""
 
 
 class Launch(Protocol):
@@ -129,7 +134,25 @@ class Launch(Protocol):
     def __init__(self, kind: Kind) -> None: ...
 
     def bind(self, bucket: Bucket) -> None:
-        """Take the rows and options of this step."""
+        """Take the rows and options of this step.
+
+        Raises:
+            CompileError: a kernel cannot be compiled. Nothing has been changed then.
+        """
+
+    def rebind(
+        self,
+        gradients: "np.ndarray[Any, Any]",
+        rows: Callable[[], list[Row]],
+        options: list[Options],
+    ) -> None:
+        """Take the rows of the last step, of which only the gradients have moved.
+
+        Args:
+            gradients: int64 [rows], the address of each gradient.
+            rows: makes the rows, for a backend that needs the tensors.
+            options: of each group that has rows here.
+        """
 
     def norm(self) -> Tensor:
         """Partial sums, float64 [n, 2]: of squared gradients; 0, or NaN after an Inf or NaN."""
@@ -146,9 +169,11 @@ class Launch(Protocol):
 
 
 def why_not_triton(device: torch.device) -> str | None:
-    """The reason why Triton cannot run on ``device``, or None if it can."""
+    """Return the reason why Triton cannot run on ``device``, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if device.type == "cpu" and not _triton_may_run_on_cpu():
+        return "triton has no driver for the CPU"
     import triton
 
     if triton.knobs.runtime.interpret:
@@ -163,47 +188,46 @@ def why_not_triton(device: torch.device) -> str | None:
     return None
 
 
-def why_not_compiled(device: torch.device) -> str | None:
-    """The reason why torch.compile cannot make code for ``device``, or None if it can."""
+def _triton_may_run_on_cpu() -> bool:
+    """Whether somebody has set a driver or the interpreter; importing Triton takes 0.2 s."""
+    return "triton" in sys.modules or "TRITON_INTERPRET" in os.environ
+
+
+def why_not_native(device: torch.device) -> str | None:
+    """Return the reason why kernels cannot be compiled for the CPU, or None if they can."""
     if device.type != "cpu":
         return f"it is for the CPU and the parameters are on {device}"
-    # takes a second to import, and only this knows which compiler it will use
-    from torch._inductor import cpp_builder
+    for package in ("triton", "llvmlite"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed: pip install fused-optim[cpu]"
+    from fused_optim.backends.native import levels
 
-    try:
-        cpp_builder.get_cpp_compiler()
-    except (RuntimeError, OSError) as error:
-        named = os.environ.get("CXX", "g++")
-        return f"there is no C++ compiler ({named}; CXX names another): {type(error).__name__}"
-    return None
+    return levels.unsupported_reason()
 
 
-def resolve(name: str, device: torch.device, numel: int) -> str:
-    """The backend to use on ``device`` for ``numel`` elements in all.
+def resolve(name: str, device: torch.device) -> str:
+    """Return the backend to use on ``device``.
 
-    ``"auto"`` is Triton where it runs; else, on the CPU, ``"compiled"`` from ``WORTHWHILE``
-    elements on if there is a C++ compiler; else the reference.
+    ``"auto"`` is Triton where it runs; else, on the CPU, ``"native"`` where kernels can be
+    compiled for it; else the reference.
 
     Raises:
-        RuntimeError: ``name`` is ``"triton"`` or ``"compiled"`` and cannot run there.
+        RuntimeError: ``name`` is ``"triton"`` or ``"native"`` and cannot run there.
     """
     if name == "reference":
         return name
-    if name == "compiled":
-        return _required(name, why_not_compiled(device))
+    if name == "native":
+        return _required(name, why_not_native(device))
     # a meta tensor has no memory for a kernel to write
     reason = "meta tensors have no data" if device.type == "meta" else why_not_triton(device)
     if name == "triton" or reason is None:
         return _required("triton", reason)
     if device.type != "cpu":
         return "reference"
-    if numel < WORTHWHILE:
-        reason = f"of less than {WORTHWHILE} elements"
-    else:
-        reason = why_not_compiled(device)
-    chosen = "compiled" if reason is None else "reference"
+    reason = why_not_native(device)
+    chosen = "native" if reason is None else "reference"
     because = "" if reason is None else f": {reason}"
-    log.info("backend='auto' is %r for %d elements on the CPU%s", chosen, numel, because)
+    log.info("backend='auto' is %r on the CPU%s", chosen, because)
     return chosen
 
 
@@ -214,15 +238,21 @@ def _required(name: str, reason: str | None) -> str:
 
 
 def make_launch(kind: Kind) -> Launch:
-    """The launch of one kind of rows."""
+    """Return the launch of one kind of rows."""
     if kind.backend == "reference":
         from fused_optim.backends import reference
 
         return reference.ReferenceLaunch(kind)
-    if kind.backend == "compiled":
-        from fused_optim.backends import compiled
+    from fused_optim.backends import tables
 
-        return compiled.CompiledLaunch(kind)
-    from fused_optim.backends import tables, triton
+    return tables.TableLaunch(kind, _make_executor(kind))
 
-    return tables.TableLaunch(kind, triton.TritonExecutor(kind))
+
+def _make_executor(kind: Kind) -> "tables.Executor":
+    if kind.backend == "native":
+        from fused_optim.backends.native import executor
+
+        return executor.NativeExecutor(kind)
+    from fused_optim.backends import triton
+
+    return triton.TritonExecutor(kind)

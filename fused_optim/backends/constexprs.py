@@ -57,6 +57,31 @@ def constants(kind: Kind, geometry: Geometry) -> dict[str, Constexprs]:
     return found
 
 
+# the type of each runtime argument, in whatever kernel it appears
+_TYPES = {
+    "table_ptr": "*i64",
+    "first_ptr": "*i64",
+    "span_ptr": "*i32",
+    "count_ptr": "*i32",
+    "partial_ptr": "*fp64",
+    "sum_ptr": "*fp64",
+    "counter_ptr": "*i64",
+    "group_ptr": "*i32",
+    "hyper_ptr": "*fp64",
+    "scale_ptr": "*fp32",
+    "found_ptr": "*fp32",
+    "report_ptr": "*fp64",
+    "chunks": "i32",
+    "partials": "i32",
+    "n_rows": "i32",
+}
+
+
+def argument_types(compute: torch.dtype) -> dict[str, str]:
+    """Return Triton's types of the kernels' arguments, where the arithmetic is in ``compute``."""
+    return {**_TYPES, "scalar_ptr": "*fp64" if compute is torch.float64 else "*fp32"}
+
+
 def _dtypes(kind: Kind) -> tuple[torch.dtype, ...]:
     # a byte is a byte to the kernel: not every GPU has the float8 types
     return tuple(torch.uint8 if dtype.itemsize == 1 else dtype for dtype in kind.dtypes)

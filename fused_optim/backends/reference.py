@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Scaler, packing
+from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Options, Scaler, packing
 from fused_optim.backends.packing import Columns, Packs
 from fused_optim.layout import Row
 from fused_optim.noise import random_bits, row_keys
@@ -64,8 +65,17 @@ class ReferenceLaunch:
 
     def bind(self, bucket: Bucket) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
-        self.bucket = bucket
+        self.bucket, self.members = bucket, bucket.members
         self.packs.begin()
+
+    def rebind(
+        self,
+        gradients: np.ndarray[Any, Any],
+        rows: Callable[[], list[Row]],
+        options: list[Options],
+    ) -> None:
+        """See :class:`~fused_optim.backends.Launch`."""
+        self.bind(Bucket(rows(), options, self.members))
 
     def norm(self) -> Tensor:
         """See :class:`~fused_optim.backends.Launch`."""

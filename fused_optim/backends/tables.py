@@ -5,6 +5,7 @@ of a kernel with these arguments, is an :class:`Executor`.
 """
 
 import math
+from collections.abc import Callable
 from operator import is_
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fused_optim.backends import HEAD, Bucket, Kind, Options, Scaler
 from fused_optim.backends.constexprs import Geometry
+from fused_optim.layout import Row
 
 Argument = Tensor | int | None
 
@@ -108,7 +110,12 @@ class TableLaunch:
         self._bind_options(bucket.options)
         self._hold()
 
-    def move(self, gradients: np.ndarray[Any, Any], options: list[Options]) -> None:
+    def rebind(
+        self,
+        gradients: np.ndarray[Any, Any],
+        rows: Callable[[], list[Row]],
+        options: list[Options],
+    ) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
         table = self.host.copy()
         table[:, 2 + self.kind.first[1]] = gradients

@@ -12,7 +12,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from fused_optim import formats, options, tensors
-from fused_optim.backends import Kind, NotCompiled, Options, Scaler, resolve
+from fused_optim.backends import CompileError, Kind, Options, Scaler, resolve
 from fused_optim.layout import Place, Row, make_row
 from fused_optim.optimizers.again import Last
 from fused_optim.optimizers.average import Average
@@ -260,7 +260,7 @@ class FusedOptimizer(Average):
             return False
         try:
             self._report = self._plan.again(same, last.options, last.measures, scaler)
-        except NotCompiled:
+        except CompileError:
             return False
         last.note(same.params, self._written)
         return True
@@ -275,16 +275,16 @@ class FusedOptimizer(Average):
         )  # what self.stalled is a share of
         try:
             self._report = self._plan.step(rows, values, self.measures(), scaler)
-        except NotCompiled as reason:  # and nothing has been changed
+        except CompileError as reason:  # and nothing has been changed
             self._compile_no_more(reason)
             rows = self.prepared()
             self._report = self._plan.step(rows, values, self.measures(), scaler)
         self._note_written()
         return Last.of(self, rows, values)
 
-    def _compile_no_more(self, reason: NotCompiled) -> None:
-        """Leave the CPU to the reference, unless the user asked for the compiled backend."""
-        if any(name == "compiled" for name, _ in self._resolved):
+    def _compile_no_more(self, reason: CompileError) -> None:
+        """Leave the CPU to the reference, unless the user asked for the native backend."""
+        if any(name == "native" for name, _ in self._resolved):
             raise reason
         warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=5)
         self._resolved[("auto", torch.device("cpu"))] = "reference"
@@ -329,8 +329,7 @@ class FusedOptimizer(Average):
     def _backend(self, name: str, device: torch.device) -> str:
         key = (name, device)
         if key not in self._resolved:
-            numel = sum(param.numel() for param in self._params() if param.device == device)
-            self._resolved[key] = resolve(name, device, numel)
+            self._resolved[key] = resolve(name, device)
         return self._resolved[key]
 
     def _options(self, group: Group, any_skips: bool) -> Options:

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from fused_optim.backends import Kind
-from fused_optim.backends.constexprs import constants
+from fused_optim.backends.constexprs import argument_types, constants
 from fused_optim.backends.triton import GEOMETRY, KERNELS, resolve
 from fused_optim.backends.triton import options as launch_options
 from fused_optim.formats import PLAIN, formats
@@ -28,25 +28,6 @@ from fused_optim.rules.common import Rule
 # benchmarks/, beside tests/, has what reads the compiled code
 sys.path.append(str(Path(__file__).parents[2]))
 
-# the type of an argument, in whatever kernel it appears; COMPUTE is that of the arithmetic
-ARGUMENTS = {
-    "table_ptr": "*i64",
-    "first_ptr": "*i64",
-    "span_ptr": "*i32",
-    "count_ptr": "*i32",
-    "partial_ptr": "*fp64",
-    "sum_ptr": "*fp64",
-    "counter_ptr": "*i64",
-    "group_ptr": "*i32",
-    "hyper_ptr": "*fp64",
-    "scale_ptr": "*fp32",
-    "found_ptr": "*fp32",
-    "scalar_ptr": "*COMPUTE",
-    "report_ptr": "*fp64",
-    "chunks": "i32",
-    "partials": "i32",
-    "n_rows": "i32",
-}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_86": GPUTarget("cuda", 86, 32),
@@ -137,9 +118,9 @@ class Build(NamedTuple):
 
 def _signature(kind: Kind, name: str) -> dict[str, str]:
     """The types of the arguments that are not constexpr."""
-    compute = "fp64" if kind.compute is torch.float64 else "fp32"
+    types = argument_types(kind.compute)
     return {
-        parameter.name: ARGUMENTS[parameter.name].replace("COMPUTE", compute)
+        parameter.name: types[parameter.name]
         for parameter in KERNELS[name].params
         if not parameter.is_constexpr
     }

@@ -1,0 +1,109 @@
+"""The native backend: the kernels compiled for the CPU, on the same tables as on a GPU."""
+
+import ctypes
+from typing import Any
+
+import torch
+from fused_optim.backends.native.compiler import Kernel, compile_kernel
+from torch import Tensor
+
+from fused_optim.backends import CompileError, Kind
+from fused_optim.backends.constexprs import (
+    Constexprs,
+    Geometry,
+    argument_types,
+    constants,
+    describe,
+)
+from fused_optim.backends.native import threads
+from fused_optim.backends.tables import Argument
+
+# A block of 64 is one scale block. The other numbers are chosen by measurement: a chunk is long
+# enough to hide what a program does before its loop, and short enough to share out. They must not
+# depend on the machine or the number of threads, or the bits of the norm would.
+GEOMETRY = Geometry(
+    block=64, norm_block=16, chunk=4096, span=1, rows=16, partials=64, consecutive=True
+)
+# what a launch costs a thread, to decide how many threads are worth waking
+BYTES_PER_NS = 8.0
+NS_PER_PROGRAM = 60.0
+NS_PER_THREAD = 20_000.0
+TURNS = 16  # the most turns of a thread: enough to even out what differs between threads
+
+
+class NativeExecutor:
+    """Runs kernels for rows of one kind on the threads of this process.
+
+    Arguments that may be None on a GPU, such as a scaler, are given neutral values here: then each
+    kernel is compiled once, before anything is changed.
+    """
+
+    geometry = GEOMETRY
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.kernels: dict[str, Kernel] = {}
+        unknown_norm = torch.tensor([[torch.nan, 0.0]], dtype=torch.float64)
+        self._neutral: dict[str, dict[int, Tensor]] = {
+            "begin": {
+                0: unknown_norm,
+                4: torch.ones(1),  # the loss is not scaled
+                5: torch.zeros(1),  # no Inf was found
+                7: torch.empty(3, dtype=torch.float64),  # nobody reads the report
+            }
+        }
+        self._bytes = {
+            "norm": float(kind.dtypes[kind.first[1]].itemsize),
+            "update": kind.bytes_moved,
+            "measure": sum(d.itemsize / n for d, n in zip(kind.dtypes, kind.blocks, strict=True)),
+        }
+
+    def prepare(self) -> None:
+        """See :class:`~fused_optim.backends.tables.Executor`."""
+        if not self.kernels:
+            self.kernels = {
+                name: self._compile(name, constexprs)
+                for name, constexprs in constants(self.kind, self.geometry).items()
+            }
+
+    def _compile(self, name: str, constexprs: Constexprs) -> Kernel:
+        absent = self._absent(name)
+
+        def source() -> tuple[Any, dict[str, str], dict[str, Any]]:
+            from fused_optim.backends import triton
+
+            kernel = triton.KERNELS[name]
+            names = [parameter.name for parameter in kernel.params if not parameter.is_constexpr]
+            types = argument_types(self.kind.compute)
+            signature = {argument: types[argument] for argument in names if argument not in absent}
+            return kernel, signature, {**dict.fromkeys(absent), **triton.resolve(constexprs)}
+
+        try:
+            return compile_kernel(name, f"{describe(constexprs)} without {absent}", source)
+        except Exception as error:  # Triton's, LLVM's, the disk's: the caller gets the reason
+            reason = f"{type(error).__name__}: {error}"
+            raise CompileError(f"the kernel {name!r} cannot be compiled: {reason}") from error
+
+    def _absent(self, name: str) -> tuple[str, ...]:
+        """The arguments that are always None for these rows."""
+        if name == "begin" and self.kind.counter_dtype is None:
+            return ("counter_ptr",)
+        if name == "update" and not self.kind.counts:
+            return ("count_ptr",)
+        return ()
+
+    def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
+        """See :class:`~fused_optim.backends.tables.Executor`."""
+        neutral = self._neutral.get(name, {})
+        present = [neutral.get(i) if arg is None else arg for i, arg in enumerate(args)]
+        values = [
+            arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in present if arg is not None
+        ]
+        work = programs * NS_PER_PROGRAM + elements * self._bytes.get(name, 0.0) / BYTES_PER_NS
+        count = min(torch.get_num_threads(), programs, 1 + int(work / NS_PER_THREAD))
+        grain = 1 if count == 1 else -(-programs // (count * TURNS))
+        if count == 1:
+            grain = programs
+        launch = (ctypes.c_int64 * (3 + len(values)))(0, grain, programs, *values)
+        kernel = self.kernels[name]
+        threads.run(kernel.call, kernel.address, ctypes.addressof(launch), count)

@@ -1,0 +1,102 @@
+"""Threads that run one native kernel together.
+
+A kernel takes its programs by an atomic counter until none is left, so any number of threads may
+run it, and the result does not depend on which thread runs which program. The threads are those of
+the OpenMP library that torch uses: its workers are awake after torch's own operations, and other
+threads would compete with them for the cores.
+"""
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_OPENMP = re.compile(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*\.so[^/\s]*)$", re.MULTILINE)
+
+
+@cache
+def _openmp_parallel() -> Callable[..., Any] | None:
+    """Return ``GOMP_parallel`` of the OpenMP library that this process has loaded, or None."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    for path in dict.fromkeys(_OPENMP.findall(maps)):
+        try:
+            # RTLD_NOLOAD: this very library, and no other copy of it
+            function = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+        return function
+    return None
+
+
+class _Process:
+    """What this process runs threads with.
+
+    Attributes:
+        is_forked: whether it is the child of a fork. GNU's OpenMP hangs in a child whose parent had
+            used it, so a child has threads of its own.
+        pool: these threads, made when they are first needed.
+    """
+
+    is_forked = False
+    pool: ThreadPoolExecutor | None = None
+
+
+def _after_fork() -> None:
+    _Process.is_forked = True
+    _Process.pool = None  # its threads have not been forked
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def run(kernel: Callable[[int], None], entry: int, launch: int, threads: int) -> None:
+    """Run a kernel on ``threads`` threads, the caller among them, and wait for all.
+
+    Args:
+        kernel: the machine code as a function that releases the GIL.
+        entry: the address of the machine code.
+        launch: the address of the kernel's launch words, which must stay alive until this returns.
+        threads: how many threads, >= 1.
+    """
+    if threads == 1:
+        kernel(launch)
+        return
+    parallel = None if _Process.is_forked else _openmp_parallel()
+    if parallel is not None:
+        parallel(entry, launch, threads, 0)
+    else:
+        _run_in_pool(kernel, launch, threads)
+
+
+def _run_in_pool(kernel: Callable[[int], None], launch: int, threads: int) -> None:
+    """The same on threads of our own."""
+    if _Process.pool is None:
+        _Process.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fused_optim")
+    others: list[Future[None]] = []
+    try:
+        others = [_Process.pool.submit(kernel, launch) for _ in range(threads - 1)]
+        kernel(launch)
+    finally:
+        # even an interrupt must not leave a thread behind that still writes to the parameters
+        _wait(others)
+
+
+def _wait(futures: list[Future[None]]) -> None:
+    interrupt: KeyboardInterrupt | None = None
+    for future in futures:
+        while not future.done():
+            try:
+                future.exception()
+            except KeyboardInterrupt as error:
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
