@@ -123,7 +123,8 @@ def test_a_forked_process_steps_too(two_threads):
     twin = parameters([param])[0]
     twin.grad = param.grad.clone()
     optimizers = [fused_optim.AdamW([p], lr=0.1, backend="native") for p in (param, twin)]
-    optimizers[0].step()
+    for optimizer in (*optimizers, optimizers[0]):
+        optimizer.step()
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 
