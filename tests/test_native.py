@@ -6,6 +6,7 @@ taken without an atomic operation; the pool kept after a fork; a launch that doe
 threads; a compile error that is raised after the counters have moved.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import threading
@@ -25,7 +26,7 @@ from fused_optim.backends import CompileError
 pytestmark = pytest.mark.skipif(KERNELS != "native", reason="the interpreter is on")
 
 if KERNELS == "native":
-    from fused_optim.backends.native import executor, threads
+    from fused_optim.backends.native import executor, image, threads
 
 SIZES = [300_000, 1, 0, 5000, 70_001]
 
@@ -157,31 +158,25 @@ def test_optimizers_step_in_several_threads_at_once(two_threads):
     assert len(found) == 4
 
 
-def test_the_gil_is_released(monkeypatch):
-    """Another Python thread runs while a kernel does."""
-    counter, stop, seen = [0], threading.Event(), []
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_gil_is_released(count, two_threads):
+    """Another Python thread runs while machine code does, here the C library's usleep."""
+    moved, stop = [0], threading.Event()
 
-    def count():
+    def work():
         while not stop.is_set():
-            counter[0] += 1
+            moved[0] += 1
 
-    original = executor.NativeExecutor.run
-
-    def spy(self, name, *args):
-        before = counter[0]
-        original(self, name, *args)
-        seen.append((name, counter[0] - before))
-
-    monkeypatch.setattr(executor.NativeExecutor, "run", spy)
-    other = threading.Thread(target=count)
+    sleep = ctypes.cast(ctypes.CDLL(None).usleep, ctypes.c_void_p).value
+    other = threading.Thread(target=work)
     other.start()
     try:
-        for _ in range(3):
-            run(steps=1, sizes=[4_000_000])
+        before = moved[0]
+        threads.run(image.ENTRY(sleep), sleep, 300_000, count)
+        assert moved[0] > before + 1
     finally:
         stop.set()
         other.join()
-    assert max(moved for name, moved in seen if name == "update") > 100
 
 
 def test_no_thread_is_left_spinning(two_threads):
