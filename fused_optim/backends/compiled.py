@@ -121,17 +121,18 @@ class CompiledLaunch(ReferenceLaunch):
             counts.append(super()._update_piece(tail, scalars, offset))
         return torch.stack(counts).sum() if self.kind.counts else None
 
-    def _measured_piece(self, piece: Piece, scalars: Scalars) -> Tensor:
-        numel = self._compiled_elements(piece)
+    def _sums(self, columns: Columns, scalars: Scalars) -> tuple[Tensor, ...]:
         sums = []
-        if numel:
-            head = _part(piece, 0, numel, self.kind)
-            program = measuring(self._spec(scalars.gradient[1:]))
-            sums.append(program(_plain(head.columns), _flat(scalars)).result)
-        if numel < len(piece.columns[0]):
-            tail = _part(piece, numel, len(piece.columns[0]), self.kind)
-            sums.append(super()._measured_piece(tail, scalars))
-        return torch.stack(sums).sum(0)
+        for piece in self._pieces([columns], self.kind.blocks):
+            numel = self._compiled_elements(piece)
+            if numel:
+                head = _part(piece, 0, numel, self.kind)
+                program = measuring(self._spec(scalars.gradient[1:]))
+                sums.append(program(_plain(head.columns), _flat(scalars)).result)
+            if numel < len(piece.columns[0]):
+                tail = _part(piece, numel, len(piece.columns[0]), self.kind)
+                sums.append(_summed(self._quantities(tail, scalars)))
+        return torch.stack(sums).sum(0).unbind()
 
     def _compiled_elements(self, piece: Piece) -> int:
         """How many elements a program takes, the first ones; the reference has the others."""
@@ -154,6 +155,11 @@ def _part(piece: Piece, start: int, end: int, kind: Kind) -> Piece:
     columns = zip(piece.columns, kind.blocks, strict=True)
     parts = [column[start // n : -(-end // n)] for column, n in columns]
     return piece._replace(columns=tuple(parts), start=piece.start + start)
+
+
+def _summed(quantities: tuple[Tensor, ...]) -> Tensor:
+    """The sums over the elements of a piece, float64 [quantities]."""
+    return torch.stack([quantity.double().sum() for quantity in quantities])
 
 
 def _plain(columns: Columns) -> Columns:
@@ -239,7 +245,7 @@ def measuring(spec: Spec) -> Program:
 
     def measure(columns: Columns, flat: Tensor) -> Answer:
         scalars = _unflat(flat, spec, tuple)
-        sums = launch._measured_piece(Piece(columns, 0, _nothing), scalars)
+        sums = _summed(launch._quantities(Piece(columns, 0, _nothing), scalars))
         return Answer(sums, torch.compiler.is_compiling())
 
     program = compiled(measure)
