@@ -66,11 +66,16 @@ class Rule(NamedTuple):
 
 
 def root(x: Tensor) -> Tensor:
-    """IEEE square root; ``torch.sqrt`` on the CPU is one bit off for every sixth number."""
+    """IEEE square root: what ``torch.sqrt`` gives on the CPU depends on the processor.
+
+    Where torch calls a library of vector functions for it, one result in six may be a bit off.
+    """
     # what torch.compile makes of it is IEEE
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        result = torch.empty_like(x)
         with np.errstate(invalid="ignore"):  # of a negative number: NaN, without a warning
-            return torch.from_numpy(np.sqrt(x.numpy()))
+            np.sqrt(x.numpy(), out=result.numpy())
+        return result
     return x.sqrt()
 
 
@@ -100,7 +105,8 @@ def exp(x: Tensor) -> Tensor:
     rest = (x - twos * LN2_HIGH) - twos * LN2_LOW
     result = torch.ones_like(x)
     for n in range(14, 0, -1):
-        result = 1.0 + rest / float(n) * result
+        # on a GPU torch multiplies by the reciprocal of a divisor that is a number
+        result = 1.0 + rest / torch.full_like(rest, n) * result
     scale = power(torch.full_like(x, 2.0), twos.abs())
     return torch.where(twos < 0, result / scale, result * scale)
 
