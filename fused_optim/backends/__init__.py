@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fused_optim import private_api
 from fused_optim.codecs import Codec
 from fused_optim.layout import Row
 from fused_optim.rules.common import Rule
@@ -149,12 +150,10 @@ def why_not_triton(device: torch.device) -> str | None:
     """The reason why Triton cannot run on ``device``, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    import triton
-
-    if triton.knobs.runtime.interpret:
+    if private_api.triton_is_interpreted():
         return None if device.type == "cpu" else f"the interpreter is on; {device} is not the CPU"
     try:
-        runs_on = triton.runtime.driver.active.get_active_torch_device()
+        runs_on = private_api.triton_device()
     except RuntimeError as error:
         return f"triton finds no device: {error}"
     # a driver may declare the CPU to be its device: then CPU tensors are device memory
@@ -167,11 +166,8 @@ def why_not_compiled(device: torch.device) -> str | None:
     """The reason why torch.compile cannot make code for ``device``, or None if it can."""
     if device.type != "cpu":
         return f"it is for the CPU and the parameters are on {device}"
-    # takes a second to import, and only this knows which compiler it will use
-    from torch._inductor import cpp_builder
-
     try:
-        cpp_builder.get_cpp_compiler()
+        private_api.cpp_compiler()
     except (RuntimeError, OSError) as error:
         named = os.environ.get("CXX", "g++")
         return f"there is no C++ compiler ({named}; CXX names another): {type(error).__name__}"
