@@ -33,12 +33,12 @@ class Piece(NamedTuple):
 
     Attributes:
         columns: at most a chunk of each.
-        start: the first element in its row; int64 [] where an int would be compiled in.
+        start: the first element in its row.
         restore: brings the values back to the rows.
     """
 
     columns: Columns
-    start: int | Tensor
+    start: int
     restore: Callable[[], None]
 
 
