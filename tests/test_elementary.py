@@ -92,6 +92,7 @@ def computed(name):
     return HOST[name](*arguments(name))
 
 
+@pytest.mark.interpreted(only=True)
 @pytest.mark.parametrize("name", HOST)
 def test_both_pages_give_the_same_bits(name):
     """Triton's interpreter computes with numpy: two libraries, a million values."""

@@ -298,3 +298,23 @@ def test_one_compilation_serves_every_step(monkeypatch):
         optimizer.step()
         assert optimizer.grad_norm.isnan() == (norm is None)
     assert names == ["norm", "begin", "update"]
+
+
+def test_the_front_end_without_the_private_module_of_triton(monkeypatch):
+    """Triton's public compiler gives the same TTIR, with locations and names for debuggers."""
+    from fused_optim import private_api
+    from fused_optim.backends.native import compiler
+
+    images = []
+    make = compiler.compile_image
+    spy = lambda *args: images.append(make(*args)) or images[-1]  # noqa: E731
+    monkeypatch.setattr(compiler, "compile_image", spy)
+    monkeypatch.setattr(compiler.cache, "load", lambda key: None)
+    find = private_api.find
+    for missing in (False, True):
+        monkeypatch.setattr(compiler.MADE, "kernels", {})
+        if missing:
+            monkeypatch.setattr(private_api, "find", lambda m, n: None if n == "ir" else find(m, n))
+        run(steps=1, sizes=[5])
+    assert len(images) == 6
+    assert images[:3] == images[3:]

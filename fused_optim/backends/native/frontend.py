@@ -7,6 +7,8 @@ this module of the backend imports triton.
 import inspect
 from typing import Any
 
+from fused_optim import private_api
+
 # the target decides nothing that TTIR says: see make_ttir in Triton's backend
 TARGET = ("cuda", 90, 32)
 # one rounding an operation
@@ -38,9 +40,13 @@ def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any
     options = backend.parse_options(dict(OPTIONS))
     signature = signature | dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    ir = private_api.find("triton._C.libtriton", "ir")
+    if ir is None:  # the whole way to a GPU's machine code, of which one stage is asked for
+        target = GPUTarget(*TARGET)
+        return str(triton.compile(source, target=target, options=OPTIONS).asm["ttir"])
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
-    module = _make_module(source, backend, options)
+    module = _make_module(source, backend, options, ir)
     text: str = stages["ttir"](module, {}).str_nodebug()
     return text
 
@@ -52,10 +58,8 @@ def writer() -> str:
     return f"triton {triton.__version__}"
 
 
-def _make_module(source: Any, backend: Any, options: Any) -> Any:
-    """The module before any pass, as ``triton.compile`` makes it."""
-    from triton._C.libtriton import ir
-
+def _make_module(source: Any, backend: Any, options: Any, ir: Any) -> Any:
+    """Return the module before any pass, as ``triton.compile`` makes it."""
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
