@@ -136,6 +136,18 @@ def triton_is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
+def triton_ir() -> Any:
+    """Return Triton's module that makes IR, without which the native backend is refused.
+
+    Raises:
+        RuntimeError: this release of Triton does not have it where it was.
+    """
+    ir = find("triton._C.libtriton", "ir")
+    if ir is None:
+        raise RuntimeError("this triton has no triton._C.libtriton.ir, by which kernels are read")
+    return ir
+
+
 def triton_device() -> torch.device:
     """Return the device that Triton launches on.
 

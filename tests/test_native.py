@@ -300,21 +300,24 @@ def test_one_compilation_serves_every_step(monkeypatch):
     assert names == ["norm", "begin", "update"]
 
 
-def test_the_front_end_without_the_private_module_of_triton(monkeypatch):
-    """Triton's public compiler gives the same TTIR, with locations and names for debuggers."""
+def test_without_the_private_module_of_triton_auto_is_the_reference(monkeypatch):
     from fused_optim import private_api
     from fused_optim.backends.native import compiler
 
-    images = []
-    make = compiler.compile_image
-    spy = lambda *args: images.append(make(*args)) or images[-1]  # noqa: E731
-    monkeypatch.setattr(compiler, "compile_image", spy)
+    monkeypatch.setattr(compiler.MADE, "kernels", {})
     monkeypatch.setattr(compiler.cache, "load", lambda key: None)
     find = private_api.find
-    for missing in (False, True):
-        monkeypatch.setattr(compiler.MADE, "kernels", {})
-        if missing:
-            monkeypatch.setattr(private_api, "find", lambda m, n: None if n == "ir" else find(m, n))
-        run(steps=1, sizes=[5])
-    assert len(images) == 6
-    assert images[:3] == images[3:]
+    monkeypatch.setattr(private_api, "find", lambda m, n: None if n == "ir" else find(m, n))
+    start, grads = values([5], torch.float32), values([5], torch.float32, 1)
+    runs = []
+    for backend in ("auto", "reference"):
+        params = parameters(start)
+        optimizer = fused_optim.AdamW(params, backend=backend)
+        give(params, grads)
+        if backend == "auto":
+            with pytest.warns(UserWarning, match=r"from now on: .*no triton\._C\.libtriton\.ir"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        runs.append(params)
+    assert torch.equal(runs[0][0], runs[1][0])

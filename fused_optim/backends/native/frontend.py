@@ -40,13 +40,9 @@ def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any
     options = backend.parse_options(dict(OPTIONS))
     signature = signature | dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=function, signature=signature, constexprs=constants)
-    ir = private_api.find("triton._C.libtriton", "ir")
-    if ir is None:  # the whole way to a GPU's machine code, of which one stage is asked for
-        target = GPUTarget(*TARGET)
-        return str(triton.compile(source, target=target, options=OPTIONS).asm["ttir"])
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
-    module = _make_module(source, backend, options, ir)
+    module = _make_module(source, backend, options, private_api.triton_ir())
     text: str = stages["ttir"](module, {}).str_nodebug()
     return text
 
