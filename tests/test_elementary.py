@@ -1,9 +1,8 @@
 """The building blocks of the rules: equal on both pages, and right to a few ulp.
 
-Tried by hand: ``rest / n`` for 13 of the 14 terms of ``exp``; ``LN2_LOW`` without its last digit;
-35 for 33 terms in ``log`` (accuracy); ``clamp`` without ``copysign`` in ``gradient`` (its zeros);
-``torch.exp(x)`` for ``exp`` (bits, and a part of a tensor); ``x.sqrt()`` in ``root`` where torch's
-is a bit off.
+Tried by hand, each seen to fail: 13 for 14 terms in ``exp``, 33 for 35 in ``log``, ``LN2_LOW`` with
+half of its digits, ``torch.exp`` for ``exp``, ``torch.log`` for ``log`` (whose accuracy fails too),
+one root in a thousand a bit off.
 """
 
 from functools import cache

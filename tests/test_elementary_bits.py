@@ -5,9 +5,9 @@ in float64 and rounded once, which is the same; of float64 a part is compared wi
 A million values, in parts of every size that begin anywhere, for a library may compute the first
 and last elements of a tensor in another way than those between.
 
-Tried by hand, each named by its own test: ``torch.sqrt`` a bit off for one element in a thousand;
-``torch.addcmul`` for a product and a sum; a division by multiplication with the reciprocal;
-rounding to bf16 by cutting off; ``>>`` of an unsigned number.
+Tried by hand, each named by its own test: a root that is a bit off for one element in a thousand;
+a product with the reciprocal for a division; bits cut off for a rounding to bf16; ``>>`` as of
+unsigned numbers.
 """
 
 from decimal import Context, Decimal

@@ -4,11 +4,11 @@ A library function (``torch.sqrt``, ``exp``, ``**``, a sum) may give other bits 
 processor. The modules that compute are read, and refused if they name anything that is not listed
 here; then every optimizer is run, and refused if torch executes anything else.
 
-Tried by hand, each refused by module, line and name: ``.sqrt()`` back in adam.py, lars.py and
-reference.py; ``torch.lerp`` for ``toward``; ``p ** 2`` for ``p * p`` in lamb.py; ``rest / n`` with
-a number in ``exp``; ``.sum()`` back in reference.py; ``.rsqrt`` taken from a tensor and called
-later; ``math.sqrt`` in stable_adamw.py; ``getattr(x, "sq" + "rt")()`` in ``root``, which reading
-sees as ``getattr`` and running as ``aten.sqrt``.
+Tried by hand, each refused by module, line and name: ``.sqrt()`` back in adam.py, lamb.py, lars.py,
+stable_adamw.py and reference.py; ``torch.lerp`` for ``toward``; ``p ** 2`` for ``p * p`` in
+lamb.py; division by ``float(n)`` in ``exp``; ``.sum()`` back in both sums of reference.py;
+``.rsqrt`` taken from a tensor and called later; ``math.sqrt`` in stable_adamw.py; and
+``getattr(x, "sq" + "rt")()`` in ``root``, which reading sees as ``getattr`` and running as sqrt.
 """
 
 import ast
