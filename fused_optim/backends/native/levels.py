@@ -20,7 +20,7 @@ class NoNativeCode(RuntimeError):
 
 
 def level() -> str:
-    """The level to compile for: the best that this machine has, or that of the environment.
+    """Return the level to compile for: the best that this machine has, or that of the environment.
 
     Raises:
         NoNativeCode: the machine has none.
@@ -37,7 +37,7 @@ def level() -> str:
 
 @cache
 def levels() -> tuple[str, ...]:
-    """The levels that this machine runs, the best first.
+    """Return the levels that this machine runs, the best first.
 
     Raises:
         NoNativeCode: the machine has none.
@@ -60,7 +60,7 @@ def levels() -> tuple[str, ...]:
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
-    """The flags that every processor has, from the text of /proc/cpuinfo."""
+    """Return the flags that every processor has, from the text of /proc/cpuinfo."""
     lines = [line for line in cpuinfo.splitlines() if line.startswith("flags")]
     found = [set(line.partition(":")[2].split()) for line in lines]
     return set.intersection(*found) if found else set()
