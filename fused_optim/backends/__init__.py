@@ -202,7 +202,11 @@ def why_not_native(device: torch.device) -> str | None:
             return f"{package} is not installed: pip install fused-optim[cpu]"
     from fused_optim.backends.native import levels
 
-    return levels.unsupported_reason()
+    try:
+        levels.level()
+    except levels.NoNativeCode as error:
+        return str(error)
+    return None
 
 
 def resolve(name: str, device: torch.device) -> str:
