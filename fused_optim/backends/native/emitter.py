@@ -61,7 +61,7 @@ class Emitter:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.buffers: dict[str, str] = {}
+        self.buffers: dict[tuple[str, str], str] = {}
         self.declarations: dict[str, str] = {}
         self.block = "entry"
         self.count = 0
@@ -106,11 +106,9 @@ class Emitter:
             return ""
         return self.op(text)
 
-    def buffer(self, llvm: str) -> str:
-        """Return memory on the stack for a value of this type; the same each time."""
-        if llvm not in self.buffers:
-            self.buffers[llvm] = f"%buffer{len(self.buffers)}"
-        return self.buffers[llvm]
+    def buffer(self, llvm: str, use: str) -> str:
+        """Return memory on the stack for a value of this type; the same for the same use."""
+        return self.buffers.setdefault((use, llvm), f"%{use}{len(self.buffers)}")
 
     # ---- values
 

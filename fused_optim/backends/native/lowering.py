@@ -86,13 +86,13 @@ class Lowering:
         return self._module()
 
     def _module(self) -> str:
-        buffers = [f"  {name} = alloca {llvm}" for llvm, name in self.emitter.buffers.items()]
+        buffers = self.emitter.buffers.items()
         return "\n".join(
             [
                 *sorted(self.emitter.declarations.values()),
                 f"define void @{self.function.name}(ptr noalias %launch) #0 {{",
                 "entry:",
-                *buffers,
+                *[f"  {name} = alloca {llvm}" for (_, llvm), name in buffers],
                 *self.emitter.lines,
                 "}",
                 # no loop may become a call of memcpy

@@ -52,7 +52,7 @@ class Memory:
             called, address = self._intrinsic("load", pointer, llvm)
             operands = [address, ("i32", str(size)), self._masked(mask, type_), (llvm, passed)]
             return Lowered(type_, text=self.emitter.call(called, llvm, *operands))
-        buffer, element = self.emitter.buffer(llvm), llvm_type(type_.scalar)
+        buffer, element = self.emitter.buffer(llvm, "elements"), llvm_type(type_.scalar)
         self.emitter.line(f"store {llvm} {passed}, ptr {buffer}")
 
         def copy(address: str, place: str) -> None:
@@ -78,7 +78,7 @@ class Memory:
             operands = [(llvm, text), address, ("i32", str(size)), self._masked(mask, type_)]
             self.emitter.call(called, "void", *operands)
             return
-        buffer, element = self.emitter.buffer(llvm), llvm_type(type_.scalar)
+        buffer, element = self.emitter.buffer(llvm, "elements"), llvm_type(type_.scalar)
         self.emitter.line(f"store {llvm} {text}, ptr {buffer}")
 
         def copy(address: str, place: str) -> None:
@@ -185,6 +185,6 @@ class Memory:
         if type_.element == "i1":
             mask, llvm = llvm, llvm_type(type_.of("i8"))
             text = self.emitter.op(f"zext {mask} {text} to {llvm}")
-        buffer = self.emitter.buffer(f"{llvm}")
+        buffer = self.emitter.buffer(llvm, "mask" if type_.element == "i1" else "addresses")
         self.emitter.line(f"store {llvm} {text}, ptr {buffer}")
         return buffer
