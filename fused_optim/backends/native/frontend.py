@@ -16,7 +16,7 @@ OPTIONS = {"enable_fp_fusion": False}
 
 
 def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any]) -> str:
-    """The TTIR of a kernel, as text.
+    """Return the TTIR of a kernel, as text.
 
     Args:
         function: the jit function of the kernel.
@@ -48,7 +48,7 @@ def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any
 
 
 def writer() -> str:
-    """What writes the TTIR, for messages."""
+    """Return the name and version of what writes TTIR, for messages."""
     import triton
 
     return f"triton {triton.__version__}"
