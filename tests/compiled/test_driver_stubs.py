@@ -1,0 +1,88 @@
+"""The stand-ins for the vendors' libraries: what goes wrong in a launch is noticed, and said."""
+
+import driver_stubs
+import pytest
+from compiled.launches import EVERY, HIP, Pair, each_vendor, needs_compiler
+from driver_stubs.library import Library, build
+
+pytestmark = needs_compiler
+
+
+def exchanged(kernel, i):
+    """A change of the launches of ``kernel``: two neighbours among its parameters in turn."""
+
+    def change(launch):
+        found = list(launch.parameters)
+        if launch.kernel.name == kernel:
+            found[i], found[i + 1] = found[i + 1], found[i]
+        return launch._replace(parameters=tuple(found))
+
+    return change
+
+
+def is_right(pair, driver):
+    """Whether a step ends, with the bits of the reference."""
+    try:
+        pair.step()
+        pair.check(driver)
+    except (RuntimeError, AssertionError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kernel", EVERY)
+def test_a_wrong_order_of_the_parameters_is_noticed(kernel):
+    """Whichever two are exchanged, the launch fails or the bits differ."""
+    with driver_stubs.cuda() as driver:
+        assert is_right(Pair("lamb", shapes=[(5,), (1025,)]), driver)
+        launch = next(launch for launch in driver.launches if launch.kernel.name == kernel)
+        for i in range(len(launch.arguments) - 1):
+            driver.change = exchanged(kernel, i)
+            assert not is_right(Pair("lamb", shapes=[(5,), (1025,)]), driver), i
+
+
+def without_upper_half(launch):
+    pointer, *rest = launch.parameters
+    return launch._replace(parameters=(pointer[:4] + bytes(4), *rest))
+
+
+CHANGES = {
+    "widths": lambda launch: launch._replace(parameters=launch.parameters[1:]),
+    "block": lambda launch: launch._replace(block=(64, 1, 1)),
+    "shared memory": lambda launch: launch._replace(shared=launch.shared + 1),
+    "stream": lambda launch: launch._replace(stream=7),
+    "device": lambda launch: launch._replace(device=launch.device + 1),
+    "grid": lambda launch: launch._replace(grid=(0, 1, 1)),
+    "out of bounds": without_upper_half,
+}
+WRONG = [pytest.param(driver_stubs.cuda, what, id=f"cuda-{what}") for what in CHANGES]
+# the last is seen by the kernel alone
+WRONG += [
+    pytest.param(driver_stubs.hip, what, id=f"hip-{what}", marks=HIP.marks)
+    for what in list(CHANGES)[:-1]
+]
+
+
+@pytest.mark.parametrize(("stub", "what"), WRONG)
+def test_a_launch_that_goes_wrong_is_an_error_of_triton(stub, what):
+    """As an error of the real library is; what was wrong is its cause."""
+    pair = Pair("adamw")
+    with stub() as driver:
+        driver.change = CHANGES[what]
+        with pytest.raises(RuntimeError, match=rf"Triton Error \[(CUDA|HIP)\].*{what}") as caught:
+            pair.step()
+    assert what in str(caught.value.__cause__)
+
+
+@each_vendor
+def test_a_second_library_of_the_name_is_refused(stub):
+    with stub() as driver, pytest.raises(RuntimeError, match=r"lib.* is loaded in this process"):
+        Library(driver.library.path, print)
+
+
+def test_a_host_without_a_compiler_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert driver_stubs.c_compiler() is None
+    with pytest.raises(RuntimeError, match=r"libcuda\.so\.1 needs a C compiler"):
+        build("cuda.c", "libcuda.so.1", "libcuda.so", tmp_path)
