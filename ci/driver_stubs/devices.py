@@ -16,8 +16,6 @@ from .driver import StubDriver
 
 # what may see tensors of several devices
 _ACROSS = (Tensor.copy_, Tensor.to)
-
-
 CUDA = 1  # torch's number for this type of device
 
 
@@ -30,9 +28,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 class Pretended(TorchFunctionMode):
-    """Within this context tensors may be on a device, torch.cuda's name for it being "cuda:N".
+    """A context in which tensors may be on a device, whose name in torch is "cuda:N".
 
-    Every operation that is given tensors of different devices is refused, as torch refuses it.
+    An operation on tensors of different devices raises RuntimeError, as torch's own do. The context
+    itself is what torch has for a type of device: ``device(...)`` and ``current_stream(...)``.
 
     Attributes:
         recorded: by the handle of a stream, the addresses of the tensors of which torch was told
@@ -45,7 +44,7 @@ class Pretended(TorchFunctionMode):
         self.recorded: dict[int, set[int]] = {}
 
     def put(self, tensor: Tensor, device: int) -> Tensor:
-        """Let ``tensor`` say that it is on ``device``; the same tensor."""
+        """Let ``tensor`` say that it is on ``device``; returns the same tensor."""
         if device not in self._driver.devices:
             raise RuntimeError(f"invalid device {device}: there are {self._driver.devices}")
         tensor._pretended = device

@@ -108,7 +108,7 @@ class _Utils:
 
 
 class Launcher:
-    """Goes before Triton's launcher class: remembers what it is for and what it is called with."""
+    """A base class before Triton's launcher: keeps what it is for and what it is called with."""
 
     binary: str  # the suffixes of Triton's files
     assembly: str
@@ -152,7 +152,7 @@ class Launcher:
 
 
 class StubDriver:
-    """Goes before Triton's driver class of a vendor, whose native half calls a stand-in.
+    """A base class before Triton's driver of a vendor, whose native half calls a stand-in.
 
     As a context manager it is Triton's driver, and gives way to the one before it in the end.
 
@@ -209,15 +209,14 @@ class StubDriver:
         self.library.device = device
 
     @contextlib.contextmanager
-    def on(self, device: int, stream: int | None = None) -> Iterator[None]:
-        """Within this context a device is current, and with ``stream`` this is current on it."""
-        before = self._current(), self.streams[device]
+    def on(self, device: int) -> Iterator[None]:
+        """Within this context another device is current."""
+        before = self._current()
         self._set_current(device)
-        self.streams[device] = before[1] if stream is None else stream
         try:
             yield
         finally:
-            self.library.device, self.streams[device] = before
+            self._set_current(before)
 
     def new_stream(self, device: int) -> int:
         """The handle of a stream of ``device``."""

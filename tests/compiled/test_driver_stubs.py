@@ -1,7 +1,14 @@
-"""The stand-ins for the vendors' libraries: what goes wrong in a launch is noticed, and said."""
+"""The stand-ins for the vendors' libraries: what goes wrong in a launch is noticed, and said.
+
+Tried by hand: each check of a launch left out; AMD's arguments laid out without padding; a second
+library of the same name loaded; tensors that keep their device when they are copied to the CPU.
+"""
 
 import driver_stubs
 import pytest
+import torch
+import triton
+import triton.language as tl
 from compiled.launches import EVERY, HIP, Pair, each_vendor, needs_compiler
 from driver_stubs.library import Library, build
 
@@ -72,6 +79,61 @@ def test_a_launch_that_goes_wrong_is_an_error_of_triton(stub, what):
         with pytest.raises(RuntimeError, match=rf"Triton Error \[(CUDA|HIP)\].*{what}") as caught:
             pair.step()
     assert what in str(caught.value.__cause__)
+
+
+@triton.jit
+def fill(out_ptr, value, BLOCK: tl.constexpr):
+    tl.store(out_ptr + tl.arange(0, BLOCK), value)
+
+
+def test_a_launch_of_another_sort_is_refused():
+    """Attributes such as that of a cooperative launch change what a kernel may rely on."""
+    out = torch.zeros(128)
+    with driver_stubs.cuda() as driver:
+        fill[(1,)](out, 2.5, BLOCK=128)
+        with pytest.raises(RuntimeError, match="number of launch attributes is 1"):
+            fill[(1,)](out, 3.5, BLOCK=128, launch_cooperative_grid=True)
+    assert (out == 2.5).all()
+    assert [argument.type for argument in driver.launches[0].arguments] == ["*fp32", "fp32"]
+
+
+@each_vendor
+def test_another_function_is_refused(stub, monkeypatch):
+    """One that was never loaded, and one with more parameters than are packed."""
+    out = torch.zeros(128)
+    with stub() as driver:
+        fill[(1,)](out, 2.5, BLOCK=128)
+        known = driver.library.functions
+        monkeypatch.setattr(driver.library, "functions", {})
+        with pytest.raises(RuntimeError, match="no function has the handle 0x"):
+            fill[(1,)](out, 2.5, BLOCK=128)
+        wider = {key: kernel._replace(widths=kernel.widths * 2) for key, kernel in known.items()}
+        monkeypatch.setattr(driver.library, "functions", wider)
+        with pytest.raises(RuntimeError, match="2 arguments and"):
+            fill[(1,)](out, 2.5, BLOCK=128)
+
+
+def test_tensors_that_pretend():
+    """What is made from a tensor is where it is; copies go where they are asked to."""
+    with driver_stubs.cuda() as driver, driver_stubs.pretended(driver) as devices:
+        first, second, host = torch.ones(4), torch.ones(4), torch.ones(4)
+        assert devices.put(first, 0) is first
+        devices.put(second, 1)
+        where = torch.device("cuda", 1)
+        made = (second[1:], second * 2, torch.zeros_like(second), torch.empty(3, device=where))
+        assert {str(tensor.device) for tensor in made} == {"cuda:1"}
+        copy = second.to("cpu")
+        assert (str(copy.device), str(second.to(torch.float64).device)) == ("cpu", "cuda:1")
+        assert copy.data_ptr() != second.data_ptr() == second.to(where).data_ptr()
+        assert str(host.pin_memory().to("cuda:0", non_blocking=True).device) == "cuda:0"
+        assert str(first.copy_(second).device) == "cuda:0"
+        for other in (second, host):
+            with pytest.raises(RuntimeError, match="different devices"):
+                first + other
+        assert str((first + torch.tensor(1.0)).device) == "cuda:0"
+        with pytest.raises(RuntimeError, match="invalid device 2"):
+            torch.empty(3, device="cuda:2")
+    assert str(second.device) == "cpu"
 
 
 @each_vendor

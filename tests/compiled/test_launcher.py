@@ -4,7 +4,11 @@ The vendor's library under them is the stand-in of ci/driver_stubs, which hands 
 the PTX interpreter, or for AMD only records it. The tests run with every version of Triton that the
 project supports: ``PYTHONPATH=<folder of that triton> pytest tests/compiled/test_launcher.py``.
 
-Tried by hand: ...
+Tried by hand: in the backend, a width or a None left out of what a later launch is chosen by; later
+launches with two arguments exchanged, without the constants, one program short, or always on the
+default stream; no device guard; record_stream left out, or of the current device's stream; count and
+rows of begin exchanged; launches of no programs. In Triton, int64 packed as int32, and two arguments
+exchanged, for either vendor.
 """
 
 import contextlib
@@ -31,12 +35,13 @@ from compiled.launches import (
 from models import give, values
 
 import fused_optim
-from fused_optim.backends.triton import Ready
+from fused_optim.backends.triton import OPTIONS, Ready
 from fused_optim.kernels.norm import norm
 
 pytestmark = needs_compiler
-# arguments of the norm, for rows of two columns
+# the norm of rows of two columns: its constants, and the options of the backend
 NORM = {"GRAD": 1, "DTYPE": tl.float32, "WIDTH": 4, "VECTOR": 1, "BLOCK": 1024, "SPAN": 64}
+NORM |= OPTIONS
 # what lives on from step to step
 TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "hyper_ptr", "counter_ptr"]
 
@@ -136,14 +141,24 @@ def test_a_grad_scaler(stub):
                     params[1].grad[3] = torch.inf
                 scaler.step(optimizer)
                 scaler.update()
+        for step in range(3):  # without one, and with one half of it
+            for optimizer in (pair.kernel, pair.reference):
+                optimizer.grad_scale = torch.tensor([2.0]) if step == 1 else None
+                optimizer.found_inf = torch.tensor([0.0]) if step == 2 else None
+            pair.step()
     pair.check(driver)
     if driver.executes:
-        assert pair.kernel.state[pair.params[0]]["step"] == 2
+        assert pair.kernel.state[pair.params[0]]["step"] == 5
     for launch in driver.launches:
         assert_packed(launch)
-    found = {argument.name: argument.value for argument in driver.launches[-2].arguments}
-    assert list(found)[4:6] == ["scale_ptr", "found_ptr"]
-    assert found["scale_ptr"].dtype == found["found_ptr"].dtype == torch.float32
+    found = [[argument.name for argument in begin.arguments] for begin in driver.launches[1::3]]
+    scaled, plain = found[2], found[3]
+    assert scaled == [*plain[:4], "scale_ptr", "found_ptr", *plain[4:]]
+    assert [[name for name in scaled if name not in other] for other in found[3:]] == [
+        ["scale_ptr", "found_ptr"],
+        ["found_ptr"],
+        ["scale_ptr"],
+    ]
 
 
 def sparse(numel, dtype):
@@ -166,9 +181,10 @@ def norm_arguments(chunks, programs, grad):
 def test_empty_grids(stub):
     """What has no programs does not reach the driver, from here or from Triton."""
     pair = Pair("adamw", shapes=[(0,), (0, 3)])
-    with stub() as driver:
+    with stub() as driver, asked_of_triton() as asked:
         pair.step()
         assert names(driver.launches) == ["begin"]
+        assert len(asked) == 1  # and nothing is compiled
         partials = driver.launches[0].arguments[0]
         assert (partials.name, partials.value.shape) == ("partial_ptr", (0, 2))
         assert_packed(driver.launches[0])
