@@ -22,13 +22,14 @@ def column(row_ptr, i: tl.constexpr, DTYPE: tl.constexpr, VECTOR: tl.constexpr):
 def located(first_ptr, span_ptr, chunk, SPAN: tl.constexpr):
     """The row that a chunk belongs to, and the chunk's number within the row."""
     row = tl.load(span_ptr + chunk // SPAN)
-    last = tl.load(span_ptr + chunk // SPAN + 1)
-    # for a tensor that fills the span there is nothing to search
-    while row < last:
-        middle = (row + last + 1) // 2
-        later = tl.load(first_ptr + middle) <= chunk
-        row = tl.where(later, middle, row)
-        last = tl.where(later, last, middle - 1)
+    if SPAN > 1:
+        last = tl.load(span_ptr + chunk // SPAN + 1)
+        # for a tensor that fills the span there is nothing to search
+        while row < last:
+            middle = (row + last + 1) // 2
+            later = tl.load(first_ptr + middle) <= chunk
+            row = tl.where(later, middle, row)
+            last = tl.where(later, last, middle - 1)
     return row.to(tl.int64), chunk - tl.load(first_ptr + row)
 
 

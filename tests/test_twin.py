@@ -26,11 +26,11 @@ def assert_same_but_for_sums(name, actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15, equal_nan=True, msg=name)
 
 
-def run_twins(make, start, steps, grads=None):
+def run_twins(make, start, steps, grads=None, make_params=parameters):
     """Run both backends on equal parameters and compare everything they leave behind."""
     twins = []
     for backend in (KERNELS, "reference"):
-        params = parameters(start)
+        params = make_params(start)
         optimizer = make(params, backend)
         for step in range(steps):
             shapes = [p.shape for p in params]
@@ -55,30 +55,61 @@ def run_twins(make, start, steps, grads=None):
     return params, kernel
 
 
-# in bf16 and fp16 every case is executed as PTX: tests/compiled/test_executed.py
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def misaligned(tensors):
+    """Parameters one element into their memory."""
+    memory = [torch.cat([tensor[:1], tensor]) for tensor in tensors]
+    return [torch.nn.Parameter(tensor[1:]) for tensor in memory]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_every_case_and_dtype(case, dtype):
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
 
-    # every size in float32; the others differ from it in their loads and stores alone
-    start = values(SIZES if dtype is torch.float32 else [1, 1025], dtype)
-    params, _ = run_twins(make, start, steps=3 if dtype is torch.float32 else 2)
+    start = values(SIZES, dtype)
+    params, _ = run_twins(make, start, steps=3)
     assert not torch.equal(params[-1], start[-1]), "a step that does nothing equals itself"
 
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("case", CLASSES, ids=named)
-def test_every_optimizer_in_other_formats(case):
-    """In one pair of formats each, so that every optimizer and every format have their turn."""
-    formats = FORMATS[1 + CLASSES.index(case) % (len(FORMATS) - 1)]
+def test_every_optimizer(case):
+    """The small choice of these that is interpreted."""
 
+    def make(params, backend):
+        return case.fused(params, **case.options, **case.additions, backend=backend)
+
+    run_twins(make, values([1, 1025], torch.float32), steps=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CLASSES, ids=named)
+def test_every_optimizer_misaligned(case, dtype):
+    """Rows beside each other, aligned and not, of every length around a vector."""
+
+    def make(params, backend):
+        return case.fused(params, **case.options, **case.additions, backend=backend)
+
+    start = values([*range(1, 66, 4), 1025], dtype)
+    run_twins(make, start, steps=2, make_params=misaligned)
+
+
+@pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
+@pytest.mark.parametrize("case", CLASSES, ids=named)
+def test_every_optimizer_in_every_format(case, formats):
     def make(params, backend):
         options = {**case.options, **case.additions, **formats}
         return case.fused(params, **options, ema_decay=0.9, backend=backend)
 
-    run_twins(make, values([1, 4161], torch.bfloat16), steps=2)
+    run_twins(make, values([1, 4161, 9000], torch.bfloat16), steps=2)
+
+
+@pytest.mark.interpreted(only=True)
+@pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
+def test_every_format_interpreted(formats):
+    """Each with another optimizer."""
+    test_every_optimizer_in_every_format(CLASSES[FORMATS.index(formats)], formats)
 
 
 @pytest.mark.parametrize("states", STATES)

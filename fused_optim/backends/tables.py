@@ -5,7 +5,7 @@ of a kernel with these arguments, is an :class:`Executor`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, Protocol
 
@@ -25,9 +25,12 @@ class Executor(Protocol):
 
     Attributes:
         geometry: how the work is cut into programs.
+        neutral: values for optional arguments that are not there, by name, for an executor that
+            compiles a kernel once; others pass None, for which a kernel is compiled anew.
     """
 
     geometry: Geometry
+    neutral: Mapping[str, Tensor]
 
     def prepare(self) -> None:
         """Make ready what can be made ready before anything is changed.
@@ -171,11 +174,20 @@ class TableLaunch:
 
     def begin(self, partials: Tensor | None, report: Tensor | None, scaler: Scaler) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
-        rows = len(self.numels)
+        rows, neutral = len(self.numels), self.executor.neutral
+        scale, found_inf = scaler
+        if partials is None:
+            partials = neutral.get("partials")
+        if scale is None:
+            scale = neutral.get("scale")
+        if found_inf is None:
+            found_inf = neutral.get("found_inf")
+        if report is None:
+            report = neutral.get("report")
         count = 0 if partials is None else len(partials)
         counters = None if self.kind.counter_dtype is None else self.counter_table
         tables = (counters, self.groups, self.hyper)
-        arguments = (partials, *tables, *scaler, self.scalars, report)
+        arguments = (partials, *tables, scale, found_inf, self.scalars, report)
         self._run("begin", -(-rows // self.geometry.rows), 0, *arguments, count, rows)
 
     def update(self) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -142,6 +142,7 @@ class TritonExecutor:
     """Launches kernels for rows of one kind on Triton's active device."""
 
     geometry = GEOMETRY
+    neutral: Mapping[str, Tensor] = {}
 
     def __init__(self, kind: Kind) -> None:
         self.device = kind.device

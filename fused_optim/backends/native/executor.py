@@ -34,8 +34,8 @@ TURNS = 16  # the most turns of a thread: enough to even out what differs betwee
 class NativeExecutor:
     """Runs kernels for rows of one kind on the threads of this process.
 
-    Arguments that may be None on a GPU, such as a scaler, are given neutral values here: then each
-    kernel is compiled once, before anything is changed.
+    Each kernel is compiled once, before anything is changed: optional arguments that are not there
+    have neutral values.
     """
 
     geometry = GEOMETRY
@@ -43,14 +43,11 @@ class NativeExecutor:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.kernels: dict[str, Kernel] = {}
-        unknown_norm = torch.tensor([[torch.nan, 0.0]], dtype=torch.float64)
-        self._neutral: dict[str, dict[int, Tensor]] = {
-            "begin": {
-                0: unknown_norm,
-                4: torch.ones(1),  # the loss is not scaled
-                5: torch.zeros(1),  # no Inf was found
-                7: torch.empty(3, dtype=torch.float64),  # nobody reads the report
-            }
+        self.neutral = {
+            "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64),  # an unknown norm
+            "scale": torch.ones(1),  # the loss is not scaled
+            "found_inf": torch.zeros(1),
+            "report": torch.empty(3, dtype=torch.float64),  # nobody reads it
         }
         self._bytes = {
             "norm": float(kind.dtypes[kind.first[1]].itemsize),
@@ -94,16 +91,12 @@ class NativeExecutor:
 
     def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
         """See :class:`~fused_optim.backends.tables.Executor`."""
-        neutral = self._neutral.get(name, {})
-        present = [neutral.get(i) if arg is None else arg for i, arg in enumerate(args)]
         values = [
-            arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in present if arg is not None
+            arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args if arg is not None
         ]
         work = programs * NS_PER_PROGRAM + elements * self._bytes.get(name, 0.0) / BYTES_PER_NS
         count = min(torch.get_num_threads(), programs, 1 + int(work / NS_PER_THREAD))
-        grain = 1 if count == 1 else -(-programs // (count * TURNS))
-        if count == 1:
-            grain = programs
+        grain = programs if count == 1 else -(-programs // (count * TURNS))
         launch = (ctypes.c_int64 * (3 + len(values)))(0, grain, programs, *values)
         kernel = self.kernels[name]
         threads.run(kernel.call, kernel.address, ctypes.addressof(launch), count)
