@@ -78,7 +78,7 @@ def beside_torch(model: str, optimizers: Iterable[str], threads: int, rows: list
 def beside_bytes(threads: int, rows: list[Row]) -> Values:
     """Return the time of bf16 with split weights and int8 states, for each byte of fp32's time."""
     chosen = select(rows, suite="formats", threads=threads)
-    by_format = {row["format"]: row for row in chosen if row["library"] == OURS}
+    by_format = {row["format"]: row for row in chosen if row.get("library") == OURS}
     if not {"fp32", "split-int8"} <= by_format.keys():
         return {}
     small, plain = by_format["split-int8"], by_format["fp32"]

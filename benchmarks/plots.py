@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 Row = dict[str, Any]
@@ -15,7 +17,14 @@ BLUES = ("#08306b", "#4292c6", "#2171b5", "#9ecae1")
 ORANGES = ("#d94801", "#fd8d3c", "#7f2704")
 OTHERS = ("#54278f", "#636363", "#238b45", "#ae017e", "#969696")
 GREY = "#d9d9d9"
-PARTS = ("weights_bytes", "states_bytes", "gradients_bytes")
+PARTS = {
+    "weights_bytes": "parameter",
+    "states_bytes": "states, and what is kept of the weight",
+    "gradients_bytes": "gradient",
+}
+OURS_SHADES, OTHERS_SHADES = ("#08306b", "#4292c6", "#deebf7"), ("#7f2704", "#fd8d3c", "#fee6ce")
+MARKS = "osD^vP"
+MARK_COLOURS = ("#08306b", "#4292c6", "#d94801", "#54278f", "#238b45", "#ae017e")
 
 
 def colours(rows: Iterable[Row]) -> dict[str, str]:
@@ -24,7 +33,7 @@ def colours(rows: Iterable[Row]) -> dict[str, str]:
     names = list(dict.fromkeys(row["name"] for row in rows if row["role"] != "roofline"))
     families: dict[tuple[str, ...], list[str]] = {BLUES: [], ORANGES: [], OTHERS: []}
     for name in names:
-        first = name.split()[0]
+        first = name.split()[0].strip(",")
         families[{"fused_optim": BLUES, "torch": ORANGES}.get(first, OTHERS)].append(name)
     for palette, members in families.items():
         found |= {name: palette[i % len(palette)] for i, name in enumerate(sorted(members))}
@@ -194,8 +203,10 @@ def optimizers(rows: list[Row]) -> Figure | None:
     )
     axes = bare(figure.subplots())
     axes.set_xscale("log")
-    marks = zip("osD^vP", (*BLUES[:2], *ORANGES[:2], *OTHERS), strict=False)
-    for (model, own), (mark, colour) in zip(shares.items(), marks, strict=False):
+    sizes = {row["model"]: row["parameters"] for row in found}
+    models = sorted(shares, key=lambda model: -sizes[model])
+    for model, mark, colour in zip(models, MARKS, MARK_COLOURS, strict=False):
+        own = shares[model]
         at = [names.index(name) for name in own]
         axes.plot(list(own.values()), at, mark, color=colour, label=model, markersize=6, alpha=0.85)
     axes.set_yticks(range(len(names)), names)
@@ -240,6 +251,20 @@ def bytes_and_roofline(rows: list[Row]) -> Figure | None:
     return figure
 
 
+def legend_of_parts() -> dict[str, Any]:
+    """Return the entries of the legend: both shades of each part, side by side."""
+    shades = zip(OURS_SHADES, OTHERS_SHADES, strict=True)
+    handles = [tuple(Patch(color=shade) for shade in pair) for pair in shades]
+    return {
+        "handles": handles,
+        "labels": list(PARTS.values()),
+        "handler_map": {tuple: HandlerTuple(ndivide=None, pad=0)},
+        "title": "blue: fused_optim, orange: others",
+        "title_fontsize": 8,
+        "alignment": "left",
+    }
+
+
 def memory(rows: list[Row]) -> Figure | None:
     """Draw what AdamW keeps for each parameter, in every format of every library."""
     found = {r["name"]: r for r in rows if r["suite"] == "formats" and r["role"] != "roofline"}
@@ -251,9 +276,7 @@ def memory(rows: list[Row]) -> Figure | None:
     figure = figure_of("AdamW: bytes kept for each parameter", 8.0, 0.27 * len(names) + 1.4)
     axes = bare(figure.subplots())
     for at, name in enumerate(names):
-        shades = ("#08306b", "#4292c6", "#deebf7")
-        if found[name]["role"] != "ours":
-            shades = ("#7f2704", "#fd8d3c", "#fee6ce")
+        shades = OURS_SHADES if found[name]["role"] == "ours" else OTHERS_SHADES
         left = 0.0
         for size, shade in zip(kept[name], shades, strict=True):
             axes.barh(at, size, left=left, color=shade, height=0.72)
@@ -262,13 +285,11 @@ def memory(rows: list[Row]) -> Figure | None:
         axes.text(left, at, text, va="center", fontsize=8)
     axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.margins(x=0.1)
+    axes.margins(x=0.12)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(
-        "bytes: parameter (dark), states (medium), gradient (pale); blue is fused_optim, "
-        "orange other libraries"
-    )
+    axes.set_xlabel("bytes")
+    axes.legend(**legend_of_parts(), loc="upper right", frameon=False, fontsize=8)
     return figure
 
 

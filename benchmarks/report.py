@@ -203,7 +203,14 @@ def allocated(row: Row) -> list[str]:
 
 def first_step(rows: list[Row]) -> Iterator[str]:
     """Yield what the first step takes in fresh processes."""
-    heads = ["", "compiling (first step - second)", "shortest", "longest", "first step", "imported"]
+    heads = [
+        "",
+        "compiling (first step - second)",
+        "shortest",
+        "longest",
+        "first step",
+        "it imported",
+    ]
     for group in by_group(rows, "first step").values():
         first = group[0]
         size = f"{first['model']}, {first['parameters']:,} parameters"

@@ -1,7 +1,8 @@
 """The time to compile at the first step of a small model, in fresh processes.
 
 With a cold cache the kernels are compiled; with a warm one they are read from the files that an
-earlier process left. What the first step takes beyond the second one is reported.
+earlier process left. What the first step takes beyond the second one is reported, and which
+compilers it imported.
 """
 
 import json

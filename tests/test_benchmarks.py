@@ -220,7 +220,8 @@ def test_what_is_not_there_says_why(benchmarks):
 def step_row(optimizer, name, median, model="one-50m", threads=2, **facts):
     facts = {"suite": "step", "model": model, "format": "fp32", "clip": True, **facts}
     role = "ours" if name.startswith("fused_optim") else "other"
-    facts |= {"group": f"{model}-{optimizer}-{threads}", "threads": threads, "role": role}
+    facts["group"] = f"{model}-{optimizer}-{threads}-{facts['clip']}"
+    facts |= {"threads": threads, "role": role}
     return {**facts, "optimizer": optimizer, "name": name, "median": median}
 
 
