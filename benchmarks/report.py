@@ -1,7 +1,8 @@
 """Results as Markdown and as plots: ``python -m benchmarks.report [RESULTS.json ...]``.
 
 Every ``NAME.json`` that ``pytest benchmarks --benchmark-json=benchmarks/results/NAME.json`` wrote
-gives a ``NAME.md`` and plots ``NAME-*.png`` beside it.
+gives a ``NAME.md`` and plots ``NAME-*.png`` beside it. With ``--summary`` only the table of the
+README is printed.
 """
 
 import argparse
@@ -17,6 +18,13 @@ from benchmarks import goals
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 BESIDE = "ours / fastest other"
+SUMMARY = ("fused_optim native", "fused_optim reference", "DeepSpeed", "bitsandbytes")
+MODELS = {
+    "one-50m": "one tensor of 50 M",
+    "gpt2-124m": "GPT-2 124 M, 148 tensors",
+    "gpt-1m": "GPT of the demo, 27 tensors",
+    "tiny-1000": "1,000 tiny tensors",
+}
 
 
 def read(path: Path) -> tuple[Row, list[Row]]:
@@ -267,14 +275,41 @@ def markdown(content: Row, rows: list[Row], plots: list[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def summary(content: Row, rows: list[Row]) -> Iterator[str]:
+    """Yield the table of the README: clipped AdamW as a part of torch's fused step.
+
+    Raises:
+        KeyError: the results lack a model or a variant of the table.
+    """
+    facts = {"optimizer": "AdamW", "format": "fp32", "clip": True}
+    chosen = goals.select(rows, suite="step", **facts)
+    times = {(r["threads"], r["model"], r["name"]): r["median"] for r in chosen}
+    most, *fewer = sorted({r["threads"] for r in chosen}, reverse=True)
+    names = {name: f'`backend="{name.split()[1]}"`' for name in SUMMARY if "fused" in name}
+    variants = [(most, name) for name in SUMMARY] + [(n, goals.OURS) for n in fewer]
+    lines = []
+    for threads, name in variants:
+        label = names.get(name) or f"{name} {content['machine_info']['versions'][name.lower()]}"
+        shares = [
+            times[threads, model, name] / times[threads, model, "torch fused"] for model in MODELS
+        ]
+        head = f"{label}, {plural(threads, 'thread')}"
+        lines.append([head, *(f"{share:.2f}" for share in shares)])
+    yield from table(["", *MODELS.values()], lines)
+
+
 def main(arguments: Iterable[str] | None = None) -> int:
     """Write a page and plots for each file of results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--summary", action="store_true", help="print the table of the README")
     parser.add_argument("results", nargs="*", type=Path, help="default: benchmarks/results/*.json")
     options = parser.parse_args(None if arguments is None else list(arguments))
     for path in options.results or sorted(RESULTS.glob("*.json")):
         content, rows = read(path)
         if not rows:  # of another suite
+            continue
+        if options.summary:
+            print("\n".join(summary(content, rows)))
             continue
         # the plots alone need matplotlib, which a machine that only measures may lack
         from benchmarks.plots import draw
