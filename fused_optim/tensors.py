@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fused_optim.private_api import is_wrapper
 from fused_optim.rules.common import Rule
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -41,7 +41,7 @@ def check_parameter(param: Tensor, group: int) -> None:
     name = _named(param, group)
     if param.dtype not in SUPPORTED:
         raise ValueError(f"{name} must be floating or complex, got {param.dtype}")
-    if param.layout is not torch.strided or is_traceable_wrapper_subclass(param):
+    if param.layout is not torch.strided or is_wrapper(param):
         kind = f"{torch.typename(param)}, {param.layout}"
         raise ValueError(f"{name} must be a dense tensor with memory of its own, got {kind}")
     if _overlaps_itself(param):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fused_optim.optimizers.kept import Kept
+from fused_optim.private_api import version
 
 
 class Average(Kept):
@@ -48,7 +49,7 @@ class Average(Kept):
     def _swap(self) -> None:
         assert self._swapped is not None
         for param, average in self._averages():
-            ours = self._written.get(param) == param._version
+            ours = self._written.get(param) == version(param)
             kept = self._swapped.pop(param, None)
             if kept is not None:
                 param.copy_(kept)
@@ -60,4 +61,4 @@ class Average(Kept):
                 else:
                     self._swapped[param] = kept
             if ours:  # then what stands beside the parameter stays true
-                self._written[param] = param._version
+                self._written[param] = version(param)

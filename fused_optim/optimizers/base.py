@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from fused_optim import formats, options, tensors
@@ -19,6 +18,7 @@ from fused_optim.optimizers.average import Average
 from fused_optim.optimizers.kept import Group as Group
 from fused_optim.optimizers.kept import Shard, completed
 from fused_optim.plan import Plan, kind_of
+from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
 
 
@@ -242,7 +242,7 @@ class FusedOptimizer(Average):
 
     # one break for torch.compile, which would trace addresses and tables for seconds; torch's own
     # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
-    @_disable_dynamo
+    @disable_dynamo
     def _update(self) -> None:
         # GradScaler sets these around a step
         scaler = Scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))

@@ -10,6 +10,7 @@ from fused_optim import formats, options, storage
 from fused_optim.codecs import BLOCK, Codec
 from fused_optim.optimizers import checkpoint
 from fused_optim.optimizers.again import Last
+from fused_optim.private_api import version
 from fused_optim.rules.common import Rule
 
 Group = dict[str, Any]
@@ -165,7 +166,7 @@ class Kept(torch.optim.Optimizer):
         if not storage.extras(codec):
             self._written.pop(param, None)
             return
-        edited = self._written.setdefault(param, param._version) != param._version
+        edited = self._written.setdefault(param, version(param)) != version(param)
         # a master is compared with the parameter at each load; the others cannot be
         if edited and codec is not formats.WEIGHTS["master"].codec:
             for name in storage.extras(codec):
@@ -179,7 +180,7 @@ class Kept(torch.optim.Optimizer):
         param.copy_(tensors[0])
         state.update(zip(storage.extras(codec), tensors[1:], strict=True))
         if param in self._written:
-            self._written[param] = param._version
+            self._written[param] = version(param)
 
     def _weight(self, param: Tensor) -> Tensor:
         """The parameter with all that stands beside it: float32, or its own dtype."""
@@ -194,7 +195,7 @@ class Kept(torch.optim.Optimizer):
         """After a step: the values of the parameters are our own."""
         for param in self._written:
             if param.grad is not None:
-                self._written[param] = param._version
+                self._written[param] = version(param)
 
     def _take_back(self) -> None:
         """After torch has loaded a checkpoint: see :func:`checkpoint.restore`."""

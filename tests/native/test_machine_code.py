@@ -1,9 +1,9 @@
 """The machine code for every level: no fused operation, no call, whole vectors, nothing foreign.
 
 It is read as LLVM writes it, for levels too that this machine does not have; and as objdump reads
-the finished image, where there is one. Tried by hand: llvm.fmuladd in the place of a product and a
-sum; "no-builtins" left out; the attribute for 512 bits left out; a relocation that is not applied;
-rounding through the half of LLVM on x86-64-v2.
+the finished image, where there is one. Tried by hand: products and sums that may be contracted;
+"no-builtins" left out; vectors of at most 256 bits; relocations that are not applied, or to the
+wrong bits; float16 by an instruction on x86-64-v2; addresses loaded anew for each block.
 """
 
 import re
@@ -84,7 +84,10 @@ def test_adamw_takes_few_instructions():
     vectors = re.findall(r"^\tv\S+", inner, re.MULTILINE)
     assert roots >= 1
     assert len(vectors) <= 32 * roots
-    assert len(re.findall(r"%zmm\d+, [-\d]*\(%rsp\)", inner)) == 0
+    assert not re.findall(r"%zmm\d+, [-\d]*\(%rsp\)", inner)
+    # the counter of the loop, and nothing that is the same for every block
+    others = [line for line in re.findall(r"^\t(?!v)[a-z].*", inner, re.MULTILINE)]
+    assert len(others) <= 8, others
 
 
 def test_terms_of_the_gradient_that_are_off_cost_a_branch():

@@ -7,6 +7,8 @@ this module of the backend imports triton.
 import inspect
 from typing import Any
 
+from fused_optim import private_api
+
 # the target decides nothing that TTIR says: see make_ttir in Triton's backend
 TARGET = ("cuda", 90, 32)
 # one rounding an operation
@@ -40,7 +42,7 @@ def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any
     source = ASTSource(fn=function, signature=signature, constexprs=constants)
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
-    module = _make_module(source, backend, options)
+    module = _make_module(source, backend, options, private_api.triton_ir())
     text: str = stages["ttir"](module, {}).str_nodebug()
     return text
 
@@ -52,10 +54,8 @@ def writer() -> str:
     return f"triton {triton.__version__}"
 
 
-def _make_module(source: Any, backend: Any, options: Any) -> Any:
+def _make_module(source: Any, backend: Any, options: Any, ir: Any) -> Any:
     """Make the module before any pass, as ``triton.compile`` does."""
-    from triton._C.libtriton import ir
-
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
