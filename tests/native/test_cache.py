@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -265,12 +266,26 @@ def child(connection):
 
 
 @FORKS
-def test_a_child_compiles_though_its_parent_held_the_lock():
+def test_a_child_compiles_though_a_thread_of_its_parent_held_the_lock():
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    with compiler.MADE.lock:
-        process = context.Process(target=child, args=(theirs,))
-        process.start()
-    assert ours.poll(60), "the child waits for a lock that nobody holds"
-    assert ours.recv() == (True, ["made"])
-    process.join()
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with compiler.MADE.lock:
+            held.set()
+            done.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    process = context.Process(target=child, args=(theirs,))
+    process.start()
+    done.set()
+    other.join()
+    try:
+        assert ours.poll(20), "the child waits for a lock that nobody holds"
+        assert ours.recv() == (True, ["made"])
+    finally:
+        process.kill()
+        process.join()

@@ -1,9 +1,9 @@
 """The machine code for every level: no fused operation, no call, whole vectors, nothing foreign.
 
 It is read as LLVM writes it, for levels too that this machine does not have; and as objdump reads
-the finished image, where there is one. Tried by hand: llvm.fmuladd in the place of a product and a
-sum; "no-builtins" left out; the attribute for 512 bits left out; a relocation that is not applied;
-rounding through the half of LLVM on x86-64-v2.
+the finished image, where there is one. Tried by hand: products and sums that may be contracted;
+"no-builtins" left out; vectors of at most 256 bits; relocations that are not applied, or to the
+wrong bits; float16 by an instruction on x86-64-v2; addresses loaded anew for each block.
 """
 
 import re
@@ -75,25 +75,41 @@ def test_512_bits_are_only_in_the_code_that_has_them():
     assert {*widths["x86-64-v2"]} == {"x"}
 
 
+WHOLE = r"\tvmovups\t%zmm\d+, [^{]*\(%r(?!sp)[^{]*$"  # a store without a mask, not to the stack
+
+
+def inner_loop(listing):
+    """The instructions that a block takes whose gradient has no L1 and L2 term, in their order."""
+    lines = [line for line in listing.splitlines() if not re.match(r"\t\.|#", line)]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
+    stores = [i for i, line in enumerate(lines) if re.match(WHOLE, line)]
+    start = max(at for at in labels.values() if at < stores[0])
+    found, at = [], start
+    while not found or at != start:
+        line = lines[at]
+        mnemonic, operand = [*line.strip().split(maxsplit=1), ""][:2]
+        if not line.endswith(":"):
+            found.append(line.strip())
+        # the loop goes on; a comparison with 0 says equal, and so not unordered
+        at = labels[operand] if mnemonic in ("jmp", "jnp", "je") else at + 1
+        assert len(found) < 1000
+    return found
+
+
 def test_adamw_takes_few_instructions():
-    """4 loads, 3 stores and 31 operations for each register, of which the limits are 4."""
-    listing = assembly(Case("update", "adam", "fp32"), "x86-64-v4")
-    blocks = re.split(r"^\.L\w+:", listing, flags=re.MULTILINE)
-    inner = max(blocks, key=lambda block: block.count("vsqrtps") * ("{%k" not in block))
-    roots = inner.count("vsqrtps")
-    vectors = re.findall(r"^\tv\S+", inner, re.MULTILINE)
+    """For each register: 2 loads, 3 stores, 4 for the limits, 21 of the rule, 1 to spare.
+
+    The other 2 loads are part of products. What L1 and L2 would add is behind jumps; scalars and
+    addresses stay in registers.
+    """
+    loop = inner_loop(assembly(Case("update", "adam", "fp32"), "x86-64-v4"))
+    vectors = [line for line in loop if re.search("zmm", line)]
+    roots = sum("vsqrtps" in line for line in vectors)
     assert roots >= 1
-    assert len(vectors) <= 32 * roots
-    assert len(re.findall(r"%zmm\d+, [-\d]*\(%rsp\)", inner)) == 0
-
-
-def test_terms_of_the_gradient_that_are_off_cost_a_branch():
-    """What L1 and L2 add is formed behind a jump, not for every element and then left out."""
-    listing = assembly(Case("update", "sgd", "fp32"), "x86-64-v4")
-    body = max(re.split(r"^\.L\w+:", listing, flags=re.MULTILINE), key=len)
-    paths = re.split(r"^\tj\w+", listing, flags=re.MULTILINE)
-    assert len(paths) > 6, body
-    assert max(path.count("vmulps") for path in paths) <= 8
+    assert sum("vmovups" in line for line in vectors) <= 5 * roots
+    assert len(vectors) <= 31 * roots + 2  # two constants
+    assert not [line for line in vectors if "%rsp" in line]
+    assert len(loop) - len(vectors) <= 12, [line for line in loop if "zmm" not in line]
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")

@@ -291,6 +291,25 @@ def test_masks(level, name, index, odd):
         assert torch.equal(seen, torch.where(live, source[places], torch.tensor(7).to(dtype)))
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_mask_of_one_element(level, live):
+    """Scales have one element a block."""
+    body = """
+    %zero = arith.constant 0 : i32
+    %is = arith.cmpi sgt, %count, %zero : i32
+    %mask = tt.splat %is : i1 -> tensor<1xi1>
+    %p = tt.splat %a : !tt.ptr<i8> -> tensor<1x!tt.ptr<i8>>
+    %q = tt.splat %b : !tt.ptr<i8> -> tensor<1x!tt.ptr<i8>>
+    %seven = arith.constant dense<7> : tensor<1xi8>
+    %v = tt.load %p, %mask, %seven : tensor<1x!tt.ptr<i8>>
+    tt.store %p, %seven, %mask : tensor<1x!tt.ptr<i8>>
+    tt.store %q, %v : tensor<1x!tt.ptr<i8>>"""
+    a, b = torch.full((1,), 3, dtype=torch.int8), torch.zeros(1, dtype=torch.int8)
+    kernel = by_hand(module(body, "%a: !tt.ptr<i8>, %b: !tt.ptr<i8>, %count: i32"), level)
+    run(kernel, a, b, int(live))
+    assert (a.item(), b.item()) == ((7, 3) if live else (3, 7))
+
+
 def test_loops_and_branches(level):
     """3 programs, each of which counts in a loop, in turns of 2."""
     body = """

@@ -55,7 +55,7 @@ def writer() -> str:
 
 
 def _make_module(source: Any, backend: Any, options: Any, ir: Any) -> Any:
-    """Return the module before any pass, as ``triton.compile`` makes it."""
+    """Make the module before any pass, as ``triton.compile`` does."""
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
