@@ -4,11 +4,11 @@ The vendor's library under them is the stand-in of ci/driver_stubs, which hands 
 the PTX interpreter, or for AMD only records it. The tests run with every version of Triton that the
 project supports: ``PYTHONPATH=<folder of that triton> pytest tests/compiled/test_launcher.py``.
 
-Tried by hand: in the backend, a width or a None left out of what a later launch is chosen by; later
-launches with two arguments exchanged, without the constants, one program short, or always on the
-default stream; no device guard; record_stream left out, or of the current device's stream; count and
-rows of begin exchanged; launches of no programs. In Triton, int64 packed as int32, and two arguments
-exchanged, for either vendor.
+Tried by hand: in the backend, a width or a None left out of what a later launch is chosen by;
+later launches with two arguments exchanged, without the constants, one program short, or always on
+the default stream; no device guard; record_stream left out, or of the current device's stream;
+count and rows of begin exchanged; launches of no programs. In Triton, int64 packed as int32, and
+two arguments exchanged, for either vendor.
 """
 
 import contextlib
