@@ -81,6 +81,9 @@ def test_a_launch_that_goes_wrong_is_an_error_of_triton(stub, what):
     assert what in str(caught.value.__cause__)
 
 
+FILL = {"BLOCK": 128, "enable_fp_fusion": False}
+
+
 @triton.jit
 def fill(out_ptr, value, BLOCK: tl.constexpr):
     tl.store(out_ptr + tl.arange(0, BLOCK), value)
@@ -90,9 +93,9 @@ def test_a_launch_of_another_sort_is_refused():
     """Attributes such as that of a cooperative launch change what a kernel may rely on."""
     out = torch.zeros(128)
     with driver_stubs.cuda() as driver:
-        fill[(1,)](out, 2.5, BLOCK=128)
+        fill[(1,)](out, 2.5, **FILL)
         with pytest.raises(RuntimeError, match="number of launch attributes is 1"):
-            fill[(1,)](out, 3.5, BLOCK=128, launch_cooperative_grid=True)
+            fill[(1,)](out, 3.5, **FILL, launch_cooperative_grid=True)
     assert (out == 2.5).all()
     assert [argument.type for argument in driver.launches[0].arguments] == ["*fp32", "fp32"]
 
@@ -102,15 +105,15 @@ def test_another_function_is_refused(stub, monkeypatch):
     """One that was never loaded, and one with more parameters than are packed."""
     out = torch.zeros(128)
     with stub() as driver:
-        fill[(1,)](out, 2.5, BLOCK=128)
+        fill[(1,)](out, 2.5, **FILL)
         known = driver.library.functions
         monkeypatch.setattr(driver.library, "functions", {})
         with pytest.raises(RuntimeError, match="no function has the handle 0x"):
-            fill[(1,)](out, 2.5, BLOCK=128)
+            fill[(1,)](out, 2.5, **FILL)
         wider = {key: kernel._replace(widths=kernel.widths * 2) for key, kernel in known.items()}
         monkeypatch.setattr(driver.library, "functions", wider)
         with pytest.raises(RuntimeError, match="2 arguments and"):
-            fill[(1,)](out, 2.5, BLOCK=128)
+            fill[(1,)](out, 2.5, **FILL)
 
 
 def test_tensors_that_pretend():

@@ -19,7 +19,6 @@ import driver_stubs
 import pytest
 import torch
 import triton
-import triton.language as tl
 from closeness import assert_same_bits
 from compiled.launches import (
     BF16,
@@ -35,13 +34,9 @@ from compiled.launches import (
 from models import give, values
 
 import fused_optim
-from fused_optim.backends.triton import OPTIONS, Ready
-from fused_optim.kernels.norm import norm
+from fused_optim.backends.triton import Ready
 
 pytestmark = needs_compiler
-# the norm of rows of two columns: its constants, and the options of the backend
-NORM = {"GRAD": 1, "DTYPE": tl.float32, "WIDTH": 4, "VECTOR": 1, "BLOCK": 1024, "SPAN": 64}
-NORM |= OPTIONS
 # what lives on from step to step
 TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "hyper_ptr", "counter_ptr"]
 
@@ -167,12 +162,20 @@ def sparse(numel, dtype):
     return torch.frombuffer(mmap.mmap(-1, numel * dtype.itemsize, flags), dtype=dtype)
 
 
-def norm_arguments(chunks, programs, grad):
+def norm_of_a_step():
+    """The norm's function, with the constants and options that the backend launches it with."""
+    with asked_of_triton() as asked:
+        Pair("adamw").step()
+    function, _, options = asked[0]
+    return function, {k: v for k, v in options.items() if k not in ("grid", "warmup")}
+
+
+def norm_arguments(fixed, chunks, programs, grad):
     """Those of the norm of two rows, of one element in all chunks but the last, and of ``grad``."""
-    rows = [(1, 0, 0, grad.data_ptr()), (len(grad), 0, 0, grad.data_ptr())]
-    table = torch.tensor(rows, dtype=torch.int64)
+    table = torch.zeros(2, fixed["WIDTH"], dtype=torch.int64)
+    table[:, 0], table[:, 2 + fixed["GRAD"]] = torch.tensor([1, len(grad)]), grad.data_ptr()
     firsts = torch.tensor([0, chunks - 1, chunks])
-    spans = sparse(-(-chunks // 64) + 1, torch.int32)
+    spans = sparse(-(-chunks // fixed["SPAN"]) + 1, torch.int32)
     spans[-1] = 1
     return table, firsts, spans, sparse(2 * programs, torch.float64), chunks
 
@@ -181,15 +184,18 @@ def norm_arguments(chunks, programs, grad):
 def test_empty_grids(stub):
     """What has no programs does not reach the driver, from here or from Triton."""
     pair = Pair("adamw", shapes=[(0,), (0, 3)])
-    with stub() as driver, asked_of_triton() as asked:
-        pair.step()
+    with stub() as driver:
+        with asked_of_triton() as asked:
+            pair.step()
         assert names(driver.launches) == ["begin"]
-        assert len(asked) == 1  # and nothing is compiled
+        assert len(asked) == 1  # nothing is compiled either
         partials = driver.launches[0].arguments[0]
         assert (partials.name, partials.value.shape) == ("partial_ptr", (0, 2))
         assert_packed(driver.launches[0])
-        norm[(0,)](*norm_arguments(7, 4, torch.ones(500)), **NORM)
-    assert len(driver.launches) == 1
+        norm, fixed = norm_of_a_step()
+        before = len(driver.launches)
+        norm[(0,)](*norm_arguments(fixed, 7, 4, torch.ones(500)), **fixed)
+        assert len(driver.launches) == before
     if driver.executes:
         assert pair.kernel.grad_norm == 0
 
@@ -198,10 +204,13 @@ def test_empty_grids(stub):
 def test_a_count_past_two_to_the_31(stub):
     """Triton compiles for a wider argument, and eight bytes of it arrive and are used."""
     chunks, programs, grad = 2**31 + 5, 2**31 - 1, torch.full((500,), 2.0)
-    narrow, wide = norm_arguments(7, 4, grad), norm_arguments(chunks, programs, grad)
+    with stub():
+        norm, fixed = norm_of_a_step()
+    narrow = norm_arguments(fixed, 7, 4, grad)
+    wide = norm_arguments(fixed, chunks, programs, grad)
     with stub() as driver:
         driver.blocks = lambda name, count: [5 if count == programs else 2]
-        ready = Ready(norm, NORM)
+        ready = Ready(norm, fixed)
         for _ in range(2):  # each once through Triton and once past it
             ready.launch(4, *narrow)
             wide[3][10] = 0
