@@ -1,6 +1,6 @@
 """One step: sort the rows into kinds, then norm, begin and update for each kind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,18 +41,18 @@ def kind_of(
     )
 
 
-class Same(NamedTuple):
-    """A step whose rows are those of the last one, but for the addresses of gradients.
+class CachedInputs(NamedTuple):
+    """The tensors of a step whose rows are those of the last one, but for where gradients are.
 
     Attributes:
         params: those that are updated.
-        tensors: all of the step, in the order that ``recipes`` know.
+        tensors: lists all of the step, in the order that ``recipes`` know.
         gradients: int64, the address of each parameter's gradient.
         recipes: how to make each row.
     """
 
     params: list[Tensor]
-    tensors: list[Tensor]
+    tensors: Callable[[], list[Tensor]]
     gradients: np.ndarray[Any, Any]
     recipes: list[Recipe]
 
@@ -106,14 +106,16 @@ class Plan:
         return answer
 
     def again(
-        self, same: Same, options: Sequence[Options], measure: bool, scaler: Scaler
+        self, same: CachedInputs, options: Sequence[Options], measure: bool, scaler: Scaler
     ) -> Tensor | None:
         """Update the rows of the last step once more: see :meth:`step`."""
+        tensors: list[Tensor] = []
         for kind, launch in self.launches.items():
             own, values = self.rows[kind], [options[group] for group in self.groups[kind]]
             move = getattr(launch, "move", None)
             if move is None:
-                rows = [same.recipes[i].row(same.tensors) for i in own]
+                tensors = tensors or same.tensors()
+                rows = [same.recipes[i].row(tensors) for i in own]
                 launch.bind(Bucket(rows, values, self.members[kind]))
             else:  # it keeps addresses, of which only those of gradients have moved
                 move(same.gradients if len(self.rows) == 1 else same.gradients[own], values)
