@@ -1,6 +1,6 @@
 """One step: sort the rows into kinds, then norm, begin and update for each kind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,24 +42,25 @@ def kind_of(
     )
 
 
-class Same(NamedTuple):
-    """A step whose rows are those of the last one, but for the addresses of gradients.
+class CachedInputs(NamedTuple):
+    """The tensors of a step whose rows are those of the last one, but for where gradients are.
 
     Attributes:
         params: those that are updated.
-        tensors: all of the step, in the order that ``recipes`` know.
+        tensors: lists all of the step, in the order that ``recipes`` know.
         gradients: int64, the address of each parameter's gradient.
         recipes: how to make each row.
     """
 
     params: list[Tensor]
-    tensors: list[Tensor]
+    tensors: Callable[[], list[Tensor]]
     gradients: np.ndarray[Any, Any]
     recipes: list[Recipe]
 
     def make_rows(self, which: Sequence[int]) -> list[Row]:
         """Return the rows with these indices."""
-        return [self.recipes[i].row(self.tensors) for i in which]
+        tensors = self.tensors()
+        return [self.recipes[i].row(tensors) for i in which]
 
 
 class Plan:
@@ -109,7 +110,7 @@ class Plan:
         return answer
 
     def again(
-        self, same: Same, options: Sequence[Options], measure: bool, scaler: Scaler
+        self, same: CachedInputs, options: Sequence[Options], measure: bool, scaler: Scaler
     ) -> Tensor | None:
         """Update the rows of the last step once more: see :meth:`step`."""
         for kind, launch in self.launches.items():

@@ -107,6 +107,20 @@ def _find_version() -> Callable[[Tensor], int]:
 version: Callable[[Tensor], int] = _find_version()
 
 
+def dlpack_exchange_api() -> Any:
+    """Return the capsule of function pointers by which C reads tensors without torch's headers.
+
+    DLPack defines it, and torch has it from 2.10 on.
+
+    Raises:
+        ValueError: this release of torch lacks it.
+    """
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        raise ValueError(f"torch {torch.__version__} has no exchange API of DLPack")
+    return capsule
+
+
 def _copy_each(destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     for destination, source in zip(destinations, sources, strict=True):
         destination.copy_(source)

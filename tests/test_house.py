@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "backends",
         "plan",
         "private_api",
+        "_host",
         "optimizers",
     },
     "fused_optim/footprint.py": {"optimizers"},

@@ -1,10 +1,18 @@
-"""However it is installed, every module imports, from any folder and beside anything."""
+"""However it is installed, every module imports, from any folder and beside anything.
+
+With a C compiler the wheel has the C module and is for one platform, without one it is for all.
+
+Tried by hand: a package left out of pyproject.toml, an extension that is not optional, a wheel that
+keeps its platform or has no stable ABI, csrc/ left out of the sdist.
+"""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +20,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # the package on PyPI whose import name is that of our folder
 NAMESAKE = "kernels==0.17.2"
+CC = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+COMPILER = (
+    shutil.which(shlex.split(CC)[0]) is not None
+    and Path(sysconfig.get_path("include"), "Python.h").exists()
+)
+MISSING = "/nowhere/cc"
 
 IMPORT_ALL = """
 import importlib, sys
@@ -23,7 +37,15 @@ STEPS = """
 import sys
 if sys.argv[1] == "blocked":
     sys.modules["triton"] = None  # Python's way of saying that there is no such module
-import torch, fused_optim
+import logging, torch, fused_optim
+
+class Ways(logging.Handler):
+    def emit(self, record):
+        way = record.getMessage().partition("the tensors of a step are compared in ")[2]
+        print(way, file=sys.stderr, end="\\n" if way else "")
+
+logging.getLogger("fused_optim").addHandler(Ways())
+logging.getLogger("fused_optim").setLevel(logging.DEBUG)
 
 def steps(optimizer, **options):
     torch.manual_seed(0)
@@ -42,10 +64,10 @@ steps(fused_optim.SGD, momentum=0.9)
 """
 
 
-def run(*command, cwd, check=True):
+def run(*command, cwd, check=True, **variables):
     """Run in an environment that knows nothing of this checkout."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
-    env["OMP_NUM_THREADS"] = "1"
+    env.update(variables, OMP_NUM_THREADS="1")
     result = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True
     )
@@ -66,18 +88,29 @@ def modules(source):
     return sorted(".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files)
 
 
-@pytest.fixture
-def source(tmp_path):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
     """A copy of what git would commit, to build in."""
     listed = run(
         "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT
     ).stdout
-    copy = tmp_path / "source"
+    copy = tmp_path_factory.mktemp("project") / "source"
     for name in filter(None, listed.split("\0")):
         if os.path.lexists(ROOT / name):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
     return copy
+
+
+@pytest.fixture(scope="module")
+def archives(source):
+    """The sdist, and the wheels that are made from it with a C compiler and without one."""
+    build = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
+    run(*build, source / "dist", cwd=source)
+    run(*build, source / "pure", cwd=source, CC=MISSING)
+    (sdist,), (wheel,) = (list((source / "dist").glob(end)) for end in ("*.tar.gz", "*.whl"))
+    (pure,) = (source / "pure").glob("*.whl")
+    return {"sdist": sdist, "wheel": wheel, "pure": pure}
 
 
 @pytest.fixture
@@ -93,21 +126,15 @@ def venv(tmp_path):
     return path
 
 
-def pip(venv, *arguments, check=True):
+def pip(venv, *arguments, check=True, **variables):
     # the version of this checkout that the parent may have installed does not count
     command = (venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check")
-    return run(*command, *arguments, cwd=venv, check=check)
+    return run(*command, *arguments, cwd=venv, check=check, **variables)
 
 
-def install(venv, *what):
+def install(venv, *what, **variables):
     # what the environment of pytest has installed of this project does not count
-    pip(venv, "--no-deps", "--no-build-isolation", "--ignore-installed", *what)
-
-
-def build(source, kind):
-    run(sys.executable, "-m", "build", "--no-isolation", f"--{kind}", cwd=source)
-    (archive,) = (source / "dist").iterdir()
-    return archive
+    pip(venv, "--no-deps", "--no-build-isolation", "--ignore-installed", *what, **variables)
 
 
 def assert_imports(venv, names, home):
@@ -118,26 +145,67 @@ def assert_imports(venv, names, home):
         assert Path(file).is_relative_to(home), file
 
 
+def compares_in(venv):
+    """Whether a step is compared in C or in Python, and what it computes: bits."""
+    printed = run(venv / "bin" / "python", "-W", "error", "-c", STEPS, "blocked", "auto", cwd=venv)
+    (way,) = {line.split()[0] for line in printed.stderr.splitlines()}
+    return way, printed.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_archive(kind, source, venv):
+def test_archive(kind, source, archives, venv):
     """Guards the list of packages: one that is missing imports from the checkout alone."""
     pytest.importorskip("triton")
-    install(venv, build(source, kind))
-    assert_imports(venv, modules(source), home=venv)
+    install(venv, archives[kind])
+    names = [*modules(source), "fused_optim._host"] if COMPILER else modules(source)
+    assert_imports(venv, names, home=venv)
+    assert compares_in(venv)[0] == ("C" if COMPILER else "Python:")
 
 
 @pytest.mark.slow
-def test_editable(source, venv):
+def test_names_of_wheels(archives):
+    abi = f"-cp310-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}.whl"
+    assert archives["wheel"].name.endswith(abi if COMPILER else "-py3-none-any.whl")
+    assert archives["pure"].name.endswith("-py3-none-any.whl")
+    for kind in ("wheel", "pure"):
+        files = zipfile.ZipFile(archives[kind]).namelist()
+        built = [name for name in files if name.startswith("fused_optim/_host.")]
+        assert built.count("fused_optim/_host.pyi") == 1
+        assert len(built) == 1 + (kind == "wheel" and COMPILER)
+        assert not [name for name in files if name.endswith(".c") or "csrc" in name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pure", "sdist"])
+def test_without_a_compiler(kind, archives, venv, tmp_path):
+    """The installation goes on, and so do the steps, with the same bits."""
+    install(venv, archives[kind], CC=MISSING)
+    assert not list(venv.rglob("_host.*so"))
+    way, bits = compares_in(venv)
+    assert way == "Python:"
+    if COMPILER:
+        install(venv, archives["wheel"])
+        assert compares_in(venv) == ("C", bits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [None, MISSING])
+def test_editable(compiler, source, venv, tmp_path):
     pytest.importorskip("triton")
-    install(venv, "--editable", source)
-    assert_imports(venv, modules(source), home=source)
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
+    install(venv, "--editable", copy, **({} if compiler is None else {"CC": compiler}))
+    has_c = compiler is None and COMPILER
+    names = [*modules(source), "fused_optim._host"] if has_c else modules(source)
+    assert_imports(venv, names, home=copy)
+    assert compares_in(venv)[0] == ("C" if has_c else "Python:")
 
 
 @pytest.mark.slow
-def test_beside_the_namesake(source, venv):
+def test_beside_the_namesake(archives, venv):
     """Guards the layout of the wheel: a top-level ``kernels`` would overwrite PyPI's package."""
-    install(venv, build(source, "wheel"))
+    install(venv, archives["wheel"])
     result = pip(venv, "--retries=1", "--timeout=20", NAMESAKE, check=False)
     if "Retrying (" in result.stdout + result.stderr:
         pytest.skip(f"the registry cannot be reached to install {NAMESAKE}")

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from fused_optim import formats, options, tensors
 from fused_optim.backends import CompileError, Kind, Options, Scaler, resolve
 from fused_optim.layout import Place, Row, make_row
-from fused_optim.optimizers.again import Last
+from fused_optim.optimizers.again import StepCache
 from fused_optim.optimizers.average import Average
 from fused_optim.optimizers.kept import Group as Group
 from fused_optim.optimizers.kept import Shard, completed
@@ -253,19 +253,19 @@ class FusedOptimizer(Average):
         self._last = last
         self._warn_of_stalling()
 
-    def _goes_on(self, last: Last, scaler: Scaler) -> bool:
+    def _goes_on(self, last: StepCache, scaler: Scaler) -> bool:
         """A step with what was made for the last one; False, and nothing done, if it cannot be."""
-        same = last.same(self)
+        same = last.check(self)
         if same is None:
             return False
         try:
             self._report = self._plan.again(same, last.options, last.measures, scaler)
         except CompileError:
             return False
-        last.note(same.params, self._written)
+        last.record_versions(same.params, self._written)
         return True
 
-    def _update_anew(self, scaler: Scaler) -> Last | None:
+    def _update_anew(self, scaler: Scaler) -> StepCache | None:
         """A step that looks at everything; what the next one may go on from."""
         skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
         values = [self._options(group, skips) for group in self.param_groups]
@@ -280,7 +280,7 @@ class FusedOptimizer(Average):
             rows = self.prepared()
             self._report = self._plan.step(rows, values, self.measures(), scaler)
         self._note_written()
-        return Last.of(self, rows, values)
+        return StepCache.build(self, rows, values)
 
     def _compile_no_more(self, reason: CompileError) -> None:
         """Leave the CPU to the reference, unless the user asked for the native backend."""

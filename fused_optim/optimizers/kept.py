@@ -9,7 +9,7 @@ from torch import Tensor
 from fused_optim import formats, options, storage
 from fused_optim.codecs import BLOCK, Codec
 from fused_optim.optimizers import checkpoint
-from fused_optim.optimizers.again import Last
+from fused_optim.optimizers.again import StepCache
 from fused_optim.private_api import version
 from fused_optim.rules.common import Rule
 
@@ -54,7 +54,7 @@ class Kept(torch.optim.Optimizer):
     _wide_counters = False  # whether a checkpoint of torch's kind keeps their float64
     _written: dict[Tensor, int]
     _shards: dict[Tensor, Shard]
-    _last: Last | None
+    _last: StepCache | None
 
     def rule(self, group: Group) -> Rule:
         """The rule that the options of ``group`` select."""

@@ -1,0 +1,486 @@
+/* Compares the tensors of a step with those of the last one, in one call for all of them.
+
+   To read type, dtype, device, shape, strides and address of a tensor takes Python a microsecond.
+   torch gives all of these to C in 50 ns, through the exchange API of DLPack, which needs no header
+   of torch. This module is optional. It decides as optimizers/guards.py does, which the tests
+   compare it with, and which runs where there was no compiler, where torch has no such API, or for
+   tensors that DLPack does not describe in full. */
+
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define PREFETCH(address) __builtin_prefetch((const void *)(address))
+#else
+#define PREFETCH(address) ((void)(address))
+#endif
+
+/* ---- The layouts of DLPack 1, as far as they are read here. */
+
+enum { DLPACK_MAJOR = 1, DLPACK_COMPLEX = 5 };
+
+typedef struct {
+    uint32_t major, minor;
+} DLVersion;
+
+typedef struct {
+    int32_t type, index;
+} DLDevice;
+
+typedef struct {
+    uint8_t code, bits;
+    uint16_t lanes;
+} DLDataType;
+
+typedef struct {
+    void *data;
+    DLDevice device;
+    int32_t ndim;
+    DLDataType dtype;
+    int64_t *shape;
+    int64_t *strides;
+    uint64_t byte_offset;
+} DLTensor;
+
+typedef int (*ReadTensor)(void *object, DLTensor *out);
+
+typedef struct ExchangeAPI {
+    DLVersion version;
+    struct ExchangeAPI *older; /* for a consumer of an older major version */
+    void (*managed_tensor_allocator)(void);
+    void (*managed_tensor_from_py_object_no_sync)(void);
+    void (*managed_tensor_to_py_object_no_sync)(void);
+    ReadTensor dltensor_from_py_object_no_sync; /* may be NULL */
+    void (*current_work_stream)(void);
+} ExchangeAPI;
+
+/* ---- What is kept of the last step: no reference to a tensor, and no address is followed. */
+
+typedef struct {
+    uint64_t address;
+    PyTypeObject *type; /* NULL: of a parameter without a gradient, or of what is not there */
+    const void *object; /* the Python object at the last look */
+    const void *shape;  /* where torch had the sizes at the last look: in its own object */
+    PyObject *name;     /* of a value of the state, a reference; NULL for other tensors */
+    Py_ssize_t dims;    /* where in Snapshot.dims: the sizes, then the strides */
+    DLDataType dtype;
+    DLDevice device;
+    int32_t ndim;
+    int32_t is_single; /* whether there is at most one element */
+} Facts;
+
+typedef struct {
+    const void *key;
+    Py_ssize_t count;
+} Entry; /* of the state: a parameter, and how many values it has */
+
+typedef struct {
+    PyObject_HEAD
+    ReadTensor read;
+    PyObject *is_neg;  /* torch.Tensor.is_neg */
+    PyObject *types;   /* tuple of the types that may be read */
+    PyObject *grad;    /* the name */
+    int is_complete;   /* 0 while the facts are taken; then tensors are compared with them */
+    Py_ssize_t params, gradients, entries, values, dims_used, dims_size;
+    Facts *facts;      /* of each parameter and its gradient in turn, then of the state's values */
+    Entry *state;
+    int64_t *dims;
+} Snapshot;
+
+enum { AHEAD = 12 }; /* facts: so much later, memory that was asked for is there */
+
+static ReadTensor find_reader(PyObject *capsule)
+{
+    ExchangeAPI *api = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    if (api == NULL) {
+        return NULL;
+    }
+    while (api != NULL && api->version.major != DLPACK_MAJOR) {
+        api = api->older;
+    }
+    if (api == NULL || api->dltensor_from_py_object_no_sync == NULL) {
+        PyErr_SetString(PyExc_ValueError, "torch has no reader of tensors by DLPack 1");
+        return NULL;
+    }
+    return api->dltensor_from_py_object_no_sync;
+}
+
+/* Return 1 if the negative bit is set, which DLPack does not tell; 0 if not; -1: exception. */
+static int is_negative(Snapshot *self, PyObject *tensor)
+{
+    PyObject *answer = PyObject_CallFunctionObjArgs(self->is_neg, tensor, NULL);
+    if (answer == NULL) {
+        return -1;
+    }
+    int negative = PyObject_IsTrue(answer);
+    Py_DECREF(answer);
+    return negative;
+}
+
+/* ---- One tensor. These return 1: it is taken, or as before; 0: it is not; -1: exception. */
+
+static int refuse(const char *reason)
+{
+    PyErr_SetString(PyExc_ValueError, reason);
+    return -1;
+}
+
+static int take_dims(Snapshot *self, const DLTensor *now)
+{
+    Py_ssize_t used = self->dims_used, ndim = now->ndim;
+    if (used + 2 * ndim > self->dims_size) {
+        Py_ssize_t size = 2 * (self->dims_size + ndim);
+        int64_t *dims = PyMem_Realloc(self->dims, (size_t)size * sizeof(int64_t));
+        if (dims == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        self->dims = dims;
+        self->dims_size = size;
+    }
+    if (ndim > 0) {
+        memcpy(self->dims + used, now->shape, (size_t)ndim * sizeof(int64_t));
+        memcpy(self->dims + used + ndim, now->strides, (size_t)ndim * sizeof(int64_t));
+    }
+    self->dims_used = used + 2 * ndim;
+    return 1;
+}
+
+static int take_tensor(Snapshot *self, Facts *facts, PyObject *tensor)
+{
+    DLTensor now;
+    int known = PySequence_Contains(self->types, (PyObject *)Py_TYPE(tensor));
+    if (known <= 0) {
+        if (known == 0) {
+            PyErr_Format(PyExc_ValueError, "a tensor is %R", (PyObject *)Py_TYPE(tensor));
+        }
+        return -1;
+    }
+    if (self->read(tensor, &now) != 0) {
+        return -1;
+    }
+    if (now.dtype.code == DLPACK_COMPLEX) {
+        return refuse("a tensor is complex, and DLPack does not tell of conjugation");
+    }
+    if (now.ndim > 0 && (now.shape == NULL || now.strides == NULL)) {
+        return refuse("a tensor comes without strides");
+    }
+    int negative = is_negative(self, tensor);
+    if (negative != 0) {
+        return negative < 0 ? -1 : refuse("a tensor has its negative bit set");
+    }
+    facts->address = (uint64_t)(uintptr_t)now.data + now.byte_offset;
+    facts->type = Py_TYPE(tensor);
+    facts->object = tensor;
+    facts->shape = now.shape;
+    facts->dims = self->dims_used;
+    facts->dtype = now.dtype;
+    facts->device = now.device;
+    facts->ndim = now.ndim;
+    facts->is_single = 1;
+    for (int32_t i = 0; i < now.ndim; i++) {
+        facts->is_single &= now.shape[i] <= 1;
+    }
+    return take_dims(self, &now);
+}
+
+static int same_layout(const Facts *facts, const DLTensor *now, const int64_t *dims)
+{
+    size_t size = (size_t)facts->ndim * sizeof(int64_t);
+    if (now->ndim != facts->ndim || memcmp(&now->dtype, &facts->dtype, sizeof now->dtype) != 0 ||
+        memcmp(&now->device, &facts->device, sizeof now->device) != 0) {
+        return 0;
+    }
+    return size == 0 || (now->strides != NULL && memcmp(now->shape, dims, size) == 0 &&
+                         memcmp(now->strides, dims + facts->ndim, size) == 0);
+}
+
+/* Compare a tensor. It must be where it was, unless ``address`` takes where it is now. */
+static int same_tensor(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *address)
+{
+    DLTensor now;
+    if (Py_TYPE(tensor) != facts->type) {
+        return 0;
+    }
+    if (self->read(tensor, &now) != 0) {
+        PyErr_Clear(); /* it is sparse now, or has no memory, or the like */
+        return 0;
+    }
+    uint64_t found = (uint64_t)(uintptr_t)now.data + now.byte_offset;
+    if (!same_layout(facts, &now, self->dims + facts->dims) ||
+        (address == NULL && found != facts->address)) {
+        return 0;
+    }
+    /* To ask costs more than all before. The bit comes with another object of Python or of torch.
+       A new gradient may have got the memory of both from the last one; but what autograd makes
+       negative is an imaginary part, of which only a single element has dense strides. */
+    if ((address != NULL && facts->is_single) || facts->object != tensor ||
+        facts->shape != now.shape) {
+        int negative = is_negative(self, tensor);
+        if (negative != 0) {
+            return negative < 0 ? -1 : 0;
+        }
+        facts->object = tensor;
+        facts->shape = now.shape;
+    }
+    if (address != NULL) {
+        *address = found;
+    }
+    return 1;
+}
+
+/* ---- All tensors, to take their facts or to compare. These return the same numbers. */
+
+static int look_at(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *address)
+{
+    if (!self->is_complete) {
+        return take_tensor(self, facts, tensor);
+    }
+    /* A later tensor is asked for while this one is read. The addresses may be none by now. Not a
+       function of its own: GCC takes one that only prefetches for one that does nothing. */
+    Facts *later = facts + AHEAD;
+    if (later < self->facts + 2 * self->params + self->values) {
+        PREFETCH(later->object);
+        PREFETCH(later->shape); /* and what torch keeps before and behind it */
+        PREFETCH((uintptr_t)later->shape - 64);
+        PREFETCH((uintptr_t)later->shape + 64);
+    }
+    return same_tensor(self, facts, tensor, address);
+}
+
+/* Look at a parameter, and at its gradient if there is one. */
+static int look_at_param(Snapshot *self, Facts *own, PyObject *param, uint64_t *address)
+{
+    Facts *of_gradient = own + 1;
+    PyObject *gradient = PyObject_GetAttr(param, self->grad);
+    if (gradient == NULL) {
+        return -1;
+    }
+    int same = 1;
+    if (!self->is_complete) {
+        own->object = param;
+        self->gradients += gradient != Py_None;
+    } else {
+        same = own->object == param && (gradient != Py_None) == (of_gradient->type != NULL);
+    }
+    if (same == 1 && gradient != Py_None) {
+        same = look_at(self, own, param, NULL);
+        same = same == 1 ? look_at(self, of_gradient, gradient, address) : same;
+    }
+    Py_DECREF(gradient);
+    return same;
+}
+
+/* Look at all parameters; ``addresses`` takes those of the gradients that there are. */
+static int look_at_params(Snapshot *self, PyObject *params, uint64_t *addresses)
+{
+    int same = PyList_Size(params) == self->params;
+    for (Py_ssize_t i = 0; same == 1 && i < self->params; i++) {
+        Facts *own = &self->facts[2 * i];
+        PyObject *param = PyList_GetItem(params, i);
+        same = param == NULL ? -1 : look_at_param(self, own, param, addresses);
+        addresses += self->is_complete && own[1].type != NULL;
+    }
+    return same;
+}
+
+static int look_at_value(Snapshot *self, Facts *facts, PyObject *name, PyObject *value)
+{
+    int same = 1;
+    Py_INCREF(name); /* whatever the calls below do to the dict */
+    Py_INCREF(value);
+    if (!self->is_complete) {
+        Py_INCREF(name);
+        facts->name = name;
+    } else if (name != facts->name) {
+        same = PyObject_RichCompareBool(name, facts->name, Py_EQ);
+    }
+    same = same == 1 ? look_at(self, facts, value, NULL) : same;
+    Py_DECREF(name);
+    Py_DECREF(value);
+    return same;
+}
+
+/* Look at one entry of the state, the first value of which has the number ``place``. */
+static int look_at_entry(Snapshot *self, Entry *entry, PyObject *own, Py_ssize_t place)
+{
+    Py_ssize_t position = 0, count = 0;
+    Facts *facts = &self->facts[2 * self->params + place];
+    PyObject *name, *value;
+    if (!self->is_complete) {
+        entry->count = PyDict_Size(own);
+    }
+    int same = PyDict_CheckExact(own) && PyDict_Size(own) == entry->count &&
+               place + entry->count <= self->values;
+    while (same == 1 && count < entry->count && PyDict_Next(own, &position, &name, &value)) {
+        same = look_at_value(self, &facts[count], name, value);
+        count++;
+    }
+    return same == 1 ? count == entry->count : same;
+}
+
+static int look_at_state(Snapshot *self, PyObject *state)
+{
+    Py_ssize_t position = 0, count = 0, place = 0;
+    PyObject *key, *own;
+    int same = PyDict_Size(state) == self->entries;
+    while (same == 1 && count < self->entries && PyDict_Next(state, &position, &key, &own)) {
+        Entry *entry = &self->state[count];
+        if (!self->is_complete) {
+            entry->key = key;
+        }
+        Py_INCREF(own);
+        same = key == entry->key ? look_at_entry(self, entry, own, place) : 0;
+        Py_DECREF(own);
+        place += entry->count;
+        count++;
+    }
+    return same == 1 ? count == self->entries : same;
+}
+
+/* ---- The type. */
+
+static int take_all(Snapshot *self, PyObject *params, PyObject *state)
+{
+    Py_ssize_t position = 0;
+    PyObject *key, *own;
+    self->params = PyList_Size(params);
+    self->entries = PyDict_Size(state);
+    while (PyDict_Next(state, &position, &key, &own)) {
+        if (!PyDict_CheckExact(own)) {
+            return refuse("an entry of the state is no dict");
+        }
+        self->values += PyDict_Size(own);
+    }
+    size_t count = (size_t)(2 * self->params + self->values);
+    self->facts = PyMem_Calloc(count + 1, sizeof(Facts)); /* 0 bytes might be NULL */
+    self->state = PyMem_Calloc((size_t)self->entries + 1, sizeof(Entry));
+    if (self->facts == NULL || self->state == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    int taken = look_at_params(self, params, NULL);
+    taken = taken == 1 ? look_at_state(self, state) : taken;
+    if (taken == 0) {
+        return refuse("the parameters or the state changed meanwhile");
+    }
+    self->is_complete = 1;
+    return taken;
+}
+
+static void snapshot_dealloc(PyObject *object)
+{
+    Snapshot *self = (Snapshot *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    for (Py_ssize_t i = 0; self->facts != NULL && i < self->values; i++) {
+        Py_XDECREF(self->facts[2 * self->params + i].name);
+    }
+    Py_XDECREF(self->is_neg);
+    Py_XDECREF(self->types);
+    Py_XDECREF(self->grad);
+    PyMem_Free(self->facts);
+    PyMem_Free(self->state);
+    PyMem_Free(self->dims);
+    release(object);
+    Py_DECREF(type);
+}
+
+static PyObject *snapshot_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    PyObject *capsule, *is_neg, *types, *params, *state;
+    (void)keywords; /* there are none */
+    if (!PyArg_ParseTuple(args, "OOO!O!O!", &capsule, &is_neg, &PyTuple_Type, &types, &PyList_Type,
+                          &params, &PyDict_Type, &state)) {
+        return NULL;
+    }
+    ReadTensor read = find_reader(capsule);
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Snapshot *self = read == NULL ? NULL : (Snapshot *)allocate(type, 0); /* all zeros */
+    if (self == NULL) {
+        return NULL;
+    }
+    Py_INCREF(is_neg);
+    Py_INCREF(types);
+    self->read = read;
+    self->is_neg = is_neg;
+    self->types = types;
+    self->grad = PyUnicode_InternFromString("grad");
+    if (self->grad == NULL || take_all(self, params, state) != 1) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *snapshot_check(PyObject *object, PyObject *args)
+{
+    Snapshot *self = (Snapshot *)object;
+    PyObject *params, *state;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &params, &PyDict_Type, &state)) {
+        return NULL;
+    }
+    Py_ssize_t size = self->gradients * (Py_ssize_t)sizeof(uint64_t);
+    PyObject *addresses = PyBytes_FromStringAndSize(NULL, size);
+    if (addresses == NULL) {
+        return NULL;
+    }
+    int same = look_at_params(self, params, (uint64_t *)(void *)PyBytes_AsString(addresses));
+    same = same == 1 ? look_at_state(self, state) : same;
+    if (same == 1) {
+        return addresses;
+    }
+    Py_DECREF(addresses);
+    if (same == 0) {
+        Py_INCREF(Py_None);
+    }
+    return same == 0 ? Py_None : NULL;
+}
+
+static PyMethodDef snapshot_methods[] = {
+    {"check", snapshot_check, METH_VARARGS,
+     "check(params, state): Return the addresses of the gradients, uint64 each, if all else is as "
+     "it was; None if it is not."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot snapshot_slots[] = {
+    {Py_tp_doc,
+     "Snapshot(exchange_api, is_neg, types, params, state): What the tensors of a step are.\n\n"
+     "Raises ValueError, RuntimeError or BufferError if one of them is of none of the types or "
+     "complex, or if DLPack does not describe it."},
+    {Py_tp_new, snapshot_new},
+    {Py_tp_dealloc, snapshot_dealloc},
+    {Py_tp_methods, snapshot_methods},
+    {0, NULL},
+};
+
+static PyType_Spec snapshot_spec = {
+    "fused_optim._host.Snapshot", sizeof(Snapshot), 0, Py_TPFLAGS_DEFAULT, snapshot_slots,
+};
+
+static int add_type(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&snapshot_spec);
+    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, "Snapshot", type);
+    Py_XDECREF(type);
+    return result;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, add_type},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT, "_host", "Comparison of a step's tensors with those of the last one.",
+    0, NULL, module_slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__host(void)
+{
+    return PyModuleDef_Init(&module_definition);
+}
