@@ -1,7 +1,7 @@
 """Machine code on disk: who may write it, what is believed, and what a warm start needs.
 
-Tried by hand: the checksum not compared; the key not compared; files of other users taken; a file
-written in place; a lock that a forked child inherits; a version of llvmlite that is not in the key.
+Tried by hand: the checksum not compared; the key not compared; files of other users taken; links
+followed; a lock that a forked child inherits; a version of llvmlite that is not in the key.
 """
 
 import multiprocessing

@@ -1,7 +1,7 @@
 """Levels of processors: which one this machine has, and that all give the same bits.
 
-Tried by hand: a level that needs one flag less; a flag of the first processor taken for all; on
-x86-64-v2 float16 rounded half up; on x86-64-v3 a sum in another order.
+Tried by hand: a level that needs one flag less; a flag of the first processor taken for all;
+float16 rounded half up where the level has no instruction for it.
 """
 
 import platform

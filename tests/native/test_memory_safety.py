@@ -1,8 +1,7 @@
 """No kernel touches a byte that is not of its rows: columns that end where memory ends.
 
 In a process of their own, since such an access is the end of it: see guarded.py. Tried by hand: a
-mask with one element more; a tail that is loaded whole and stored under the mask; the last column
-stored without the mask; scales loaded where there is no block.
+mask with one element more; a tail that is loaded whole; a tail that is stored whole.
 """
 
 import os

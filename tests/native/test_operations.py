@@ -1,8 +1,9 @@
 """Single operations, executed at every level of this machine: what each gives, bit for bit.
 
 Tried by hand: bfloat16 rounded half up; float16 without the carry into infinity; a NaN that becomes
-infinity; llvm.maxnum in the place of our own; a sum from left to right; sitofp for uitofp; a mask
-that is one element short; a scatter that stores masked elements.
+infinity; a maximum that does not tell zeros, or keeps a NaN; a sum from left to right; sitofp for
+uitofp; a mask that is one element short; a loop that copies masked elements; one element stored
+whatever its mask; turns that overlap; loads taken out of a loop that stores.
 """
 
 import math
@@ -348,6 +349,23 @@ def test_loops_and_branches(level):
     run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), found, programs=3, grain=2)
     # pid + 25, divided by 10 with a rest of 1 to 10, and 3 programs
     assert found.tolist() == [205 + 3, 206 + 3, 207 + 3]
+
+
+def test_what_a_loop_stores_it_loads_again(level):
+    """Only of arguments that nothing is stored through are loads taken out of loops."""
+    body = """
+    %zero = arith.constant 0 : i32
+    %one = arith.constant 1 : i32
+    %ten = arith.constant 10 : i32
+    %at = tt.addptr %out, %one : !tt.ptr<i32>, i32
+    scf.for %i = %zero to %ten step %one  : i32 {
+      %old = tt.load %at : !tt.ptr<i32>
+      %new = arith.addi %old, %one : i32
+      tt.store %at, %new : !tt.ptr<i32>
+    }"""
+    found = torch.zeros(2, dtype=torch.int32)
+    run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), found)
+    assert found.tolist() == [0, 10]
 
 
 @pytest.mark.parametrize("grain", [1, 2, 5, 64])
