@@ -1,6 +1,8 @@
 """Unscaling inside the step, and the average of the parameters."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -122,3 +124,92 @@ def test_twins_average_alike():
             optimizer.step()
         results.append(torch.cat(list(optimizer.ema_parameters())))
     assert torch.equal(*results)
+
+
+FORMATS_OF_EMA = [
+    (torch.float32, {}),
+    (torch.bfloat16, {}),
+    (torch.bfloat16, {"weights": "split", "states": "bf16"}),
+]
+
+
+def averaging(dtype, options):
+    """A model of one tensor after three steps, and its optimizer with an average."""
+    params = parameters(values([(9,)], dtype))
+    optimizer = AdamW(params, lr=0.1, ema_decay=0.5, backend="reference", **options)
+    for step in range(3):
+        give(params, values([(9,)], dtype, step))
+        optimizer.step()
+    return params, optimizer
+
+
+def snapshot(optimizer):
+    """Everything that is saved, in both formats, and the averages."""
+    packed = [optimizer.state_dict(format=f)["state"][0] for f in ("own", "torch")]
+    return copy.deepcopy([*packed, {"ema": next(optimizer.ema_parameters())}])
+
+
+def assert_same_snapshot(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
+def test_what_is_saved_within_swap_ema_is_what_is_saved_outside(dtype, options):
+    """A resume goes on from there as from a checkpoint taken outside."""
+    params, optimizer = averaging(dtype, options)
+    before, own = snapshot(optimizer), params[0].detach().clone()
+    with optimizer.swap_ema():
+        assert not torch.equal(params[0], own)
+        assert torch.equal(params[0], before[2]["ema"].to(dtype))
+        assert_same_snapshot(snapshot(optimizer), before)
+    assert torch.equal(params[0], own)
+    assert_same_snapshot(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
+def test_a_load_within_swap_ema_shows_the_new_average(dtype, options):
+    params, optimizer = averaging(dtype, options)
+    own = params[0].detach().clone()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["ema"] = torch.full_like(saved["state"][0]["ema"], 3.0)
+    with optimizer.swap_ema():
+        optimizer.load_state_dict(saved)
+        assert torch.equal(params[0], torch.full((9,), 3.0, dtype=dtype))
+        with pytest.raises(RuntimeError, match="swap_ema"):
+            optimizer.step()
+        with pytest.raises(ValueError, match="different number of parameter groups"):
+            optimizer.load_state_dict({"state": {}, "param_groups": []})
+    assert torch.equal(params[0], own)
+    assert torch.equal(next(optimizer.ema_parameters()).to(dtype), torch.full_like(own, 3.0))
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda pack: pickle.loads(pickle.dumps(pack))}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
+def test_a_copy_within_swap_ema_is_a_copy_from_outside(way, dtype, options):
+    """The copy has the parameters' own values, is outside of the context, and goes on equally."""
+    params, optimizer = averaging(dtype, options)
+    with optimizer.swap_ema():
+        others, twin = COPIES[way]((params, optimizer))
+    for ps, ours in ((params, optimizer), (others, twin)):
+        give(ps, values([(9,)], dtype, 7))
+        ours.step()
+    assert torch.equal(params[0], others[0])
+    assert_same_snapshot(snapshot(twin), snapshot(optimizer))
+
+
+def test_a_shallow_copy_shares_the_context():
+    """It has the same parameters: neither may step within, and both may after."""
+    params, optimizer = averaging(torch.float32, {})
+    own = params[0].detach().clone()
+    with optimizer.swap_ema():
+        twin = copy.copy(optimizer)
+        assert not torch.equal(params[0], own)
+        with pytest.raises(RuntimeError, match="swap_ema"):
+            twin.step()
+    assert torch.equal(params[0], own)
+    twin.step()

@@ -4,7 +4,8 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from torch.optim.optimizer import ParamsT
 from fused_optim import formats, options, tensors
 from fused_optim.backends import CompileError, Kind, Options, Scaler, resolve
 from fused_optim.layout import Place, Row, make_row
+from fused_optim.optimizers import counters
 from fused_optim.optimizers.again import Last
 from fused_optim.optimizers.average import Average
+from fused_optim.optimizers.kept import Aside, Shard, completed
 from fused_optim.optimizers.kept import Group as Group
-from fused_optim.optimizers.kept import Shard, completed
 from fused_optim.plan import Plan, kind_of
 from fused_optim.rules.common import Rule
 
@@ -52,7 +54,7 @@ class FusedOptimizer(Average):
         self._plan = Plan()
         self._last = None
         self._report: Tensor | None = None
-        self._swapped: dict[Tensor, Tensor] | None = None
+        self._aside = Aside()
         self._written: dict[Tensor, int] = {}
         self._shards: dict[Tensor, Shard] = {}
         self._counted = 0
@@ -191,14 +193,18 @@ class FusedOptimizer(Average):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_max_grad_norm": self._max_grad_norm}
+        own: dict[str, Any] = {"_max_grad_norm": self._max_grad_norm}
+        if self._aside.entered:
+            own["_aside"] = self._aside
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups")
         super().__setstate__(state)
         shards = self.__dict__.get("_shards", {})
+        aside = self.__dict__.get("_aside") or Aside()
         self._forget()
-        self._shards = shards
+        self._shards, self._aside = shards, aside.arrive()
         for i, group in enumerate(self.param_groups):
             own = {} if before is None else {n: before[i][n] for n in options.ADDED_TO_GROUPS}
             if before is not None:
@@ -207,14 +213,8 @@ class FusedOptimizer(Average):
                 if name in self.defaults:
                     group.setdefault(name, value)
             for param in group["params"]:
-                self._counters_as_tensors(param, self.state.get(param, {}))
+                counters.as_tensors(param, self.state.get(param, {}))
         self._take_back()
-
-    def _counters_as_tensors(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Old checkpoints of torch have counts that are numbers."""
-        for name, value in state.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                state[name] = torch.tensor(float(value), dtype=_count_dtype(value)).to(param.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -231,7 +231,7 @@ class FusedOptimizer(Average):
             ValueError: a gradient or a state is on another device or of another shape than its
                 parameter. Nothing has been changed then.
         """
-        if self._swapped is not None:
+        if self._aside.entered:
             raise RuntimeError("step() within swap_ema() would update the averages")
         loss = None
         if closure is not None:
@@ -358,39 +358,17 @@ class FusedOptimizer(Average):
     ) -> tuple[Kind, Row]:
         """The row of a parameter; its state is created here, at its first step."""
         group = self.param_groups[index]
-        counters = tuple(self._counter(param, rule, name, group) for name in rule.counters)
+        counts = tuple(self._counter(param, rule, name, group) for name in rule.counters)
         shard = self._shards.get(param, Shard(number, 0, param.numel()))
         codecs = formats.formats(
             rule, param.dtype, shard.numel < formats.SMALL, group["weights"], group["states"]
         )
         columns = self._columns(param, codecs, rule.slots, group)
-        counts = group["count_stalled"] and codecs[0] is formats.PLAIN
+        stalls = group["count_stalled"] and codecs[0] is formats.PLAIN
         place = Place(shard.number, shard.offset)
-        row = make_row(columns, counters, index, place, grad=len(codecs[0].columns))
-        return kind_of(row, rule, codecs, backend, group["ema_decay"] is not None, counts), row
+        row = make_row(columns, counts, index, place, grad=len(codecs[0].columns))
+        return kind_of(row, rule, codecs, backend, group["ema_decay"] is not None, stalls), row
 
     def _counter(self, param: Tensor, rule: Rule, name: str, group: Group) -> Tensor:
-        """A 0-dim state as torch has it, on the parameter's device."""
-        state = self.state[param]
-        value = state.get(name)
-        own = [slot for slot in rule.slots if slot != "ema"]
-        if own and all(state.get(slot) is None for slot in own):
-            value = None  # who takes the state away wants a first step
-        if value is None:
-            value = self.new_counter(name, group)
-            if name == "step" and any(state.get(slot) is not None for slot in rule.slots):
-                # a state without a count is one that torch's SGD wrote: its first step is done
-                value = 1.0
-        dtype = state["step"].dtype if name != "step" else _count_dtype(value)
-        if isinstance(value, Tensor) and value.device == param.device and value.dtype == dtype:
-            state[name] = value
-            return value
-        state[name] = torch.as_tensor(value, dtype=dtype).to(param.device, copy=True)
-        return cast(Tensor, state[name])
-
-
-def _count_dtype(step: Any) -> torch.dtype:
-    """What torch keeps a count in: the dtype it came with, else by the default dtype."""
-    if isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64):
-        return step.dtype
-    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
+        start = partial(self.new_counter, name, group)
+        return counters.fitted(self.state[param], name, rule, param, start)

@@ -29,6 +29,34 @@ class Shard(NamedTuple):
     numel: int
 
 
+class Aside:
+    """The parameters' own values within ``swap_ema()``, where the parameters are averages.
+
+    Attributes:
+        entered: whether the context is entered.
+        values: of each parameter that has an average.
+        travelled: whether this is a copy, of copies of the parameters: by deepcopy or pickle. A
+            shallow copy of an optimizer has its parameters, and shares this.
+    """
+
+    def __init__(self) -> None:
+        self.entered = False
+        self.values: dict[Tensor, Tensor] = {}
+        self.travelled = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, travelled=True)
+
+    @torch.no_grad()
+    def arrive(self) -> "Aside":
+        """What a new optimizer has: a copy's parameters take their own values."""
+        if not self.travelled:
+            return self
+        for param, value in self.values.items():
+            param.copy_(value)
+        return Aside()
+
+
 def completed(rule: Rule, group: Group) -> Rule:
     """``rule`` with the slot of the average, and a count of steps where something asks for it."""
     if group["ema_decay"] is not None:
@@ -47,12 +75,14 @@ class Kept(torch.optim.Optimizer):
         _written: how often each parameter with something beside it had been written, by the counts
             of autograd, after our last step.
         _shards: see :meth:`shard`.
+        _aside: see :class:`Aside`.
         _last: what the last step was made from, if the next can go on from it.
     """
 
     _wide_counters = False  # whether a checkpoint of torch's kind keeps their float64
     _written: dict[Tensor, int]
     _shards: dict[Tensor, Shard]
+    _aside: Aside
     _last: Last | None
 
     def rule(self, group: Group) -> Rule:
@@ -110,7 +140,7 @@ class Kept(torch.optim.Optimizer):
         if format == "own":
             return packed
         rules = [self.rule(group) for group in self.param_groups]
-        return checkpoint.in_torchs_format(packed, self._params(), rules)
+        return checkpoint.in_torchs_format(packed, map(self._own_value, self._params()), rules)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch. States come in any format and take that of their group at the next step.
@@ -185,10 +215,15 @@ class Kept(torch.optim.Optimizer):
         """The parameter with all that stands beside it: float32, or its own dtype."""
         state = self.state.get(param, {})
         codec = storage.found_weight(state, param)
+        own = self._own_value(param)
         if not storage.extras(codec):
-            return param.detach().clone()
+            return own.clone()
         rest = [state[name] for name in storage.extras(codec)]
-        return storage.decoded(codec, [param.detach(), *rest], torch.float32)
+        return storage.decoded(codec, [own, *rest], torch.float32)
+
+    def _own_value(self, param: Tensor) -> Tensor:
+        """The parameter, or what it was before ``swap_ema()``."""
+        return self._aside.values.get(param, param).detach()
 
     def _note_written(self) -> None:
         """After a step: the values of the parameters are our own."""

@@ -33,7 +33,7 @@ class ScheduleFree(FusedOptimizer):
 
     @torch.no_grad()
     def _switch(self, train: bool) -> None:
-        if self._swapped is not None:
+        if self._aside.entered:
             raise RuntimeError("train() or eval() within swap_ema() would move the averages")
         for group in self.param_groups:
             if group["train_mode"] == train:

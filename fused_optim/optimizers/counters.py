@@ -1,0 +1,46 @@
+"""Counts of steps, and what else a rule keeps in 0-dim tensors, as torch has them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_optim.rules.common import Rule
+
+State = dict[str, Any]
+
+
+def fitted(
+    state: State, name: str, rule: Rule, param: Tensor, start: Callable[[], float | Tensor]
+) -> Tensor:
+    """The counter ``name`` of ``state``, on the parameter's device; a new one is ``start()``."""
+    value = state.get(name)
+    own = [slot for slot in rule.slots if slot != "ema"]
+    if own and all(state.get(slot) is None for slot in own):
+        value = None  # who takes the state away wants a first step
+    if value is None:
+        value = start()
+        if name == "step" and any(state.get(slot) is not None for slot in rule.slots):
+            # a state without a count is one that torch's SGD wrote: its first step is done
+            value = 1.0
+    dtype = state["step"].dtype if name != "step" else _dtype(value)
+    if not isinstance(value, Tensor) or value.device != param.device or value.dtype != dtype:
+        value = torch.as_tensor(value, dtype=dtype, device="cpu").to(param.device, copy=True)
+    state[name] = value
+    return value
+
+
+def as_tensors(param: Tensor, state: State) -> None:
+    """Turn numbers into tensors: old checkpoints of torch have counts that are numbers."""
+    for name, value in state.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            count = torch.tensor(float(value), dtype=_dtype(value), device="cpu")
+            state[name] = count.to(param.device)
+
+
+def _dtype(step: Any) -> torch.dtype:
+    """What torch keeps a count in: the dtype it came with, else by the default dtype."""
+    if isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64):
+        return step.dtype
+    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
