@@ -1,7 +1,7 @@
 """The native backend: who runs the kernels, on how many threads, and what if it cannot be had.
 
-The bits are compared with those of the reference in tests/test_twin.py; machine code, memory safety
-and the cache in tests/native. Tried by hand: one turn left out for each thread; the counter of programs
+The bits are compared with those of the reference in tests/test_twin.py; machine code, memory
+safety and the cache in tests/native. Tried by hand: one turn left out for each thread; the programs
 taken without an atomic operation; the pool kept after a fork; a launch that does not wait for its
 threads; a compile error that is raised after the counters have moved.
 """

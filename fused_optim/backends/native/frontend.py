@@ -1,0 +1,70 @@
+"""Triton's front end alone: a jit function and its constants become TTIR, on a machine without GPU.
+
+TTIR is the form of a kernel before anything of a GPU is in it: neither layouts nor threads. Only
+this module of the backend imports triton.
+"""
+
+import inspect
+from typing import Any
+
+# the target decides nothing that TTIR says: see make_ttir in Triton's backend
+TARGET = ("cuda", 90, 32)
+# one rounding an operation
+OPTIONS = {"enable_fp_fusion": False}
+
+
+def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any]) -> str:
+    """The TTIR of a kernel, as text.
+
+    Args:
+        function: the jit function of the kernel.
+        signature: the type of every argument, such as ``"*fp64"`` or ``"i32"``, by name; those in
+            ``constants`` may be missing.
+        constants: the values of constexpr arguments, and None for arguments that are None.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on, so there is nothing to compile.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+
+    if not isinstance(function, triton.JITFunction):
+        raise RuntimeError(
+            f"{function.__name__} is no jit function: Triton's interpreter is on "
+            "(TRITON_INTERPRET), and backend='native' needs its compiler"
+        )
+    backend = make_backend(GPUTarget(*TARGET))
+    options = backend.parse_options(dict(OPTIONS))
+    signature = signature | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    stages: dict[str, Any] = {}
+    backend.add_stages(stages, options, source.language)
+    module = _make_module(source, backend, options)
+    text: str = stages["ttir"](module, {}).str_nodebug()
+    return text
+
+
+def writer() -> str:
+    """What writes the TTIR, for messages."""
+    import triton
+
+    return f"triton {triton.__version__}"
+
+
+def _make_module(source: Any, backend: Any, options: Any) -> Any:
+    """The module before any pass, as ``triton.compile`` makes it."""
+    from triton._C.libtriton import ir
+
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    given = {
+        "target": backend.target,  # since 3.5
+        "options": options,
+        "codegen_fns": backend.get_codegen_implementation(options),
+        "module_map": backend.get_module_map(),
+        "context": context,
+    }
+    taken = inspect.signature(source.make_ir).parameters
+    return source.make_ir(**{name: given[name] for name in taken})

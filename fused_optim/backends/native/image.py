@@ -1,0 +1,70 @@
+"""Machine code in memory. Neither triton nor llvmlite is imported here."""
+
+import ctypes
+import mmap
+import os
+import struct
+from typing import NamedTuple
+
+PAGE = 4096  # what an image may take for granted about its address
+ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class Image(NamedTuple):
+    """Machine code that runs at any address that is a multiple of PAGE.
+
+    Attributes:
+        code: instructions and constants.
+        entry: where the function begins, in bytes.
+    """
+
+    code: bytes
+    entry: int
+
+    def pack(self) -> bytes:
+        """As bytes, for :meth:`unpack`."""
+        return struct.pack("<Q", self.entry) + self.code
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Image":
+        """The image that was packed."""
+        return cls(data[8:], *struct.unpack_from("<Q", data))
+
+
+class Kernel:
+    """An image in memory of its own, which is given back with this object.
+
+    Calling it with the address of a launch runs it. ctypes releases the GIL for that time.
+
+    Attributes:
+        address: of the function.
+
+    Raises:
+        RuntimeError: the system allows no memory to be executed.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._memory = mmap.mmap(-1, len(image.code), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.write(image.code)
+        # the address is that of a buffer, which must be gone before the memory can be
+        buffer = ctypes.c_char.from_buffer(self._memory)
+        start = ctypes.addressof(buffer)
+        del buffer
+        _protect(start, len(image.code))
+        self.address = start + image.entry
+        self._function = ENTRY(self.address)
+
+    def __call__(self, launch: int) -> None:
+        """Run the function on the launch at this address."""
+        self._function(launch)
+
+
+def _protect(start: int, size: int) -> None:
+    """Make memory executable, and no longer writable."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if libc.mprotect(start, size, mmap.PROT_READ | mmap.PROT_EXEC) != 0:
+        raise RuntimeError(
+            "backend='native' needs memory that can be executed, which the system does not allow: "
+            f"mprotect says {os.strerror(ctypes.get_errno())!r}"
+        )

@@ -1,0 +1,66 @@
+"""Which machine code runs on this machine. Neither triton nor llvmlite is imported here."""
+
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+# the levels of the x86-64 psABI as flags of /proc/cpuinfo, where Linux shows a flag only if it
+# also keeps the registers that belong to it
+V2 = frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"})
+V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
+V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+FLAGS = {"x86-64-v4": V4, "x86-64-v3": V3, "x86-64-v2": V2}
+VARIABLE = "FUSED_OPTIM_CPU_LEVEL"
+
+
+class NoNativeCode(RuntimeError):
+    """This machine runs no code of the native backend, with the reason."""
+
+
+def level() -> str:
+    """The level to compile for: the best that this machine has, or that of the environment.
+
+    Raises:
+        NoNativeCode: the machine has none.
+        ValueError: the environment names a level that this machine does not run.
+    """
+    found = levels()
+    asked = os.environ.get(VARIABLE)
+    if asked is None:
+        return found[0]
+    if asked not in found:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(found)} here, got {asked!r}")
+    return asked
+
+
+@cache
+def levels() -> tuple[str, ...]:
+    """The levels that this machine runs, the best first.
+
+    Raises:
+        NoNativeCode: the machine has none.
+    """
+    machine = platform.machine()
+    if sys.platform != "linux":
+        raise NoNativeCode(f"backend='native' runs on Linux, not on {sys.platform}")
+    if sys.maxsize < 1 << 62:
+        raise NoNativeCode("backend='native' needs a Python of 64 bits")
+    if machine == "aarch64" and sys.byteorder == "little":
+        return ("aarch64",)
+    if machine != "x86_64":
+        raise NoNativeCode(f"backend='native' has no code for {machine}")
+    flags = cpu_flags(Path("/proc/cpuinfo").read_text())
+    found = tuple(name for name, needed in FLAGS.items() if needed <= flags)
+    if not found:
+        missing = ", ".join(sorted(V2 - flags))
+        raise NoNativeCode(f"backend='native' needs a CPU of x86-64-v2; this one lacks {missing}")
+    return found
+
+
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """The flags that every processor has, from the text of /proc/cpuinfo."""
+    lines = [line for line in cpuinfo.splitlines() if line.startswith("flags")]
+    found = [set(line.partition(":")[2].split()) for line in lines]
+    return set.intersection(*found) if found else set()

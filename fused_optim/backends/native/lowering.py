@@ -1,0 +1,275 @@
+"""TTIR as LLVM IR: one function that takes programs from a counter until none is left."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fused_optim.backends.native.addresses import Addresses, stored_through
+from fused_optim.backends.native.elementwise import Elementwise
+from fused_optim.backends.native.emitter import Emitter, Lowered, llvm_type
+from fused_optim.backends.native.memory import Masking, Memory
+from fused_optim.backends.native.tree import (
+    POINTER,
+    Function,
+    Operation,
+    Region,
+    Type,
+    UnsupportedTTIR,
+    Value,
+)
+
+ARGUMENTS = 3  # the words of a launch before the arguments of the kernel
+
+
+class Target(NamedTuple):
+    """What of the target the IR depends on.
+
+    Attributes:
+        masking: accesses under a mask that it has instructions for.
+        has_half: whether it converts float16 by an instruction.
+        attributes: of the function, as LLVM writes them.
+    """
+
+    masking: Masking
+    has_half: bool
+    attributes: str = ""
+
+
+def lower(function: Function, target: Target) -> str:
+    """The LLVM IR of a kernel.
+
+    The function has one argument, the address of the int64 words of a launch: the next program,
+    which is counted up atomically; how many programs are taken at a time; how many there are; the
+    arguments of the kernel, 8 bytes each. Any number of threads may call it at once.
+    """
+    return Lowering(function, target).text()
+
+
+class Lowering:
+    """Writes one kernel."""
+
+    def __init__(self, function: Function, target: Target) -> None:
+        self.function, self.target = function, target
+        self.emitter = Emitter()
+        self.elementwise = Elementwise(self.emitter, target.has_half)
+        self.addresses = Addresses(self.emitter)
+        written = stored_through(function)
+        self.memory = Memory(
+            self.emitter, target.masking, lambda root: None not in written and root not in written
+        )
+        self.env: dict[Value, Lowered] = {}
+
+    # ---- the frame of the function
+
+    def text(self) -> str:
+        """The module."""
+        emit = self.emitter
+        self._arguments()
+        emit.jump("turn")
+        emit.label("turn")
+        emit.line("%first = atomicrmw add ptr %launch, i64 %grain monotonic")
+        emit.branch(emit.op("icmp slt i64 %first, %programs"), "take", "done")
+        emit.label("take")
+        end = emit.op("add i64 %first, %grain")
+        most = emit.op(f"icmp slt i64 {end}, %programs")
+        end = emit.op(f"select i1 {most}, i64 {end}, i64 %programs")
+        emit.jump("program")
+        emit.label("program")
+        emit.line("%number = phi i64 [ %first, %take ], [ %following, %next ]")
+        emit.line("%pid = trunc i64 %number to i32")
+        self._operations(self.function.body)
+        emit.jump("next")
+        emit.label("next")
+        emit.line("%following = add i64 %number, 1")
+        emit.branch(emit.op(f"icmp slt i64 %following, {end}"), "program", "turn")
+        emit.label("done")
+        emit.line("ret void")
+        return self._module()
+
+    def _module(self) -> str:
+        buffers = [f"  {name} = alloca {llvm}" for llvm, name in self.emitter.buffers.items()]
+        return "\n".join(
+            [
+                *sorted(self.emitter.declarations.values()),
+                f"define void @{self.function.name}(ptr noalias %launch) #0 {{",
+                "entry:",
+                *buffers,
+                *self.emitter.lines,
+                "}",
+                # no loop may become a call of memcpy
+                f'attributes #0 = {{ nounwind "no-builtins" {self.target.attributes} }}',
+                "!0 = !{}",
+                "",
+            ]
+        )
+
+    def _arguments(self) -> None:
+        for i, name in enumerate(("grain", "programs"), 1):
+            place = self.emitter.op(f"getelementptr i64, ptr %launch, i64 {i}")
+            self.emitter.line(f"%{name} = load i64, ptr {place}")
+        self.emitter.line("%grid = trunc i64 %programs to i32")
+        for i, argument in enumerate(self.function.body.arguments, ARGUMENTS):
+            if argument.type.shape is not None:
+                raise UnsupportedTTIR(f"an argument of type {argument.type}")
+            place = self.emitter.op(f"getelementptr i64, ptr %launch, i64 {i}")
+            text = self.emitter.op(f"load {llvm_type(argument.type)}, ptr {place}, align 8")
+            root = argument if argument.type.element == POINTER else None
+            self.env[argument] = Lowered(argument.type, text=text, root=root)
+
+    # ---- operations
+
+    def _operations(self, region: Region) -> list[Lowered]:
+        """Write a region; what its terminator hands on."""
+        for operation in region.operations[:-1]:
+            results = self._operation(operation)
+            for value, lowered in zip(operation.results, results, strict=True):
+                self.env[value] = lowered
+        return [self.env[value] for value in region.operations[-1].operands]
+
+    def _operation(self, operation: Operation) -> list[Lowered]:
+        operands = [self.env[value] for value in operation.operands]
+        special = SPECIAL.get(operation.name)
+        if special is not None:
+            return special(self, operation, operands)
+        found = self.addresses.lower(operation, operands)
+        if found is None:
+            found = self.elementwise.lower(operation, operands)
+        if found is None:
+            raise UnsupportedTTIR(
+                f"{self.function.writer} writes `{operation.name}`, which the native backend "
+                f"cannot lower (line {operation.line} of TTIR)"
+            )
+        return [found]
+
+    def _constant(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        type_ = operation.results[0].type
+        return [self.emitter.constant(type_, int(operation.attributes["bits"]))]
+
+    def _program(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        text = "%pid" if operation.name == "tt.get_program_id" else "%grid"
+        return [Lowered(operation.results[0].type, text=text)]
+
+    def _load(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        pointer, mask, other = (*operands, None, None)[:3]
+        assert pointer is not None
+        return [self.memory.load(pointer, mask, other)]
+
+    def _store(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        pointer, value, mask = (*operands, None)[:3]
+        assert pointer is not None
+        assert value is not None
+        self.memory.store(pointer, value, mask)
+        return []
+
+    # ---- control flow
+
+    def _if(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        emit = self.emitter
+        then, otherwise, after = emit.new("then", "else", "endif")
+        emit.branch(operands[0].text, then, otherwise)
+        yielded, ends = [], []
+        for label, region in zip((then, otherwise), operation.regions, strict=True):
+            emit.label(label)
+            yielded.append([emit.one(value) for value in self._operations(region)])
+            ends.append(emit.block)
+            emit.jump(after)
+        emit.label(after)
+        return [
+            self._phi(value.type, list(zip(texts, ends, strict=True)))
+            for value, *texts in zip(operation.results, *yielded, strict=True)
+        ]
+
+    def _phi(self, type_: Type, coming: list[tuple[str, str]]) -> Lowered:
+        """A value that depends on the block before."""
+        llvm = llvm_type(type_ if type_.size > 1 else type_.scalar)
+        pairs = ", ".join(f"[ {text}, %{block} ]" for text, block in coming)
+        text = self.emitter.op(f"phi {llvm} {pairs}")
+        return self.emitter.result(type_, text, type_.shape if type_.size > 1 else None)
+
+    def _head(self, label: str, initial: list[Lowered]) -> tuple[int, list[Lowered]]:
+        """Begin the block at the head of a loop; where its phis stand, and what they are."""
+        texts, before = [self.emitter.one(value) for value in initial], self.emitter.block
+        self.emitter.jump(label)
+        self.emitter.label(label)
+        pairs = zip(initial, texts, strict=True)
+        at = len(self.emitter.lines)
+        return at, [self._phi(value.type, [(text, before)]) for value, text in pairs]
+
+    def _again(self, label: str, at: int, values: list[Lowered]) -> None:
+        """End the body of a loop: complete the phis with what they are next."""
+        texts = [self.emitter.one(value) for value in values]
+        for i, text in enumerate(texts, at):
+            self.emitter.lines[i] += f", [ {text}, %{self.emitter.block} ]"
+        self.emitter.jump(label)
+
+    def _while(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        emit, (test, body) = self.emitter, operation.regions
+        head, again, after = emit.new("while", "do", "done")
+        at, carried = self._head(head, operands)
+        self.env |= zip(test.arguments, carried, strict=True)
+        condition, *handed = self._operations(test)
+        # what leaves the loop must not be formed from its facts in the body alone
+        handed = [emit.formed(value) for value in handed]
+        emit.branch(condition.text, again, after)
+        emit.label(again)
+        self.env |= zip(body.arguments, handed, strict=True)
+        self._again(head, at, self._operations(body))
+        emit.label(after)
+        return handed
+
+    def _for(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        emit, (body,) = self.emitter, operation.regions
+        first, end, step, *initial = operands
+        llvm = llvm_type(first.type)
+        head, again, after = emit.new("for", "body", "endfor")
+        at, (index, *carried) = self._head(head, [first, *initial])
+        emit.branch(emit.op(f"icmp slt {llvm} {index.text}, {end.text}"), again, after)
+        emit.label(again)
+        self.env |= zip(body.arguments, [index, *carried], strict=True)
+        yielded = self._operations(body)
+        following = emit.op(f"add {llvm} {index.text}, {step.text}")
+        self._again(head, at, [Lowered(first.type, text=following), *yielded])
+        emit.label(after)
+        return carried
+
+    # ---- reductions
+
+    def _reduce(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
+        """Along the last axis: the second half is added to the first until one is left.
+
+        The order is the same on every target.
+        """
+        (value,), (region,) = operands, operation.regions
+        names = [one.name for one in region.operations[:-1]]
+        handed, arguments = region.operations[-1].operands, region.arguments
+        combined = region.operations[0]
+        if len(names) != 1 or combined.operands != arguments or combined.results != handed:
+            raise UnsupportedTTIR(
+                f"{self.function.writer} writes a reduction by {names}, which the native backend "
+                f"does not know (line {operation.line} of TTIR)"
+            )
+        assert value.type.shape is not None
+        length, type_ = value.type.shape[-1], operation.results[0].type
+        rows, element = value.type.size // length, value.type.scalar
+        text = self.emitter.one(value)
+        while length > 1:
+            half, size = length // 2, rows * length
+            places = [row * length + i for row in range(rows) for i in range(half)]
+            a = self.emitter.pick(text, element, size, places)
+            b = self.emitter.pick(text, element, size, [place + half for place in places])
+            shape = (rows * half,) if rows * half > 1 else None
+            text = self.elementwise.binary(names[0], element._replace(shape=shape), a, b)
+            length = half
+        return [self.emitter.result(type_, text, type_.shape if rows > 1 else None)]
+
+
+SPECIAL: dict[str, Callable[[Lowering, Operation, list[Lowered]], list[Lowered]]] = {
+    "arith.constant": Lowering._constant,
+    "tt.get_program_id": Lowering._program,
+    "tt.get_num_programs": Lowering._program,
+    "tt.load": Lowering._load,
+    "tt.store": Lowering._store,
+    "tt.reduce": Lowering._reduce,
+    "scf.if": Lowering._if,
+    "scf.while": Lowering._while,
+    "scf.for": Lowering._for,
+}
