@@ -4,10 +4,9 @@ Every message names the argument, the bound and the value.
 """
 
 import math
+import operator
 from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
-
-from torch import Tensor
 
 from fused_optim.backends import BACKENDS, BackendName
 from fused_optim.formats import STATES, WEIGHTS
@@ -16,12 +15,14 @@ from fused_optim.formats import STATES, WEIGHTS
 class Additions(TypedDict, total=False):
     """Keyword arguments of every optimizer, beyond those of its torch.optim namesake.
 
-    All but ``max_grad_norm`` may differ between parameter groups.
+    All but ``max_grad_norm`` may differ between parameter groups. A number may also be a tensor or
+    an array of one element, of numpy, say; it is read at each step.
 
     Attributes:
         max_grad_norm: clip by the norm over the gradients of all groups, with the formula of
             ``torch.nn.utils.clip_grad_norm_``, inside the update. None neither clips nor measures;
-            ``math.inf`` measures and never clips.
+            ``math.inf`` measures and never clips. To change it, set ``optimizer.max_grad_norm``.
+            It is part of a checkpoint; one without it leaves the bound as it is.
         max_grad_value: clip each element to ``[-max_grad_value, max_grad_value]``, after the norm.
         l1: adds ``l1 * sign(p)`` to the clipped gradient, the gradient of ``l1 * sum(abs(p))``.
         nonfinite: ``"propagate"`` as torch does, or ``"skip"``: a step in which any gradient of
@@ -57,7 +58,10 @@ class Additions(TypedDict, total=False):
     count_stalled: bool
 
 
+# the first is one bound for all: each group has it, so that it is in every checkpoint and every
+# kind of option is read in the same way
 ADDED_TO_GROUPS: dict[str, Any] = {
+    "max_grad_norm": None,
     "max_grad_value": None,
     "l1": 0.0,
     "nonfinite": "propagate",
@@ -108,14 +112,25 @@ def number(name: str, value: Any) -> float:
     """``value`` as a float.
 
     Raises:
-        ValueError: a tensor of more than one element.
-        TypeError: neither a number nor a tensor.
+        ValueError: a tensor or an array of more than one element.
+        TypeError: neither a number nor a tensor or an array of numbers.
     """
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+    value = _single(name, value)
+    refused = TypeError(f"{name} must be a number, got {value!r}")
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+        raise refused
+    try:
+        return float(value)
+    except (TypeError, ValueError) as reason:
+        raise refused from reason
+
+
+def _single(name: str, value: Any) -> Any:
+    """``value``, or what a tensor or an array of one element holds."""
+    shape = getattr(value, "shape", ())
+    if math.prod(shape) != 1:
+        raise ValueError(f"{name} must have one element, got shape {tuple(shape)}")
+    return value.item() if shape else value
 
 
 def at_least(bound: float, **values: Any) -> None:
@@ -173,13 +188,9 @@ def check_common(group: Mapping[str, Any]) -> None:
         raise ValueError(
             "differentiable must be False, got True: a fused step works in place, outside autograd"
         )
-    if "max_grad_norm" in group:
-        raise ValueError(
-            "max_grad_norm is one bound on the norm over all groups: give it to the optimizer, "
-            f"not to a group (got {group['max_grad_norm']!r})"
-        )
-    if group["max_grad_value"] is not None:
-        at_least(0, max_grad_value=group["max_grad_value"])
+    for name in ("max_grad_norm", "max_grad_value"):
+        if group[name] is not None:
+            at_least(0, **{name: group[name]})
     at_least(0, lr=group["lr"], weight_decay=group["weight_decay"], l1=group["l1"])
     finite(weight_decay=group["weight_decay"], l1=group["l1"])
     if group["ema_decay"] is not None:
@@ -188,6 +199,26 @@ def check_common(group: Mapping[str, Any]) -> None:
     one_of(BACKENDS, backend=group["backend"])
     one_of(WEIGHTS, weights=group["weights"])
     one_of(STATES, states=group["states"])
-    seed = group["seed"]
-    if not isinstance(seed, int) or not 0 <= seed < 2**53:
-        raise ValueError(f"seed must be a whole number in [0, 2**53), got {seed!r}")
+    whole(seed=group["seed"])
+
+
+def whole(**values: Any) -> None:
+    """Raise ValueError unless every value is a whole number in [0, 2**53)."""
+    for name, value in values.items():
+        try:
+            found = operator.index(_single(name, value))
+        except TypeError:
+            found = -1
+        if not 0 <= found < 2**53:
+            raise ValueError(f"{name} must be a whole number in [0, 2**53), got {value!r}")
+
+
+def check_bound(group: Mapping[str, Any], bound: Any) -> None:
+    """Raise ValueError unless the ``max_grad_norm`` of ``group`` is ``bound``, the optimizer's."""
+    own = group.get("max_grad_norm", bound)
+    if own is bound or (own is not None and bound is not None and float(own) == float(bound)):
+        return
+    raise ValueError(
+        "max_grad_norm is one bound on the norm over all groups: give it to the optimizer, or set "
+        f"optimizer.max_grad_norm, not that of a group (got {own!r} beside {bound!r})"
+    )

@@ -44,10 +44,8 @@ class FusedOptimizer(Average):
             TypeError: an option is no number, or a parameter no tensor.
         """
         options.known(additions)
-        added = {**options.ADDED_TO_GROUPS, **additions}
-        self.max_grad_norm = added.pop("max_grad_norm", None)
         self._forget()
-        super().__init__(params, {**defaults, **added})
+        super().__init__(params, {**defaults, **options.ADDED_TO_GROUPS, **additions})
 
     def _forget(self) -> None:
         """Drop what must not travel with a copy: addresses, results, resolved backends."""
@@ -82,15 +80,17 @@ class FusedOptimizer(Average):
     # ---- results of the last step
 
     @property
-    def max_grad_norm(self) -> float | None:
+    def max_grad_norm(self) -> Any:
         """The bound on the norm over all gradients; None neither clips nor measures."""
-        return self._max_grad_norm
+        groups = self.param_groups
+        return groups[0].get("max_grad_norm") if groups else self.defaults["max_grad_norm"]
 
     @max_grad_norm.setter
-    def max_grad_norm(self, value: float | None) -> None:
+    def max_grad_norm(self, value: Any) -> None:
         if value is not None:
             options.at_least(0, max_grad_norm=value)
-        self._max_grad_norm = value
+        for group in (self.defaults, *self.param_groups):
+            group["max_grad_norm"] = value
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -167,6 +167,8 @@ class FusedOptimizer(Average):
             raise
 
     def _check_group(self, index: int, group: Group) -> None:
+        first = self.param_groups[0] if index else self.defaults
+        options.check_bound(group, first["max_grad_norm"])
         options.check_common(group)
         self.check(group)
         for param in group["params"]:
@@ -193,10 +195,8 @@ class FusedOptimizer(Average):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        own: dict[str, Any] = {"_max_grad_norm": self._max_grad_norm}
-        if self._aside.entered:
-            own["_aside"] = self._aside
-        return {**super().__getstate__(), **own}
+        aside = {"_aside": self._aside} if self._aside.entered else {}
+        return {**super().__getstate__(), **aside}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups")
@@ -209,11 +209,14 @@ class FusedOptimizer(Average):
             own = {} if before is None else {n: before[i][n] for n in options.ADDED_TO_GROUPS}
             if before is not None:
                 group.update({name: own[name] for name in options.OWN})
+                if group.get("max_grad_norm") is None:  # nothing turns off a clipping silently
+                    group["max_grad_norm"] = own["max_grad_norm"]
             for name, value in {**self.defaults, **options.BEFORE_TORCH_HAD_IT, **own}.items():
                 if name in self.defaults:
                     group.setdefault(name, value)
             for param in group["params"]:
                 counters.as_tensors(param, self.state.get(param, {}))
+        self.max_grad_norm = self.max_grad_norm  # one object again
         self._take_back()
 
     @torch.no_grad()
@@ -334,22 +337,25 @@ class FusedOptimizer(Average):
 
     def _options(self, group: Group, any_skips: bool) -> Options:
         """The options of ``group`` in the order of ``COMMON_OPTIONS``, then those of its rule."""
-        limit = group["max_grad_value"]
+        bound, limit = self.max_grad_norm, group["max_grad_value"]
+        options.check_bound(group, bound)
         values = (
             -1.0 if group.get("maximize") else 1.0,
-            math.inf if self.max_grad_norm is None else self.max_grad_norm,
+            math.inf if bound is None else bound,
             math.inf if limit is None else limit,
             self.l2(group),
             group["l1"],
             group["nonfinite"] == "skip",
             any_skips,
-            group["ema_decay"] or 0.0,
+            0.0 if group["ema_decay"] is None else group["ema_decay"],
             group["seed"],
             *self.hyper(group),
         )
         # a tensor on an accelerator is read there: to read it here would wait for the device
         return tuple(
-            value if isinstance(value, Tensor) and value.device.type != "cpu" else float(value)
+            value
+            if isinstance(value, Tensor) and value.device.type != "cpu"
+            else options.number("an option", value)
             for value in values
         )
 
