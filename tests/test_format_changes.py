@@ -85,6 +85,38 @@ def test_a_checkpoint_comes_back_exactly(weights, states):
         assert_same_bits("param", ours.detach(), theirs.detach())
 
 
+@pytest.mark.parametrize(("weights", "states"), EVERY)
+@pytest.mark.parametrize("source", [("plain", "param"), ("plain", "int8"), ("split", "fp32")])
+def test_live_optimizers_share_all_of_a_state_or_nothing(source, weights, states):
+    """Loaded from one another in one process, in formats that are cast, converted or kept.
+
+    In torch's formats they share all, as in torch; else each goes on as if it were alone.
+    """
+    start, grads = values([5000, 3], BF16), random_grads([5000, 3], 4)
+    options = {"lr": 1e-2, "backend": "reference", "ema_decay": 0.9}
+    params, first = trained(start, grads[:2], options, weights=source[0], states=source[1])
+    alone = copy.deepcopy(first.state_dict())
+    seconds = []
+    for saved in (first.state_dict(), alone):
+        others = parameters([p.detach() for p in params])
+        second = AdamW(others, **options, weights=weights, states=states)
+        second.load_state_dict(saved)
+        seconds.append((others, second))
+    plain = source == (weights, states) == ("plain", "param")
+    for index, param in enumerate(params):
+        loaded = seconds[0][1].state[seconds[0][0][index]]
+        shared = {loaded[name] is value for name, value in first.state[param].items()}
+        assert shared == {plain}
+    if plain:
+        return
+    for given in grads[2:]:
+        for ps, optimizer in ((params, first), *seconds):
+            give(ps, given)
+            optimizer.step()
+    assert {state["step"].item() for state in first.state.values()} == {4}
+    assert_same_state(seconds[0][1].state_dict(), seconds[1][1].state_dict())
+
+
 def assert_same_state(ours, theirs):
     assert ours["state"].keys() == theirs["state"].keys()
     for index, state in ours["state"].items():
