@@ -213,3 +213,86 @@ def test_a_shallow_copy_shares_the_context():
             twin.step()
     assert torch.equal(params[0], own)
     twin.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("missing", [("exp_avg", "exp_avg_sq"), ("exp_avg", "exp_avg_sq", "step")])
+def test_moments_that_are_taken_away_start_anew_and_the_average_goes_on(backend, missing):
+    """The first step of AdamW moves by lr; the average is no moment, and does not begin again."""
+    params = parameters([torch.zeros(40)])
+    optimizer = AdamW(params, lr=0.25, weight_decay=0, eps=0, ema_decay=0.75, backend=backend)
+    for _ in range(5):
+        give(params, [torch.ones(40)])
+        optimizer.step()
+    (average,) = (a.clone() for a in optimizer.ema_parameters())
+    for _ in range(3):
+        for name in missing:
+            del optimizer.state[params[0]][name]
+        before = params[0].detach().clone()
+        give(params, [torch.full((40,), 3.0)])
+        optimizer.step()
+        assert optimizer.state[params[0]]["step"] == 1
+        torch.testing.assert_close(before - params[0], torch.full((40,), 0.25))
+        average = average + 0.25 * (params[0].detach() - average)
+        assert torch.equal(next(optimizer.ema_parameters()), average)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("freeze", ["no gradient", "requires_grad", "all frozen"])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(torch.float32, {}), (torch.bfloat16, {"weights": "split"}), (torch.complex64, {})],
+)
+def test_the_average_of_a_frozen_layer_goes_on(backend, freeze, dtype, options):
+    """To the bit as if its gradient were zero, under which SGD does not move; with late skips."""
+    start, runs = values([(40,), (7, 3)], dtype), []
+    for frozen in (True, False):
+        params = parameters(start)
+        more = {"lr": 0.1, "ema_decay": 0.75, "nonfinite": "skip", "backend": backend}
+        optimizer = SGD(params, **more, **options)
+        for step in range(6):
+            grads = values([(40,), (7, 3)], dtype, step)
+            if step >= 2:
+                grads[0] = None if frozen else torch.zeros_like(grads[0])
+                if freeze == "requires_grad":
+                    params[0].requires_grad_(not frozen)
+                if freeze == "all frozen":
+                    grads[1] = None if frozen else torch.zeros_like(grads[1])
+                elif step == 4:
+                    grads[1][0] = math.nan
+            give(params, grads)
+            optimizer.step()
+        pairs = list(optimizer.ema_pairs())
+        assert [param for param, _ in pairs] == params
+        runs.append([p.detach() for p in params] + [average for _, average in pairs])
+    assert all(map(torch.equal, *runs))
+    assert not torch.equal(runs[0][2], start[0].to(runs[0][2].dtype))
+
+
+def test_pairs_leave_out_what_has_no_average_and_say_so():
+    """A parameter that was never updated, and a group without ``ema_decay``."""
+    params = parameters(values([(5,), (5,), (5,)], torch.float32))
+    groups = [{"params": params[:2]}, {"params": params[2:], "ema_decay": None}]
+    optimizer = SGD(groups, lr=0.1, ema_decay=0.5)
+    for _ in range(2):
+        give(params, [None, torch.ones(5), torch.ones(5)])
+        optimizer.step()
+    (pair,) = optimizer.ema_pairs()
+    assert pair[0] is params[1]
+    assert pair[1] is next(optimizer.ema_parameters())
+
+
+def test_a_scaler_that_skips_skips_the_average_of_a_frozen_layer():
+    params = parameters(values([(40,), (5,)], torch.float32))
+    optimizer = SGD(params, lr=0.1, ema_decay=0.5)
+    give(params, [torch.ones(40), torch.ones(5)])
+    optimizer.step()
+    params[0].data += 1.0
+    before = next(optimizer.ema_parameters()).clone()
+    give(params, [None, torch.ones(5)])
+    optimizer.found_inf = torch.ones(1)
+    optimizer.step()
+    assert torch.equal(next(optimizer.ema_parameters()), before)
+    optimizer.found_inf = torch.zeros(1)
+    optimizer.step()
+    assert not torch.equal(next(optimizer.ema_parameters()), before)

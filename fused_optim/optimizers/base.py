@@ -53,6 +53,7 @@ class FusedOptimizer(Average):
         self._last = None
         self._report: Tensor | None = None
         self._aside = Aside()
+        self._late = {}
         self._written: dict[Tensor, int] = {}
         self._shards: dict[Tensor, Shard] = {}
         self._counted = 0
@@ -254,6 +255,7 @@ class FusedOptimizer(Average):
         if last is None or not self._goes_on(last, scaler):
             last = self._update_anew(scaler)
         self._last = last
+        self._average_rest(self._report, scaler.found_inf)
         self._warn_of_stalling()
 
     def _goes_on(self, last: Last, scaler: Scaler) -> bool:
@@ -364,6 +366,8 @@ class FusedOptimizer(Average):
     ) -> tuple[Kind, Row]:
         """The row of a parameter; its state is created here, at its first step."""
         group = self.param_groups[index]
+        if group["ema_decay"] is not None and counters.begins(self.state[param], rule):
+            self._keep_average(param)
         counts = tuple(self._counter(param, rule, name, group) for name in rule.counters)
         shard = self._shards.get(param, Shard(number, 0, param.numel()))
         codecs = formats.formats(

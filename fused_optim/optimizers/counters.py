@@ -15,13 +15,12 @@ def fitted(
     state: State, name: str, rule: Rule, param: Tensor, start: Callable[[], float | Tensor]
 ) -> Tensor:
     """The counter ``name`` of ``state``, on the parameter's device; a new one is ``start()``."""
-    value = state.get(name)
-    own = [slot for slot in rule.slots if slot != "ema"]
-    if own and all(state.get(slot) is None for slot in own):
-        value = None  # who takes the state away wants a first step
+    # who takes the state away wants a first step
+    value = None if begins(state, rule) else state.get(name)
     if value is None:
         value = start()
-        if name == "step" and any(state.get(slot) is not None for slot in rule.slots):
+        slots = own_slots(rule) or rule.slots
+        if name == "step" and any(state.get(slot) is not None for slot in slots):
             # a state without a count is one that torch's SGD wrote: its first step is done
             value = 1.0
     dtype = state["step"].dtype if name != "step" else _dtype(value)
@@ -29,6 +28,17 @@ def fitted(
         value = torch.as_tensor(value, dtype=dtype, device="cpu").to(param.device, copy=True)
     state[name] = value
     return value
+
+
+def begins(state: State, rule: Rule) -> bool:
+    """Whether none of the rule's states is there; an average is not of the rule."""
+    slots = own_slots(rule)
+    return bool(slots) and all(state.get(slot) is None for slot in slots)
+
+
+def own_slots(rule: Rule) -> list[str]:
+    """The states of a rule without the average."""
+    return [slot for slot in rule.slots if slot != "ema"]
 
 
 def as_tensors(param: Tensor, state: State) -> None:
