@@ -35,15 +35,16 @@ class Additions(TypedDict, total=False):
             had, else the reference.
         weights: how a bf16 or fp16 parameter is kept: ``"plain"`` as it is; ``"master"`` beside a
             float32; ``"split"`` (bf16) as the float32 whose upper half is the parameter, without
-            loss; ``"split24"`` (bf16) with 8 of the 16 bits of the lower half; ``"kahan"`` beside
-            what its rounding lost; ``"stochastic"`` (bf16) rounded stochastically. A parameter of
-            float32 or more is plain in any case.
+            loss down to 2**-134; ``"split24"`` (bf16) with 8 of the 16 bits of the lower half;
+            ``"kahan"`` beside what its rounding lost; ``"stochastic"`` (bf16) rounded
+            stochastically. A parameter of float32 or more is plain in any case. What is kept beside a parameter stays when that
+            is written from outside, but for ``optimizer.weights_replaced()``: see docs/formats.md.
         states: how states are kept: ``"param"`` in the parameter's dtype, as torch does;
             ``"fp32"``; ``"bf16"`` rounded stochastically; ``"int8"`` and ``"fp8"`` in 8 bits with a
             scale for each 64, of tensors with fewer than 4096 elements ``"fp32"``. States that are
             places, as the average of the parameters, are float32 in all but ``"param"``.
         seed: of stochastic rounding, a whole number in [0, 2**53).
-        count_stalled: count the elements that rounding leaves where they are: see ``stalled``.
+        count_stalled: count the elements that a step leaves as they are kept: see ``stalled``.
     """
 
     max_grad_norm: float | None

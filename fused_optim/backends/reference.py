@@ -228,6 +228,8 @@ class ReferenceLaunch:
     def _update_piece(self, piece: Piece, scalars: Scalars, offset: int) -> Tensor | None:
         """Update the elements; if ``kind.counts``, how many of them rounding leaves alone."""
         old, g, *state = self._loaded(piece.columns)
+        if self.kind.counts:
+            old = old.clone()  # which may be the column itself
         g = gradient(g, old, scalars.gradient)
         own = state[:-1] if self.kind.ema else state
         p, new_state = self.kind.rule.update(old, g, tuple(own), scalars.rule)
@@ -236,7 +238,8 @@ class ReferenceLaunch:
         self._store(piece, (p, *new_state), scalars.keys, offset)
         if not self.kind.counts:
             return None
-        return ((p != old) & (piece.columns[0] == old)).sum()
+        kept = self.kind.codecs[0].load(piece.columns[self.spans[0]], self.kind.compute)
+        return ((p != old) & (kept == old)).sum()
 
     def _store(
         self, piece: Piece, values: tuple[Tensor, ...], keys: tuple[Tensor, Tensor], offset: int

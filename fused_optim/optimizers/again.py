@@ -30,7 +30,6 @@ State = Mapping[Tensor, dict[str, Any]]
 Rows = Sequence[tuple[Kind, Row]]
 
 _gradient: Callable[[Tensor], Any] = attrgetter("grad")
-_version: Callable[[Tensor], int] = attrgetter("_version")
 _address: Callable[[Tensor], int] = Tensor.data_ptr
 _CONSTANT = (float, int, str, type(None))
 
@@ -196,9 +195,6 @@ class Last:
         self.masks = np.array([_needed(row, kind) - 1 for kind, row in rows], np.int64)
         gradients = [row.columns[kind.first[1]].data_ptr() for kind, row in rows]
         self.misaligned = np.array(gradients, np.int64) & self.masks
-        beside = [bool(storage.extras(kind.codecs[0])) for kind, _ in rows]
-        self.beside = beside if any(beside) else []
-        self.note(params, {})
 
     @classmethod
     def of(cls, optimizer: Optimizer, rows: Rows, options: list[Options]) -> "Last | None":
@@ -225,8 +221,6 @@ class Last:
         states = self.states.read(optimizer.state)
         if states is None or found.fixed + states[1] != self.addresses:
             return None
-        if self.beside and self._versions(found.params) != self.versions:
-            return None
         addresses = np.array(found.moving, np.int64)
         # another alignment is another kind, and so another launch
         if not np.array_equal(addresses & self.masks, self.misaligned):
@@ -252,15 +246,6 @@ class Last:
             if optimizer._selection(groups[i]) != self.selections[i]:
                 return False
         return True
-
-    def note(self, params: list[Tensor], written: dict[Tensor, int]) -> None:
-        """After a step: the values of the parameters are our own."""
-        if self.beside:
-            self.versions = self._versions(params)
-            written.update(zip(compress(params, self.beside), self.versions, strict=True))
-
-    def _versions(self, params: list[Tensor]) -> list[int]:
-        return list(map(_version, compress(params, self.beside)))
 
 
 def _params(groups: list[Group]) -> Iterator[Tensor]:

@@ -103,16 +103,10 @@ class Average(Kept):
     def _show_averages(self) -> None:
         for param, average in self.ema_pairs():
             self._aside.values[param] = param.clone()
-            self._overwrite(param, average)
+            param.copy_(average)
 
     @torch.no_grad()
     def _put_back(self) -> None:
         while self._aside.values:
             param, value = self._aside.values.popitem()
-            self._overwrite(param, value)
-
-    def _overwrite(self, param: Tensor, value: Tensor) -> None:
-        ours = self._written.get(param) == param._version
-        param.copy_(value)
-        if ours:  # then what stands beside the parameter stays true
-            self._written[param] = param._version
+            param.copy_(value)

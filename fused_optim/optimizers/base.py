@@ -54,7 +54,6 @@ class FusedOptimizer(Average):
         self._report: Tensor | None = None
         self._aside = Aside()
         self._late = {}
-        self._written: dict[Tensor, int] = {}
         self._shards: dict[Tensor, Shard] = {}
         self._counted = 0
         self._has_warned = False
@@ -114,11 +113,11 @@ class FusedOptimizer(Average):
 
     @property
     def stalled(self) -> Tensor | None:
-        """Which share of the elements the last step changed, but not after rounding.
+        """Which share of the elements the last step changed, but not as they are kept.
 
-        0-dim float64 on the device. With ``count_stalled`` only, else None; it counts parameters
-        that nothing stands beside, in groups with ``weights="plain"``. More than half is a reason
-        for another format: on the CPU the step then warns, once.
+        0-dim float64 on the device. With ``count_stalled`` only, else None. What counts is the
+        value with all that stands beside the parameter. Where nothing is rounded stochastically,
+        more than half is a reason for another format: on the CPU the step then warns, once.
         """
         counts = self._plan.stalled
         if not counts:
@@ -267,7 +266,6 @@ class FusedOptimizer(Average):
             self._report = self._plan.again(same, last.options, last.measures, scaler)
         except CompileError:
             return False
-        last.note(same.params, self._written)
         return True
 
     def _update_anew(self, scaler: Scaler) -> Last | None:
@@ -284,7 +282,6 @@ class FusedOptimizer(Average):
             self._compile_no_more(reason)
             rows = self.prepared()
             self._report = self._plan.step(rows, values, self.measures(), scaler)
-        self._note_written()
         return Last.of(self, rows, values)
 
     def _compile_no_more(self, reason: CompileError) -> None:
@@ -308,6 +305,8 @@ class FusedOptimizer(Average):
         share = self.stalled
         if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
             return
+        if any(kind.counts and kind.codecs[0].keyed for kind in self._plan.launches):
+            return  # these stand still or jump, and move in the mean
         self._has_warned = True
         warnings.warn(
             f"{share:.0%} of the elements did not move in this step: their updates are less than "
@@ -374,7 +373,7 @@ class FusedOptimizer(Average):
             rule, param.dtype, shard.numel < formats.SMALL, group["weights"], group["states"]
         )
         columns = self._columns(param, codecs, rule.slots, group)
-        stalls = group["count_stalled"] and codecs[0] is formats.PLAIN
+        stalls = bool(group["count_stalled"])
         place = Place(shard.number, shard.offset)
         row = make_row(columns, counts, index, place, grad=len(codecs[0].columns))
         return kind_of(row, rule, codecs, backend, group["ema_decay"] is not None, stalls), row
