@@ -37,8 +37,9 @@ class Additions(TypedDict, total=False):
             float32; ``"split"`` (bf16) as the float32 whose upper half is the parameter, without
             loss down to 2**-134; ``"split24"`` (bf16) with 8 of the 16 bits of the lower half;
             ``"kahan"`` beside what its rounding lost; ``"stochastic"`` (bf16) rounded
-            stochastically. A parameter of float32 or more is plain in any case. What is kept beside a parameter stays when that
-            is written from outside, but for ``optimizer.weights_replaced()``: see docs/formats.md.
+            stochastically. A parameter of float32 or more is plain in any case. What is kept beside
+            a parameter stays when that is written from outside, until
+            ``optimizer.weights_replaced()``: see docs/formats.md.
         states: how states are kept: ``"param"`` in the parameter's dtype, as torch does;
             ``"fp32"``; ``"bf16"`` rounded stochastically; ``"int8"`` and ``"fp8"`` in 8 bits with a
             scale for each 64, of tensors with fewer than 4096 elements ``"fp32"``. States that are

@@ -21,7 +21,8 @@ def test_grad_scaler(backend, clip):
     """
     start = values([(30,), (4, 5)], torch.float32)
     ours, theirs = parameters(start), parameters(start)
-    fused, peer = AdamW(ours, max_grad_norm=clip, backend=backend), torch.optim.AdamW(theirs)
+    fused = AdamW(ours, max_grad_norm=clip, fused=True, backend=backend)
+    peer = torch.optim.AdamW(theirs)
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2) for _ in range(2)]
     for step in range(6):
         grads = values([(30,), (4, 5)], torch.float32, step)
@@ -50,7 +51,8 @@ def test_grad_scaler(backend, clip):
 def test_unscale_and_external_clipping(backend):
     """After ``unscale_`` the step must not unscale again: ``found_inf`` comes without a scale."""
     ours, theirs = (parameters(values([(30,)], torch.float32)) for _ in range(2))
-    fused, peer = SGD(ours, lr=0.1, backend=backend), torch.optim.SGD(theirs, lr=0.1)
+    fused = SGD(ours, lr=0.1, fused=True, backend=backend)
+    peer = torch.optim.SGD(theirs, lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     scaler.scale(torch.zeros(()))
     grads = values([(30,)], torch.float32, 1)

@@ -195,7 +195,7 @@ class ReferenceLaunch:
         """Limit, L2 and L1 of a group."""
         # rounded as the kernel gets them, so that a term is off for both or for neither
         options = [float(option) for option in self.bucket.options[member][2:5]]
-        rounded: list[float] = torch.tensor(options, dtype=self.kind.compute).tolist()
+        rounded: list[float] = torch.tensor(options, dtype=self.kind.compute, device="cpu").tolist()
         return rounded
 
     def _measured(self, columns: Columns, scalars: Scalars) -> list[Tensor]:

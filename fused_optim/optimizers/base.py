@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from fused_optim import formats, options, tensors
@@ -18,6 +19,7 @@ from fused_optim.layout import Place, Row, make_row
 from fused_optim.optimizers import counters
 from fused_optim.optimizers.again import Last
 from fused_optim.optimizers.average import Average
+from fused_optim.optimizers.decay import warn_of_decay
 from fused_optim.optimizers.kept import Aside, Shard, completed
 from fused_optim.optimizers.kept import Group as Group
 from fused_optim.plan import Plan, kind_of
@@ -31,9 +33,6 @@ class FusedOptimizer(Average):
     ``capturable`` say: counts and bias corrections live on the parameters' device and nothing
     waits for it. ``p.grad`` is never written.
     """
-
-    # GradScaler then leaves unscaling and skipping to the step, which does both on the device
-    _step_supports_amp_scaling = True
 
     def __init__(self, params: ParamsT, defaults: Group, additions: Mapping[str, Any]) -> None:
         """Take torch.optim's arguments as ``defaults``, :class:`~options.Additions` beside them.
@@ -77,6 +76,20 @@ class FusedOptimizer(Average):
         """The counter called ``name`` before the first step."""
         return 0.0
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler leaves unscaling and skipping to the step.
+
+        The step does both on the device. It asks for them where it clips, or where ``fused=True``
+        asks, as in torch: others may then not clip between backward and step, and trainers that do
+        refuse an optimizer that says so.
+        """
+        groups = self.param_groups
+        clips = self.max_grad_norm is not None or any(
+            group["max_grad_value"] is not None for group in groups
+        )
+        return clips or any(bool(group.get("fused")) for group in groups)
+
     # ---- results of the last step
 
     @property
@@ -97,7 +110,8 @@ class FusedOptimizer(Average):
         """Norm of all gradients in the last step, before clipping: 0-dim float64 on the device.
 
         NaN if nothing needed it, for it costs another read of the gradients: ``max_grad_norm``
-        None and every group with ``nonfinite="propagate"``. None before the first step.
+        None and every group with ``nonfinite="propagate"``. 0 without gradients. None before the
+        first step.
         """
         return None if self._report is None else self._report[0]
 
@@ -121,7 +135,8 @@ class FusedOptimizer(Average):
         """
         counts = self._plan.stalled
         if not counts:
-            return None
+            asked = any(group["count_stalled"] for group in self.param_groups)
+            return torch.zeros_like(self._report[0]) if asked and self._report is not None else None
         device = counts[0].device
         lost = torch.stack([count.sum().to(device) for count in counts]).sum().double()
         return lost / max(self._counted, 1)
@@ -171,28 +186,17 @@ class FusedOptimizer(Average):
         options.check_bound(group, first["max_grad_norm"])
         options.check_common(group)
         self.check(group)
-        for param in group["params"]:
-            tensors.check_parameter(param, index)
-            reason = formats.why_not(param, group["weights"], group["states"])
-            if reason is not None:
-                raise ValueError(f"the parameters of group {index} must be {reason}")
-        self._warn_of_decay(group)
-
-    def _warn_of_decay(self, group: Group) -> None:
-        """Warn of a state that its own rounding would keep from growing smaller."""
+        for param, name in tensors.with_names(group):
+            # what is frozen, or has no shape yet, is looked at when it has a gradient
+            if param.requires_grad and not is_lazy(param):
+                self._check_param(param, name, index)
         rule = self.rule(group)
-        kept = rule.hyper._make(self.hyper(group))
-        for slot, option in rule.unsigned:
-            if option is None or isinstance(getattr(kept, option), Tensor):
-                continue
-            for dtype in {param.dtype for param in group["params"]} & set(formats.HALVES):
-                moves = 1.0 - getattr(kept, option)
-                if group["states"] == "param" and moves < torch.finfo(dtype).eps / 4:
-                    warnings.warn(
-                        f"{slot} in {dtype} cannot decay: {option} takes {moves:.2g} of it a step, "
-                        "less than half an ulp; states='bf16' or 'fp32' do not have that",
-                        stacklevel=2,
-                    )
+        warn_of_decay(rule, rule.hyper._make(self.hyper(group)), group)
+
+    def _check_param(self, param: Tensor, name: str | None, index: int) -> None:
+        group = self.param_groups[index]
+        reason = formats.why_not(param, group["weights"], group["states"])
+        tensors.check_parameter(param, index, name, reason)
 
     def __getstate__(self) -> dict[str, Any]:
         aside = {"_aside": self._aside} if self._aside.entered else {}
@@ -247,6 +251,9 @@ class FusedOptimizer(Average):
     # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
     @_disable_dynamo
     def _update(self) -> None:
+        if torch.is_inference_mode_enabled():  # what is made there cannot be updated elsewhere
+            with torch.inference_mode(False), torch.no_grad():
+                return self._update()
         # GradScaler sets these around a step
         scaler = Scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         # a step that fails leaves nothing to go on from
@@ -254,6 +261,10 @@ class FusedOptimizer(Average):
         if last is None or not self._goes_on(last, scaler):
             last = self._update_anew(scaler)
         self._last = last
+        if self._report is None:
+            device = next((param.device for param in self._params()), None)
+            # as clip_grad_norm_ of nothing
+            self._report = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=device)
         self._average_rest(self._report, scaler.found_inf)
         self._warn_of_stalling()
 
@@ -320,12 +331,13 @@ class FusedOptimizer(Average):
         number = itertools.count()
         for index, group in enumerate(self.param_groups):
             rule = completed(self.rule(group), group)
-            for param in group["params"]:
+            for param, name in tensors.with_names(group):
                 place = next(number)
                 if param.grad is None:
                     continue
-                tensors.check_gradient(param, index)
-                tensors.check_states(param, self.state.get(param, {}), rule, index)
+                self._check_param(param, name, index)
+                tensors.check_gradient(param, index, name)
+                tensors.check_states(param, self.state.get(param, {}), rule, index, name)
                 backend = self._backend(group["backend"], param.device)
                 found.append((index, rule, backend, param, place))
         return found

@@ -37,6 +37,9 @@ def restore(
             cast = name in as_torch[param] and value.is_floating_point() and value.itemsize > 1
             if state[param][name].dtype != value.dtype and not cast:
                 state[param][name] = value.to(param.device, copy=True)
+        for name, value in tensors.items():
+            if state[param][name].is_inference():  # which could not be updated in place
+                state[param][name] = value.to(param.device, state[param][name].dtype, copy=True)
         shared = [name for name, value in tensors.items() if state[param][name] is value]
         if len(shared) < len(tensors) or not as_torch[param]:
             state[param].update({name: state[param][name].clone() for name in shared})

@@ -25,7 +25,8 @@ def fitted(
             value = 1.0
     dtype = state["step"].dtype if name != "step" else _dtype(value)
     if not isinstance(value, Tensor) or value.device != param.device or value.dtype != dtype:
-        value = torch.as_tensor(value, dtype=dtype, device="cpu").to(param.device, copy=True)
+        given = value if isinstance(value, Tensor) else torch.tensor(value, device=param.device)
+        value = given.to(param.device, dtype, copy=True)
     state[name] = value
     return value
 
@@ -45,8 +46,7 @@ def as_tensors(param: Tensor, state: State) -> None:
     """Turn numbers into tensors: old checkpoints of torch have counts that are numbers."""
     for name, value in state.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            count = torch.tensor(float(value), dtype=_dtype(value), device="cpu")
-            state[name] = count.to(param.device)
+            state[name] = torch.tensor(float(value), dtype=_dtype(value), device=param.device)
 
 
 def _dtype(step: Any) -> torch.dtype:

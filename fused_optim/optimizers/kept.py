@@ -179,7 +179,8 @@ class Kept(torch.optim.Optimizer):
 
         handle = self.register_load_state_dict_pre_hook(keep)  # after those of the user
         try:
-            super().load_state_dict(state_dict)
+            with torch.inference_mode(False), torch.no_grad():
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self.__dict__.pop("_given", None)
@@ -203,7 +204,10 @@ class Kept(torch.optim.Optimizer):
         kept = slots or storage.extras(codecs[0])
         state = self.state[param] if kept else self.state.get(param, {})
         storage.fit_weight(state, codecs[0], param)
-        columns: list[Any] = [param, *map(state.get, storage.extras(codecs[0])), param.grad]
+        gradient: Any = param.grad
+        if gradient.is_conj() or gradient.is_neg():
+            gradient = gradient.resolve_conj().resolve_neg()
+        columns: list[Any] = [param, *map(state.get, storage.extras(codecs[0])), gradient]
         for slot, codec in zip(slots, codecs[2:], strict=True):
             storage.fit_state(state, slot, codec, param, self._start(param, slot, group))
             columns += map(state.get, storage.names(slot, codec))

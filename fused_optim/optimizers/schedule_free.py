@@ -31,6 +31,7 @@ class ScheduleFree(FusedOptimizer):
         """Set the parameters to the average x; nothing changes if they are."""
         self._switch(False)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _switch(self, train: bool) -> None:
         if self._aside.entered:
@@ -67,7 +68,7 @@ class ScheduleFree(FusedOptimizer):
 
     def new_counter(self, name: str, group: Group) -> Tensor:
         """Float64: in float32 a sum of millions of weights would stand still."""
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device="cpu")
 
     def check(self, group: Group) -> None:
         """See the base class."""
