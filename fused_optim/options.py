@@ -8,6 +8,8 @@ import operator
 from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
+from torch import Tensor
+
 from fused_optim.backends import BACKENDS, BackendName
 from fused_optim.formats import STATES, WEIGHTS
 
@@ -103,6 +105,25 @@ BEFORE_TORCH_HAD_IT: dict[str, Any] = {
 }
 
 
+# what torch calls an option in its messages
+TORCHS_NAMES = {
+    "lr": "learning rate",
+    "eps": "epsilon value",
+    **{
+        name: f"{name} value"
+        for name in (
+            "alpha",
+            "initial_accumulator_value",
+            "lr_decay",
+            "momentum",
+            "momentum_decay",
+            "rho",
+            "weight_decay",
+        )
+    },
+}
+
+
 def known(additions: Mapping[str, Any]) -> None:
     """Raise TypeError if a keyword argument is none of :class:`Additions`."""
     for name in additions:
@@ -131,22 +152,30 @@ def _single(name: str, value: Any) -> Any:
     """``value``, or what a tensor or an array of one element holds."""
     shape = getattr(value, "shape", ())
     if math.prod(shape) != 1:
-        raise ValueError(f"{name} must have one element, got shape {tuple(shape)}")
+        prefix = f"Tensor {name} must be 1-element: " if isinstance(value, Tensor) else ""
+        raise ValueError(f"{prefix}{name} must have one element, got shape {tuple(shape)}")
     return value.item() if shape else value
+
+
+def _words(name: str, value: Any) -> str:
+    """What torch says of a bad value, for those who match it; nothing of options that it lacks."""
+    if name.startswith("betas["):
+        return f"Invalid beta parameter at index {name[6:-1]}: {value}: "
+    return f"Invalid {TORCHS_NAMES[name]}: {value}: " if name in TORCHS_NAMES else ""
 
 
 def at_least(bound: float, **values: Any) -> None:
     """Raise ValueError unless every value is >= ``bound``."""
     for name, value in values.items():
         if not number(name, value) >= bound:  # written this way round, NaN is refused too
-            raise ValueError(f"{name} must be >= {bound:g}, got {value!r}")
+            raise ValueError(f"{_words(name, value)}{name} must be >= {bound:g}, got {value!r}")
 
 
 def at_most(bound: float, **values: Any) -> None:
     """Raise ValueError unless every value is <= ``bound``."""
     for name, value in values.items():
         if not number(name, value) <= bound:
-            raise ValueError(f"{name} must be <= {bound:g}, got {value!r}")
+            raise ValueError(f"{_words(name, value)}{name} must be <= {bound:g}, got {value!r}")
 
 
 def finite(**values: Any) -> None:
@@ -160,7 +189,7 @@ def in_unit_interval(**values: Any) -> None:
     """Raise ValueError unless every value is in [0, 1)."""
     for name, value in values.items():
         if not 0.0 <= number(name, value) < 1.0:
-            raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+            raise ValueError(f"{_words(name, value)}{name} must be in [0, 1), got {value!r}")
 
 
 def betas(group: Mapping[str, Any], count: int = 2) -> None:
