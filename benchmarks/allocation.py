@@ -1,4 +1,4 @@
-"""What a step allocates."""
+"""Allocations of a step."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def tensor_allocations(run: Callable[[], object]) -> list[int]:
-    """Bytes of each allocation of CPU memory by tensors, in order; freeing is negative."""
+    """Return the bytes of each allocation of CPU memory by tensors, in order; < 0 where freed."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -16,12 +16,12 @@ def tensor_allocations(run: Callable[[], object]) -> list[int]:
 
 
 def peak(allocations: list[int]) -> int:
-    """The most bytes that were in use at once, beyond those at the start."""
+    """Return the most bytes that were in use at once, beyond those at the start."""
     return max(accumulate(allocations, initial=0))
 
 
 def python_peak(run: Callable[[], object]) -> int:
-    """The most bytes of Python objects at once, beyond those at the start."""
+    """Return the most bytes of Python objects at once, beyond those at the start."""
     tracemalloc.start()
     try:
         run()

@@ -1,10 +1,12 @@
 """Options of the benchmarks, and results with a row for each variant of a test.
 
 ``pytest benchmarks --benchmark-only`` measures in minutes what this machine can; ``--full``
-measures everything; ``--smoke`` gives each one turn on tiny tensors, which measures nothing.
-``--benchmark-json=benchmarks/results/NAME.json`` keeps the results for ``benchmarks.report``.
+measures everything; ``--smoke`` runs each benchmark once on tiny tensors, which measures nothing.
+``--threads 2,1`` times the steps with two threads and with one. With
+``--benchmark-json=benchmarks/results/NAME.json`` the results are kept for ``benchmarks.report``.
 """
 
+import argparse
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -17,20 +19,37 @@ for folder in (ROOT, ROOT / "ci", ROOT / "examples"):
     if str(folder) not in sys.path:  # at the end, for other libraries come first with their names
         sys.path.append(str(folder))
 
-from benchmarks.machine import describe  # noqa: E402
-from benchmarks.race import Roofline, rows_of  # noqa: E402
+from benchmarks.interleaved import Roofline, rows_of  # noqa: E402
+from benchmarks.machine import describe, thread_counts  # noqa: E402
+
+
+def counts(text: str) -> list[int]:
+    """Convert ``"2,1"`` to [2, 1]."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"must be numbers >= 1 with commas between, got {text!r}")
+    return list(dict.fromkeys(found))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--full`` and ``--smoke``."""
+    """Add ``--full``, ``--smoke`` and ``--threads``."""
     group = parser.getgroup("fused_optim")
     group.addoption("--full", action="store_true", help="all models, formats and optimizers")
     group.addoption("--smoke", action="store_true", help="each benchmark once, on tiny tensors")
+    group.addoption(
+        "--threads",
+        type=counts,
+        metavar="N[,N...]",
+        help="numbers of threads that steps are timed with (default: torch's)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what pytest-benchmark reads when it starts."""
-    # what other libraries warn of is not for us to fail on
+    # a warning of another library is no reason to fail
     config.addinivalue_line("filterwarnings", "default")
     if config.option.benchmark_columns is None:
         config.option.benchmark_columns = ["median", "iqr", "rounds"]
@@ -48,9 +67,9 @@ def roofline(request: pytest.FixtureRequest) -> Roofline:
     return Roofline(request.config.option.smoke)
 
 
-def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
-    """Machine, versions and command."""
-    return describe()
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    """Describe machine, versions and command."""
+    return describe(thread_counts(config.option.threads))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -63,7 +82,7 @@ def pytest_benchmark_group_stats(
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Keep a row for each variant, and once for each test who was absent and why."""
+    """Keep a row for each variant, and the reason of each that was absent."""
     entries = output_json["benchmarks"]
     output_json["absent"] = {e["name"]: e["extra_info"].pop("absent", {}) for e in entries}
     output_json["benchmarks"] = [row for entry in entries for row in rows_of(entry)]

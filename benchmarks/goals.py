@@ -1,54 +1,40 @@
-"""What the project has set itself, beside what was measured: a part of the report.
+"""The project's goals beside what was measured: a section of the report.
 
-A goal that is missed says why, and what was tried.
+A missed goal has a number, under which the report gives the reason and what was tried.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
+Values = dict[str, float]
 
-FUSED = ("AdamW", "Adam", "SGD", "Adagrad")  # torch has fused kernels for these on the CPU
-UNFUSED = ("RMSprop", "NAdam", "RAdam", "Adamax")
-HOST_OURS, HOST_THEIRS = "fused_optim, no launches", "torch fused, no kernels"
+OURS = "fused_optim native"
+NO_LAUNCHES = "fused_optim, no launches"
+THIRD_PARTY = ("DeepSpeed", "bitsandbytes", "torchao")
+UNFUSED = ("RMSprop", "NAdam", "RAdam", "Adamax")  # torch has no fused kernels for these
 
+# tensors, optimizers, the largest part of the time of torch's fastest step with clipping
+STEPS = (
+    ("one-50m", ("AdamW",), 0.80),
+    ("gpt2-124m", ("AdamW",), 0.82),
+    ("tiny-1000", ("AdamW",), 0.15),
+    ("gpt-1m", ("AdamW",), 0.65),
+    ("gpt-0.8m", ("AdamW",), 0.65),
+    ("one-50m", ("Adam",), 0.82),
+    ("gpt2-124m", ("Adam",), 0.82),
+    ("one-50m", ("SGD", "Adagrad"), 0.75),
+    ("gpt2-124m", ("SGD", "Adagrad"), 0.75),
+    ("one-50m", UNFUSED, 0.22),
+    ("gpt2-124m", UNFUSED, 0.25),
+    ("tiny-1000", UNFUSED, 0.10),
+)
+BYTES = "Both move the bytes of the formula; 32 of 40 for AdamW, 24 of 32 for SGD, are the least."
+SMALL = "The host's Python takes a good part of a step this short."
 HOST = (
-    "Each step reads type, shape, strides and address of five tensors a parameter (parameter, "
-    "gradient, two states, count), for whatever was replaced or moved since the last step would be "
-    "written through a stale address. That is 25,000 cache lines for 1,000 parameters, and a call "
-    "into torch for each address. Tried: all facts of 256 tensors in one call of torch's own "
-    "guards, in blocks that stay in a core's cache (from 57 ms for a full step); addresses "
-    "compared as one array; options compared as objects; kernels launched past Triton's binder. "
-    "Not done: to believe that a tensor object which is the same has the memory that it had; "
-    "`.data = ...` breaks that, and the step would corrupt memory. torch without its kernels is "
-    "a lower bound of what torch does on the host."
-)
-TINY = (
-    "Rows of less than 8,192 elements are copied together and back, seven copies a parameter for "
-    "AdamW at 0.3 to 0.7 us each, which is what torch's fused step takes for all of its work. "
-    "Tried: `torch.cat` and `split` (twice as slow), copies into views that are kept (what is "
-    "there now), foreach operations on the rows themselves (1.7 us for each operation and row). "
-    "Not done: states as views of one buffer, which other libraries refuse to save."
-)
-REFERENCE = (
-    "It is the definition, about 22 operations of torch for AdamW, none of which may be contracted "
-    "into another, and each passes over the elements once; torch's fused kernel is one pass. "
-    "Tried: pieces of 8,192 to 262,144 elements. torch gives a thread no fewer than 32,768, and "
-    "with so many the temporaries leave a core's second cache: two threads are 1.3 times as fast "
-    "as one with small pieces. There are 65,536 for each thread now, and the norm is no longer a "
-    "`dot`, which waited for threads of another library; together twice as fast as before. "
-    "`backend='auto'` takes the compiled backend where there are 16 M elements or more."
-)
-COMPILED = (
-    "Two passes, of which the first reads the gradients for the norm: 32 bytes a parameter for "
-    "AdamW where torch moves 40, so 0.80 is the least. Where a list is not one tensor, each tensor "
-    "is a call of the program and of the norm, with its threads woken up, and small ones are the "
-    "reference's."
-)
-
-GROUPS = (
-    "For a group the step compares some 20 options as objects, a microsecond or two; beyond that a "
-    "difference in either direction is the machine's."
+    "Type, shape, strides and address of five tensors a parameter are read again in each step, "
+    "for a write through a stale address would corrupt memory."
 )
 
 
@@ -58,124 +44,142 @@ class Goal(NamedTuple):
     Attributes:
         name: what is measured.
         bound: the largest value that meets it.
-        measure: from the rows of results to values by name; empty where nothing was measured.
+        measure: from the rows of results to values by name; empty if nothing was measured.
         reason: why it may be missed, and what was tried.
         form: how a value is written.
     """
 
     name: str
     bound: float
-    measure: Callable[[list[Row]], dict[str, float]]
-    reason: str
+    measure: Callable[[list[Row]], Values]
+    reason: str = ""
     form: str = "{:.2f}"
 
 
-def host(rows: Iterable[Row], name: str, groups: int) -> dict[int, Row]:
-    """The rows of a variant of the host's suite, by number of tensors."""
-    return {
-        row["tensors"]: row
-        for row in rows
-        if row["suite"] == "host" and (row["name"], row["groups"]) == (name, groups)
-    }
+def select(rows: Iterable[Row], **facts: Any) -> list[Row]:
+    """Return the rows that have these facts."""
+    return [r for r in rows if all(r.get(name) == value for name, value in facts.items())]
 
 
-def host_time(rows: list[Row]) -> dict[str, float]:
-    """Milliseconds of a step of 1,000 tensors."""
-    found = host(rows, HOST_OURS, 1).get(1000)
-    return {"1 group": found["median"] * 1e3} if found else {}
+def beside_torch(model: str, optimizers: Iterable[str], threads: int, rows: list[Row]) -> Values:
+    """Return ours as a part of torch's fused step where there is one, else of its fastest."""
+    found = {}
+    for optimizer in optimizers:
+        facts = {"model": model, "optimizer": optimizer, "format": "fp32", "clip": True}
+        chosen = select(rows, suite="step", threads=threads, **facts)
+        times = {row["name"]: row["median"] for row in chosen}
+        torchs = {name: time for name, time in times.items() if name.startswith("torch ")}
+        if OURS in times and torchs:
+            fastest = min(torchs.values())
+            found[optimizer] = times[OURS] / torchs.get("torch fused", fastest)
+    return found
 
 
-def host_share(rows: list[Row]) -> dict[str, float]:
-    """Ours as a part of torch's."""
-    ours = host(rows, HOST_OURS, 1).get(1000)
-    peers = {
-        label: host(rows, name, 1).get(1000)
-        for label, name in (("of no kernels", HOST_THEIRS), ("of all", "torch fused, CPU kernels"))
-    }
-    if ours is None:
+def beside_bytes(threads: int, rows: list[Row]) -> Values:
+    """Return the time of bf16 with split weights and int8 states, for each byte of fp32's time."""
+    chosen = select(rows, suite="formats", threads=threads)
+    by_format = {row["format"]: row for row in chosen if row.get("library") == OURS}
+    if not {"fp32", "split-int8"} <= by_format.keys():
         return {}
-    return {label: ours["median"] / peer["median"] for label, peer in peers.items() if peer}
+    small, plain = by_format["split-int8"], by_format["fp32"]
+    times, sizes = (small[key] / plain[key] for key in ("median", "bytes"))
+    return {f"time {times:.2f}, bytes {sizes:.2f}:": times / sizes}
 
 
-def host_slope(rows: list[Row]) -> dict[str, float]:
-    """Microseconds for each further tensor."""
-    from benchmarks.report import slope
+def beside_third_party(threads: int, rows: list[Row]) -> Values:
+    """Return ours as a part of each other library, where that is the largest."""
+    worst: dict[str, tuple[float, str]] = {}
+    for row in select(rows, threads=threads, role="other"):
+        library = row.get("library", row["name"])
+        if library not in THIRD_PARTY:
+            continue
+        same = select(rows, threads=threads, group=row["group"], format=row["format"])
+        ours = min((r["median"] for r in same if r.get("library", r["name"]) == OURS), default=None)
+        if ours is not None:
+            where = f"{row['optimizer']}, {row['format']}, {row['model']}"
+            value = (ours / row["median"], where)
+            worst[library] = max(worst.get(library, value), value)
+    return {f"{library} ({where})": value for library, (value, where) in worst.items()}
 
-    found = list(host(rows, HOST_OURS, 1).values())
-    return {"1 group": slope(found) * 1e6} if len(found) > 1 else {}
+
+def host(rows: list[Row], name: str) -> dict[int, Row]:
+    """Return the rows of a variant of the host's suite in one group, by number of tensors."""
+    return {row["tensors"]: row for row in select(rows, suite="host", name=name, groups=1)}
 
 
-def host_groups(rows: list[Row]) -> dict[str, float]:
-    """A step of many groups beside that of one."""
-    one = host(rows, HOST_OURS, 1).get(1000)
-    found = {f"{n} groups": host(rows, HOST_OURS, n).get(1000) for n in (3, 100)}
-    return {name: row["median"] / one["median"] for name, row in found.items() if row and one}
+def host_share(ours: str, other: str, rows: list[Row]) -> Values:
+    """Return ours as a part of torch's, for 1,000 tensors."""
+    found, beside = host(rows, ours).get(1000), host(rows, other).get(1000)
+    return {"1,000 tensors": found["median"] / beside["median"]} if found and beside else {}
 
 
-def host_allocations(rows: list[Row]) -> dict[str, float]:
-    """How many tensors more a step of 10,000 allocates than one of 100."""
-    found = host(rows, HOST_OURS, 1)
-    if not {100, 10_000} <= set(found):
-        return {}
+def host_time(rows: list[Row]) -> Values:
+    """Return the milliseconds of a step of 1,000 tensors, without launches and right after one."""
+    found = host(rows, f"{NO_LAUNCHES}, warm").get(1000)
+    return {"1,000 tensors": found["median"] * 1e3} if found else {}
+
+
+def host_growth(rows: list[Row]) -> Values:
+    """Return the time of 10,000 tensors as a part of ten times that of 1,000."""
+    found = {name: host(rows, name) for name in (NO_LAUNCHES, OURS)}
     return {
-        "1 group": found[10_000]["tensor_allocations"] - found[100]["tensor_allocations"],
+        name: times[10_000]["median"] / (10 * times[1000]["median"])
+        for name, times in found.items()
+        if {1000, 10_000} <= times.keys()
     }
 
 
-def beside_torch(
-    backend: str, model: str, optimizers: Iterable[str], fused: bool
-) -> Callable[[list[Row]], dict[str, float]]:
-    """Ours as a part of torch's fused step, or of torch's fastest, with clipping."""
-
-    def measure(rows: list[Row]) -> dict[str, float]:
-        found = {}
-        for optimizer in optimizers:
-            key = ("step", model, optimizer, "fp32", True)
-            names = ("suite", "model", "optimizer", "format", "clip")
-            times = {
-                row["name"]: row["median"]
-                for row in rows
-                if tuple(row.get(name) for name in names) == key
-            }
-            ours = times.get(f"fused_optim {backend}")
-            theirs = [
-                time
-                for name, time in times.items()
-                if name == "torch fused" or (not fused and name.startswith("torch "))
-            ]
-            if ours is not None and theirs:
-                found[optimizer] = ours / min(theirs)
-        return found
-
-    return measure
+def host_allocations(rows: list[Row]) -> Values:
+    """Return how many tensors more a step of 10,000 allocates than one of 100."""
+    found = {name: host(rows, name) for name in (NO_LAUNCHES, OURS)}
+    return {
+        name: times[10_000]["tensor_allocations"] - times[100]["tensor_allocations"]
+        for name, times in found.items()
+        if {100, 10_000} <= times.keys()
+    }
 
 
-def goals() -> Iterator[Goal]:
-    """All of them."""
-    yield Goal("host, 1,000 tensors: ms", 0.4, host_time, HOST)
-    yield Goal("host, 1,000 tensors: part of torch's", 1 / 15, host_share, HOST)
-    yield Goal("host: µs for each further tensor", 0.4, host_slope, HOST)
-    yield Goal("host, 1,000 tensors: beside 1 group", 1.1, host_groups, GROUPS)
-    yield Goal(
-        "host: further allocations from 100 to 10,000 tensors", 0, host_allocations, "", "{:.0f}"
-    )
-    # torch has fused some; of the others its fastest counts
-    sides = (("torch fused", FUSED, True), ("torch's fastest", UNFUSED, False))
-    bounds = {"compiled": (0.85, 0.25, COMPILED), "reference": (2.2, 1.0, REFERENCE)}
-    for model in ("one-50m", "gpt2-124m", "tiny-1000"):
-        for backend, (*own, reason) in bounds.items():
-            for bound, (rival, names, fused) in zip(own, sides, strict=True):
-                measure = beside_torch(backend, model, names, fused)
-                name = f"{backend} / {rival} + clip: {model}"
-                if model == "tiny-1000":  # never slower, whatever the backend
-                    yield Goal(name, 1.0, measure, TINY)
-                else:
-                    yield Goal(name, bound, measure, reason)
+def first_step(name: str, scale: float, rows: list[Row]) -> Values:
+    """Return the median time to compile."""
+    found = select(rows, suite="first step", name=name)
+    return {row["model"]: row["median"] * scale for row in found}
+
+
+def step_goals(threads: int) -> Iterator[Goal]:
+    """Yield those that are judged for each number of threads."""
+    suffix = f"{threads} thread{'s' if threads > 1 else ''}"
+    for model, optimizers, bound in STEPS:
+        torchs = "torch's fastest" if optimizers == UNFUSED else "torch fused"
+        measure = partial(beside_torch, model, optimizers, threads)
+        reason = BYTES if model in ("one-50m", "gpt2-124m") else SMALL
+        yield Goal(f"native / {torchs} + clip: {model}, {suffix}", bound, measure, reason)
+    name = f"bf16, split, int8 / fp32: time by bytes, {suffix}"
+    yield Goal(name, 1.25, partial(beside_bytes, threads))
+    name = f"native / other libraries, the largest: {suffix}"
+    yield Goal(name, 1.0, partial(beside_third_party, threads))
+
+
+def goals(rows: list[Row]) -> Iterator[Goal]:
+    """Yield all of them."""
+    for threads in sorted({row["threads"] for row in rows if "threads" in row}, reverse=True):
+        yield from step_goals(threads)
+    everything = partial(host_share, OURS, "torch fused, CPU kernels")
+    yield Goal("native / torch fused + clip: tensors of 16 elements", 0.15, everything, HOST)
+    alone = partial(host_share, NO_LAUNCHES, "torch fused, no kernels")
+    yield Goal("host without launches / torch without kernels", 0.2, alone, HOST)
+    yield Goal("host without launches, warm: ms", 0.6, host_time, HOST)
+    yield Goal("10,000 tensors / ten times 1,000", 1.25, host_growth, HOST)
+    name = "tensors allocated, 10,000 beside 100"
+    yield Goal(name, 0, host_allocations, form="{:.0f}")
+    cold = partial(first_step, "cold cache", 1)
+    yield Goal("compiling at the first step, cold cache: s", 1.0, cold)
+    warm = partial(first_step, "warm cache", 1e3)
+    yield Goal("compiling at the first step, warm cache: ms", 50, warm, form="{:.0f}")
 
 
 def lines(rows: list[Row]) -> Iterator[str]:
-    """The section of the report."""
-    found = [(goal, goal.measure(rows)) for goal in goals()]
+    """Yield the section of the report."""
+    found = [(goal, goal.measure(rows)) for goal in goals(rows)]
     found = [(goal, values) for goal, values in found if values]
     if not found:
         return

@@ -1,6 +1,7 @@
-"""Where a result comes from: machine, versions, command."""
+"""What a result depends on: machine, versions, threads, command."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import shlex
@@ -10,12 +11,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.race import DEVICE
-from benchmarks.rivals import RIVALS
+from benchmarks.interleaved import DEVICE
+from benchmarks.third_party import THIRD_PARTY
 
 
 def version(package: str) -> str | None:
-    """The installed version, or None."""
+    """Return the installed version, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -23,22 +24,43 @@ def version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """As the kernel names it."""
+    """Return the processor's name as the operating system has it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
-def describe() -> dict[str, Any]:
-    """What a result depends on; neither the machine's name nor its user."""
-    packages = ["torch", "triton", "numpy", "fused-optim", *(rival.package for rival in RIVALS)]
+def free_memory() -> float:
+    """Return the bytes that are free on the device; infinity if the system does not say."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.empty_cache()
+        return float(torch.get_device_module(DEVICE).mem_get_info()[0])
+    info = Path("/proc/meminfo")  # with what the page cache would give back
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return found[0] if found else math.inf
+
+
+def thread_counts(asked: list[int] | None) -> list[int]:
+    """Return the numbers of threads that steps are timed with: those asked for, or torch's."""
+    return asked or [torch.get_num_threads()]
+
+
+def describe(threads: list[int]) -> dict[str, Any]:
+    """Describe what a result depends on, without the names of the machine and its user.
+
+    Args:
+        threads: the numbers of threads that steps are timed with.
+    """
+    packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
+    packages += [library.package for library in THIRD_PARTY]
     versions = {package: version(package) for package in dict.fromkeys(packages)}
     found: dict[str, Any] = {
         "device": DEVICE.type,
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": {package: v for package, v in versions.items() if v is not None},

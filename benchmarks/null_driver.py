@@ -1,5 +1,6 @@
-"""A step's work on the host alone: launches and kernels that do nothing."""
+"""Stand-ins that leave only a step's work on the host: launches and kernels do nothing."""
 
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -9,7 +10,7 @@ from ptxsim.driver import PtxDriver
 
 
 class NullLauncher:
-    """Takes a launch and makes none."""
+    """A launcher whose launches do nothing."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         """Triton makes one for each kernel."""
@@ -24,9 +25,15 @@ class NullDriver(PtxDriver):
     launcher_cls = NullLauncher
 
 
+@cache
+def null_driver() -> NullDriver:
+    """Return the one driver, by which launches know the kernels that it has compiled."""
+    return NullDriver(90)
+
+
 def use_null_driver() -> None:
     """Let Triton launch nothing."""
-    triton.runtime.driver.set_active(NullDriver(90))
+    triton.runtime.driver.set_active(null_driver())
 
 
 def use_real_driver() -> None:
@@ -35,10 +42,10 @@ def use_real_driver() -> None:
 
 
 class NoKernels:
-    """Within this context torch's fused AdamW and ``clip_grad_norm_`` launch no kernels.
+    """A context within which torch's fused AdamW and ``clip_grad_norm_`` run no kernels.
 
     Args:
-        gradients: those to be clipped; their norms are made here once.
+        gradients: those to be clipped; their norms are computed here once.
     """
 
     def __init__(self, gradients: list[torch.Tensor]) -> None:

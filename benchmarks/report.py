@@ -1,7 +1,8 @@
 """Results as Markdown and as plots: ``python -m benchmarks.report [RESULTS.json ...]``.
 
 Every ``NAME.json`` that ``pytest benchmarks --benchmark-json=benchmarks/results/NAME.json`` wrote
-gives a ``NAME.md`` and plots ``NAME-*.png`` beside it.
+gives a ``NAME.md`` and plots ``NAME-*.png`` beside it. With ``--summary`` only the table of the
+README is printed.
 """
 
 import argparse
@@ -9,16 +10,25 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import goals
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
+BESIDE = "ours / fastest other"
+SUMMARY = ("fused_optim native", "fused_optim reference", "DeepSpeed", "bitsandbytes")
+MODELS = {
+    "one-50m": "one tensor of 50 M",
+    "gpt2-124m": "GPT-2 124 M, 148 tensors",
+    "gpt-1m": "GPT of the demo, 27 tensors",
+    "tiny-1000": "1,000 tiny tensors",
+}
 
 
 def read(path: Path) -> tuple[Row, list[Row]]:
-    """The whole file, and its rows: the facts of each variant with its statistics."""
+    """Return the whole file, and its rows: the facts of each variant with its statistics."""
     content: Row = json.loads(path.read_text())
     entries = content.get("benchmarks", []) if isinstance(content, dict) else []
     rows = [
@@ -30,7 +40,7 @@ def read(path: Path) -> tuple[Row, list[Row]]:
 
 
 def by_group(rows: Iterable[Row], suite: str) -> dict[str, list[Row]]:
-    """The rows of each race, the fastest first, the roofline last."""
+    """Return the rows of each comparison, the fastest first, the roofline last."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["suite"] == suite:
@@ -41,37 +51,42 @@ def by_group(rows: Iterable[Row], suite: str) -> dict[str, list[Row]]:
 
 
 def best(rows: Iterable[Row], role: str) -> Row | None:
-    """The fastest of a role."""
+    """Return the fastest of a role."""
     return min((r for r in rows if r["role"] == role), key=lambda r: r["median"], default=None)
 
 
 def bandwidth(row: Row) -> float:
-    """Bytes in a second."""
+    """Return the bytes in a second."""
     return float(row["bytes"] / row["median"])
 
 
 def roofline(rows: Iterable[Row]) -> float:
-    """The best that the memory did in a race, in bytes in a second."""
+    """Return the best that the memory did in a comparison, in bytes in a second."""
     return max(bandwidth(row) for row in rows if row["role"] == "roofline")
 
 
 def seconds(value: float) -> str:
-    """A time with three digits and a fitting unit."""
+    """Write a time with three digits and a fitting unit."""
     for scale, unit in ((1, "s"), (1e3, "ms")):
         if value * scale >= 1:
             return f"{value * scale:.3g} {unit}"
     return f"{value * 1e6:.3g} µs"
 
 
-def ratio(row: Row, rival: Row | None) -> str:
-    """The time of ours as a multiple of the best rival's."""
-    if row["role"] != "ours" or rival is None:
+def ratio(row: Row, other: Row | None) -> str:
+    """Write the time of ours as a part of the fastest other's."""
+    if row["role"] != "ours" or other is None:
         return ""
-    return f"{row['median'] / rival['median']:.2f}"
+    return f"{row['median'] / other['median']:.2f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a number with its noun."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 def table(heads: list[str], lines: Iterable[list[str]]) -> Iterator[str]:
-    """A Markdown table; all but the first column to the right."""
+    """Yield a Markdown table; all but the first column to the right."""
     yield "| " + " | ".join(heads) + " |"
     yield "|---|" + "---:|" * (len(heads) - 1)
     for line in lines:
@@ -80,12 +95,13 @@ def table(heads: list[str], lines: Iterable[list[str]]) -> Iterator[str]:
 
 
 def header(content: Row) -> Iterator[str]:
-    """Machine, versions, date, commit and command."""
+    """Yield machine, versions, date, commit and command."""
     machine, commit = content["machine_info"], content["commit_info"]
     changed = ", with changes" if commit.get("dirty") else ""
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
     parts = [machine.get("gpu"), machine["cpu"], f"{machine['cores']} cores"]
-    parts += [f"{machine['threads']} threads", machine["system"]]
+    parts += ["steps with " + " and ".join(plural(n, "thread") for n in machine["threads"])]
+    parts += [machine["system"]]
     yield f"- machine: {', '.join(part for part in parts if part)}"
     yield f"- versions: Python {machine['python']}, {versions}"
     yield f"- date: {content['datetime'][:10]}, commit {str(commit.get('id'))[:10]}{changed}"
@@ -94,36 +110,66 @@ def header(content: Row) -> Iterator[str]:
 
 
 def steps(rows: list[Row]) -> Iterator[str]:
-    """A table for each race of optimizers."""
-    heads = ["", "median", "IQR", "ours / best rival", "bytes / parameter", "GB/s", "of roofline"]
+    """Yield a table for each comparison of optimizers."""
+    heads = ["", "median", "IQR", BESIDE, "bytes / parameter", "GB/s", "of roofline"]
     for name, group in by_group(rows, "step").items():
-        rival, top, first = best(group, "rival"), roofline(group), group[0]
+        other, top, first = best(group, "other"), roofline(group), group[0]
         clip = ", clipped" if first["clip"] else ""
-        yield f"### {first['optimizer']}, {first['format']}{clip}: {first['model']}"
+        case = f"{first['optimizer']}, {first['format']}{clip}: {first['model']}"
+        yield f"### {case}, {plural(first['threads'], 'thread')}"
         yield ""
         sizes = [f"tensors: {first['tensors']:,}", f"groups: {first['groups']:,}", first["cut"]]
         sizes.append(f"parameters: {first['parameters']:,}")
         yield f"{', '.join(size for size in sizes if size)} (`{name}`)"
         yield ""
-        yield from table(heads, (step_line(row, rival, top) for row in group))
+        yield from table(heads, (step_line(row, other, top) for row in group))
 
 
-def step_line(row: Row, rival: Row | None, top: float) -> list[str]:
-    """The numbers of one variant."""
+def step_line(row: Row, other: Row | None, top: float) -> list[str]:
+    """Return the cells of one variant."""
     each = f"{row['bytes'] / row['parameters']:.1f}" if row["role"] != "roofline" else ""
     return [
         row["name"],
         seconds(row["median"]),
         seconds(row["iqr"]),
-        ratio(row, rival),
+        ratio(row, other),
         each,
         f"{bandwidth(row) / 1e9:.1f}",
         f"{bandwidth(row) / top:.0%}",
     ]
 
 
+def formats(rows: list[Row]) -> Iterator[str]:
+    """Yield a table of the storage formats: memory, bytes, time, and time beside our fp32."""
+    heads = ["", "bytes kept / parameter", "moved by a step", "median", "IQR", "GB/s"]
+    for group in by_group(rows, "formats").values():
+        first, top = group[0], roofline(group)
+        plain = [r["median"] for r in group if r["role"] == "ours" and r["format"] == "fp32"]
+        yield f"### Storage formats of AdamW, clipped: {first['model']}, " + plural(
+            first["threads"], "thread"
+        )
+        yield ""
+        lines = [format_line(row, top, plain[0] if plain else None) for row in group]
+        yield from table([*heads, "of roofline", "beside ours in fp32"], lines)
+
+
+def kept(row: Row) -> float:
+    """Return the bytes of parameters and states for each parameter."""
+    return float((row["weights_bytes"] + row["states_bytes"]) / row["parameters"])
+
+
+def format_line(row: Row, top: float, plain: float | None) -> list[str]:
+    """Return the cells of one format."""
+    sizes = ["", ""]
+    if row["role"] != "roofline":
+        sizes = [f"{kept(row):.2f}", f"{row['bytes'] / row['parameters']:.2f}"]
+    beside = "" if plain is None or row["role"] == "roofline" else f"{row['median'] / plain:.2f}"
+    rate = [f"{bandwidth(row) / 1e9:.1f}", f"{bandwidth(row) / top:.0%}"]
+    return [row["name"], *sizes, seconds(row["median"]), seconds(row["iqr"]), *rate, beside]
+
+
 def slope(rows: list[Row]) -> float:
-    """Seconds for each further tensor: least squares over relative errors."""
+    """Return the seconds for each further tensor: least squares over relative errors."""
     import numpy as np
 
     count = np.array([row["tensors"] for row in rows], float)
@@ -132,7 +178,7 @@ def slope(rows: list[Row]) -> float:
 
 
 def host(rows: list[Row]) -> Iterator[str]:
-    """Host time by number of tensors, its slope, the effect of groups, allocations."""
+    """Yield the time by number of tensors, its slope, the effect of groups, allocations."""
     found = [row for row in rows if row["suite"] == "host"]
     sizes = sorted({row["tensors"] for row in found})
     heads = ["", "groups", *(f"{size:,} tensors" for size in sizes), "each tensor"]
@@ -146,25 +192,51 @@ def host(rows: list[Row]) -> Iterator[str]:
                 times = [seconds(row["median"]) for row in own]
                 lines.append([name, str(groups), *times, seconds(slope(own)), *allocated(own[-1])])
     if lines:
-        yield "### Host: AdamW with clipping, before the GPU gets its work"
+        yield "### Many tensors of 16 elements: AdamW with clipping"
         yield ""
         yield from table(heads, lines)
-        yield f"Allocations: of one step of {sizes[-1]:,} tensors."
+        yield (
+            "No launches, no kernels: the host's part alone. Warm: right after another step. "
+            f"Allocations: of one step of {sizes[-1]:,} tensors."
+        )
         yield ""
 
 
 def allocated(row: Row) -> list[str]:
-    """What a step allocates, where it was counted."""
+    """Return what a step allocates, where it was counted."""
     if "python_peak" not in row:
         return ["", ""]
     return [str(row["tensor_allocations"]), f"{row['python_peak'] / 1e6:.2f} MB"]
 
 
+def first_step(rows: list[Row]) -> Iterator[str]:
+    """Yield what the first step takes in fresh processes."""
+    heads = [
+        "",
+        "compiling (first step - second)",
+        "shortest",
+        "longest",
+        "first step",
+        "it imported",
+    ]
+    for group in by_group(rows, "first step").values():
+        first = group[0]
+        size = f"{first['model']}, {first['parameters']:,} parameters"
+        yield f"### First step in a fresh process: AdamW with clipping, {size}"
+        yield ""
+        lines = []
+        for row in sorted(group, key=lambda row: str(row["name"])):
+            times = [row["median"], row["min"], row["max"], median(row["first"])]
+            name = f"{row['name']}, {row['backend']}"
+            lines.append([name, *map(seconds, times), row["imported"]])
+        yield from table(heads, lines)
+
+
 def training(rows: list[Row]) -> Iterator[str]:
-    """Tokens in a second and peak memory."""
-    heads = ["", "tokens/s", "step", "IQR", "ours / best rival", "peak memory"]
+    """Yield tokens in a second and peak memory."""
+    heads = ["", "tokens/s", "step", "IQR", BESIDE, "peak memory"]
     for group in by_group(rows, "training").values():
-        rival = best(group, "rival")
+        other = best(group, "other")
         yield f"### Training with {group[0]['optimizer']}: {group[0]['model']}"
         yield ""
         lines = (
@@ -173,7 +245,7 @@ def training(rows: list[Row]) -> Iterator[str]:
                 f"{row['tokens'] / row['median']:,.0f}",
                 seconds(row["median"]),
                 seconds(row["iqr"]),
-                ratio(row, rival),
+                ratio(row, other),
                 f"{row['memory'] / 1e6:,.1f} MB",
             ]
             for row in group
@@ -182,7 +254,7 @@ def training(rows: list[Row]) -> Iterator[str]:
 
 
 def absent(content: Row) -> Iterator[str]:
-    """Who did not take part, and why."""
+    """Yield who did not take part, and why."""
     reasons: dict[str, set[str]] = defaultdict(set)
     for found in content.get("absent", {}).values():
         for name, why in found.items():
@@ -195,20 +267,49 @@ def absent(content: Row) -> Iterator[str]:
 
 
 def markdown(content: Row, rows: list[Row], plots: list[str]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [*header(content), *(f"![{plot}]({plot})" for plot in plots), ""]
-    lines += [*goals.lines(rows), *steps(rows), *host(rows), *training(rows), *absent(content)]
+    for section in (goals.lines, steps, formats, host, first_step, training):
+        lines += section(rows)
+    lines += absent(content)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def summary(content: Row, rows: list[Row]) -> Iterator[str]:
+    """Yield the table of the README: clipped AdamW as a part of torch's fused step.
+
+    Raises:
+        KeyError: the results lack a model or a variant of the table.
+    """
+    facts = {"optimizer": "AdamW", "format": "fp32", "clip": True}
+    chosen = goals.select(rows, suite="step", **facts)
+    times = {(r["threads"], r["model"], r["name"]): r["median"] for r in chosen}
+    most, *fewer = sorted({r["threads"] for r in chosen}, reverse=True)
+    names = {name: f'`backend="{name.split()[1]}"`' for name in SUMMARY if "fused" in name}
+    variants = [(most, name) for name in SUMMARY] + [(n, goals.OURS) for n in fewer]
+    lines = []
+    for threads, name in variants:
+        label = names.get(name) or f"{name} {content['machine_info']['versions'][name.lower()]}"
+        shares = [
+            times[threads, model, name] / times[threads, model, "torch fused"] for model in MODELS
+        ]
+        head = f"{label}, {plural(threads, 'thread')}"
+        lines.append([head, *(f"{share:.2f}" for share in shares)])
+    yield from table(["", *MODELS.values()], lines)
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
     """Write a page and plots for each file of results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--summary", action="store_true", help="print the table of the README")
     parser.add_argument("results", nargs="*", type=Path, help="default: benchmarks/results/*.json")
     options = parser.parse_args(None if arguments is None else list(arguments))
     for path in options.results or sorted(RESULTS.glob("*.json")):
         content, rows = read(path)
         if not rows:  # of another suite
+            continue
+        if options.summary:
+            print("\n".join(summary(content, rows)))
             continue
         # the plots alone need matplotlib, which a machine that only measures may lack
         from benchmarks.plots import draw

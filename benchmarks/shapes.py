@@ -1,4 +1,4 @@
-"""The tensors of real models: shapes only, in parameter groups, cut down to the memory there is."""
+"""Shapes of the tensors of real models, with fewer layers where memory is short."""
 
 from collections.abc import Callable, Iterator
 from math import prod
@@ -8,11 +8,11 @@ Shape = tuple[int, ...]
 
 
 class Model(NamedTuple):
-    """A list of tensors that can be had with fewer layers.
+    """The tensors of a model, which may be cut to fewer layers.
 
     Attributes:
         tensors: the shapes for a number of layers.
-        layers: how many the model has; 0 where it cannot be cut.
+        layers: how many the model has; 0 if it cannot be cut.
         alone: every tensor is a parameter group of its own.
     """
 
@@ -21,33 +21,47 @@ class Model(NamedTuple):
     alone: bool = False
 
     def fitting(self, elements: float) -> int | None:
-        """How many layers fit into ``elements``; None if not one does."""
+        """Return how many layers fit into ``elements``; None if not one does."""
         choices = range(self.layers, 0, -1) if self.layers else [0]
         return next((n for n in choices if count(self.tensors(n)) <= elements), None)
 
 
 def count(shapes: list[Shape]) -> int:
-    """The number of elements."""
+    """Return the number of elements."""
     return sum(prod(shape) for shape in shapes)
 
 
 def linear(outputs: int, inputs: int) -> list[Shape]:
-    """A weight and its bias."""
+    """Return a weight and its bias."""
     return [(outputs, inputs), (outputs,)]
 
 
 def gpt2(layers: int) -> list[Shape]:
-    """GPT-2 124M, whose embedding is also its head."""
+    """Return GPT-2 124M, whose embedding is also its head."""
     norm: list[Shape] = [(768,), (768,)]
     attention = linear(3 * 768, 768) + linear(768, 768)
     block = norm + attention + norm + linear(4 * 768, 768) + linear(768, 4 * 768)
     return [(50257, 768), (1024, 768), *block * layers, *norm]
 
 
+def demo(layers: int) -> list[Shape]:
+    """Return the GPT that ``ci/demo.sh`` trains, the default of ``examples/gpt.py``."""
+    block: list[Shape] = [(144,), (432, 144), (144, 144), (144,), (576, 144), (144, 576)]
+    return [(256, 144), (64, 144), *block * layers, (144,)]
+
+
+def small_gpt(layers: int) -> list[Shape]:
+    """Return a GPT of 50 tensors, most of them biases and gains of norms."""
+    norm: list[Shape] = [(128,), (128,)]
+    block = norm + linear(384, 128) + linear(128, 128)
+    block += norm + linear(512, 128) + linear(128, 512)
+    return [(256, 128), (128, 128), *block * layers]
+
+
 def llama(
     width: int, hidden: int, keys: int, layers: int, tied: bool, vocabulary: int = 128256
 ) -> list[Shape]:
-    """A Llama 3, with ``keys`` features for the keys and for the values."""
+    """Return a Llama 3 with ``keys`` features for the keys and for the values."""
     attention = [(width, width), (keys, width), (keys, width), (width, width)]
     block = [*attention, (hidden, width), (hidden, width), (width, hidden), (width,), (width,)]
     heads = [(vocabulary, width)] * (1 if tied else 2)
@@ -55,12 +69,12 @@ def llama(
 
 
 def normed(outputs: int, inputs: int, size: int) -> list[Shape]:
-    """A convolution and its batch norm."""
+    """Return a convolution and its batch norm."""
     return [(outputs, inputs, size, size), (outputs,), (outputs,)]
 
 
 def resnet50_body() -> list[Shape]:
-    """ResNet-50 without its classifier."""
+    """Return ResNet-50 without its classifier."""
     shapes, inputs = normed(64, 3, 7), 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):
@@ -73,12 +87,12 @@ def resnet50_body() -> list[Shape]:
 
 
 def resnet50(layers: int) -> list[Shape]:
-    """ResNet-50."""
+    """Return ResNet-50."""
     return resnet50_body() + linear(1000, 2048)
 
 
 def vit_l(layers: int) -> list[Shape]:
-    """ViT-L/16."""
+    """Return ViT-L/16."""
     norm: list[Shape] = [(1024,), (1024,)]
     block = norm + linear(3072, 1024) + linear(1024, 1024)
     block += norm + linear(4096, 1024) + linear(1024, 4096)
@@ -87,7 +101,7 @@ def vit_l(layers: int) -> list[Shape]:
 
 
 def detector(layers: int) -> list[Shape]:
-    """465 tensors: a ResNet-50, a transformer on four scales, a head for each decoder layer."""
+    """Return 465 tensors: a ResNet-50, a transformer on four scales, heads of decoder layers."""
     norm: list[Shape] = [(256,), (256,)]
     deformable = linear(256, 256) + linear(128, 256) + linear(256, 256) * 2
     mlp = linear(1024, 256) + linear(256, 1024) + norm
@@ -101,14 +115,17 @@ def detector(layers: int) -> list[Shape]:
 
 
 def moe(layers: int) -> list[Shape]:
-    """10,000 tensors, almost all of them small experts."""
+    """Return 10,000 tensors, almost all of them small experts."""
     expert: list[Shape] = [(64, 128), (64, 128), (128, 64)]
     return [(4096, 128), (128,), *[(384, 128), (128, 128)] * 7, *expert * 3328]
 
 
 MODELS = {
     "one-50m": Model(lambda _: [(50_000_000,)]),
+    "one-16m": Model(lambda _: [(1 << 24,)]),
     "gpt2-124m": Model(gpt2, 12),
+    "gpt-1m": Model(demo, 4),
+    "gpt-0.8m": Model(small_gpt, 4),
     "tiny-1000": Model(lambda _: [(1 + 7 * i % 257,) for i in range(1000)]),
     "resnet-50": Model(resnet50),
     "vit-l": Model(vit_l, 24),
@@ -122,7 +139,7 @@ MODELS = {
 
 
 def grouped(shapes: list[Shape], groups: int) -> Iterator[list[Shape]]:
-    """``shapes`` dealt out to groups of equal size, the last ones being smaller by one."""
+    """Divide ``shapes`` among groups of equal size; the last ones are smaller by one."""
     each, rest = divmod(len(shapes), groups)
     start = 0
     for group in range(groups):
@@ -132,5 +149,5 @@ def grouped(shapes: list[Shape], groups: int) -> Iterator[list[Shape]]:
 
 
 def smallest(shapes: list[Shape], tensors: int) -> list[Shape]:
-    """The first tensors with no side above 8, to run a benchmark without measuring anything."""
+    """Return the first tensors with no side above 8, to run a benchmark without measuring."""
     return [tuple(min(side, 8) for side in shape) for shape in shapes[:tensors]]

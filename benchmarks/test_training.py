@@ -1,4 +1,4 @@
-"""What a whole training gains: the example's GPT with torch's AdamW and with ours."""
+"""A whole training: the example's GPT with torch's AdamW and with ours."""
 
 import copy
 from typing import Any
@@ -12,9 +12,9 @@ from training import Corpus, Run, Task, Update, clip_and_step, groups, step_alon
 
 from benchmarks import variants
 from benchmarks.allocation import peak, tensor_allocations
-from benchmarks.race import CLOCK, DEVICE, Variant, race
+from benchmarks.bytes_moved import held
+from benchmarks.interleaved import CLOCK, DEVICE, Variant, compare
 from benchmarks.shapes import count
-from benchmarks.traffic import held
 from benchmarks.variants import BACKENDS, TORCH
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
@@ -30,14 +30,14 @@ SECONDS = 6.0
 
 
 def task_of(shape: Shape) -> Task:
-    """Random bytes: a time does not depend on them."""
+    """Return a task on random bytes: a time does not depend on them."""
     data = torch.randint(256, (1 << 16,), generator=torch.Generator().manual_seed(0))
     corpus = Corpus.split(bytes(data.tolist()), shape.context)
     return Task(corpus, steps=1000, seed=0, device=DEVICE, shape=shape)
 
 
 def optimizers(weights: GPT, absent: dict[str, str]) -> dict[str, tuple[GPT, Optimizer, Update]]:
-    """Name to model, optimizer and what updates; each with its own copy of the weights."""
+    """Return model, optimizer and update by name; each has its own copy of the weights."""
     found: dict[str, tuple[GPT, Optimizer, Update]] = {}
     for name, kind in TORCH.items():
         model = copy.deepcopy(weights)
@@ -54,7 +54,7 @@ def optimizers(weights: GPT, absent: dict[str, str]) -> dict[str, tuple[GPT, Opt
 
 
 def peak_of(run: Run, batch: torch.Tensor) -> int:
-    """The most memory in use in a step: what is held all the time, and what comes and goes."""
+    """Return the most bytes in use in a step: those of the states, and what is allocated in it."""
     run.step(batch)
     own = sum(held(run.optimizer))
     if DEVICE.type == "cpu":
@@ -68,20 +68,20 @@ def peak_of(run: Run, batch: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("model", CHOSEN)
 def test_training(benchmark: BenchmarkFixture, smoke: bool, model: str) -> None:
-    """A step of the training: forward, backward, clipping, update, learning rate."""
+    """Time a step of the training: forward, backward, clipping, update, learning rate."""
     shape = Shape(context=8, layers=1, heads=1, width=8) if smoke else MODELS[model]
     task = task_of(shape)
     torch.manual_seed(0)
     weights = GPT(shape).to(DEVICE)
     batch = task.batch(0)
     absent: dict[str, str] = {}
-    racers = []
+    found = []
     for name, (own, optimizer, update) in optimizers(weights, absent).items():
         run = Run(own, optimizer, update, task)
         facts = {"tokens": task.batch_size * shape.context, "memory": peak_of(run, batch)}
-        role = "ours" if name.startswith("fused_optim") else "rival"
-        racers.append(Variant(name, role, lambda run=run: run.step(batch), facts))
+        role = "ours" if name.startswith("fused_optim") else "other"
+        found.append(Variant(name, role, lambda run=run: run.step(batch), facts))
     parameters = count([tuple(p.shape) for p in weights.parameters()])
     benchmark.extra_info.update(suite="training", model=model, optimizer="AdamW", absent=absent)
     benchmark.extra_info["parameters"] = parameters
-    race(benchmark, racers, lambda: None, 0.0 if smoke else SECONDS)
+    compare(benchmark, found, lambda: None, 0.0 if smoke else SECONDS)

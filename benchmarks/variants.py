@@ -1,4 +1,4 @@
-"""Optimizers in storage formats on backends: one table each, and what is there, found by trying."""
+"""Tables of optimizers, storage formats and backends, and which combinations work here."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -10,8 +10,9 @@ import torch
 from torch.nn import Parameter
 
 import fused_optim
-from benchmarks.rivals import RIVALS, Rival
-from benchmarks.shapes import Shape
+from benchmarks.machine import free_memory
+from benchmarks.shapes import MODELS, Shape
+from benchmarks.third_party import THIRD_PARTY, Library
 from fused_optim.optimizers.base import FusedOptimizer
 
 LR = 1e-5
@@ -26,14 +27,14 @@ class Format:
 
     Attributes:
         dtype: of parameters and gradients.
-        options: what our optimizers take for it.
+        options: the arguments of our optimizers that select it.
     """
 
     dtype: torch.dtype
     options: dict[str, Any] = field(default_factory=dict)
 
 
-# the options of both libraries
+# the optimizers that torch has too, with the options of both
 SHARED: dict[str, dict[str, Any]] = {
     "AdamW": {},
     "Adam": {},
@@ -44,7 +45,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "RAdam": {},
     "Adamax": {},
 }
-# and those that torch does not have
+# all of ours
 OPTIMIZERS = {
     name: SHARED.get(name, {})
     for name in [*SHARED, *fused_optim.__all__]
@@ -65,23 +66,45 @@ FORMATS = {
     "split-fp8": Format(torch.bfloat16, {"weights": "split", "states": "fp8"}),
     "split24-int8": Format(torch.bfloat16, {"weights": "split24", "states": "int8"}),
 }
-# our backends, and where they are for speed
-BACKENDS = {"triton": ("cuda", "xpu"), "compiled": ("cpu",), "reference": ("cpu",)}
+# our backends, and the devices where each is timed
+BACKENDS = {"triton": ("cuda", "xpu"), "native": ("cpu",), "reference": ("cpu",)}
 TORCH = {
     "torch for-loop": {"foreach": False},
     "torch foreach": {"foreach": True},
     "torch fused": {"fused": True},
 }
-# of all formats torch has these; beside the others stands its fastest step, in the same weights
+# torch has these formats; the others are compared with its fused step in plain bf16
 TORCH_FORMATS = ("fp32", "bf16")
-# what says that a library does not do something, or cannot here; a broken installation may raise
-# anything at all when it is imported
+# what a library raises that lacks something or cannot run here; a broken installation may raise
+# any of these when it is imported
 REFUSALS = (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError)
 TRIAL: list[list[Shape]] = [[(33, 7), (5,)]]
 
 
+def tensors_of(model: str, format: str, entrants: int) -> tuple[list[Shape], str] | None:
+    """Choose the tensors of as many layers as fit into memory.
+
+    Args:
+        model: one of :data:`benchmarks.shapes.MODELS`.
+        format: one of :data:`FORMATS`.
+        entrants: how many optimizers hold parameters and states at once.
+
+    Returns:
+        the shapes, and the number of layers in words if it is not that of the whole model; None
+        if not even one layer fits.
+    """
+    width = FORMATS[format].dtype.itemsize
+    # shared gradients; weights and two or three states of each; temporaries of one step
+    each = 2 * width + entrants * (width + (8 if width == 4 else 12)) + 12
+    layers = MODELS[model].fitting(0.8 * free_memory() / each)
+    if layers is None:
+        return None
+    cut = "" if layers == MODELS[model].layers else f"{layers} of {MODELS[model].layers} layers"
+    return MODELS[model].tensors(layers), cut
+
+
 def parameters(groups: Sequence[Sequence[Shape]], format: str, device: str) -> Groups:
-    """Parameter groups with gradients of ordinary values."""
+    """Return parameter groups with gradients of ordinary values."""
     dtype = FORMATS[format].dtype
     block = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
@@ -100,7 +123,7 @@ def parameters(groups: Sequence[Sequence[Shape]], format: str, device: str) -> G
 
 
 def copied(groups: Groups) -> Groups:
-    """Parameters of its own for another variant, with the same gradients."""
+    """Return groups with copies of the parameters and with the same gradients."""
     copies = [[Parameter(p.detach().clone()) for p in group["params"]] for group in groups]
     for group, originals in zip(copies, groups, strict=True):
         for param, original in zip(group, originals["params"], strict=True):
@@ -109,7 +132,7 @@ def copied(groups: Groups) -> Groups:
 
 
 def ours(optimizer: str, format: str, backend: str, clip: bool, groups: Groups) -> FusedOptimizer:
-    """One of ours."""
+    """Create one of our optimizers."""
     options = {**OPTIMIZERS[optimizer], **FORMATS[format].options, "lr": LR, "backend": backend}
     if clip:
         options["max_grad_norm"] = MAX_GRAD_NORM
@@ -119,36 +142,36 @@ def ours(optimizer: str, format: str, backend: str, clip: bool, groups: Groups) 
 
 @cache
 def why_not_ours(optimizer: str, format: str, backend: str, device: str) -> str | None:
-    """The reason why a backend cannot be had, found by trying."""
+    """Try a step of ours; return the reason why it cannot be taken, or None."""
     return reason(lambda: ours(optimizer, format, backend, False, trial(format, device)).step())
 
 
 @cache
 def why_not_torch(optimizer: str, kind: str, format: str, device: str) -> str | None:
-    """The reason why torch has no such optimizer, found by trying."""
+    """Try a step of torch's; return the reason why it cannot be taken, or None."""
     return reason(lambda: theirs(optimizer, TORCH[kind], trial(format, device)).step())
 
 
 @cache
-def why_not_rival(index: int, device: str) -> str | None:
-    """The reason why a rival is not there, found by trying."""
-    rival = RIVALS[index]
-    if device not in rival.devices:
+def why_not_third_party(index: int, device: str) -> str | None:
+    """Try a step of ``THIRD_PARTY[index]``; return the reason why it cannot be taken, or None."""
+    library = THIRD_PARTY[index]
+    if device not in library.devices:
         return f"not for {device}"
     try:
-        importlib.import_module(rival.target.split(".")[0].split(":")[0])
+        importlib.import_module(library.target.split(".")[0].split(":")[0])
     except ImportError:
         return "not installed"
-    return reason(lambda: loaded(rival, trial(rival.format, device)).step())
+    return reason(lambda: third_party(library, trial(library.format, device)).step())
 
 
 def trial(format: str, device: str) -> Groups:
-    """A few small parameters."""
+    """Return a few small parameters."""
     return parameters(TRIAL, format, device)
 
 
 def reason(attempt: Step) -> str | None:
-    """What speaks against ``attempt``; None if it succeeds."""
+    """Return the first line of the error that ``attempt`` raises; None if it succeeds."""
     try:
         attempt()
     except REFUSALS as error:
@@ -157,24 +180,24 @@ def reason(attempt: Step) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """The part of a message that fits on a line."""
+    """Return the part of a message that fits on a line."""
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def theirs(optimizer: str, kind: dict[str, Any], groups: Groups) -> torch.optim.Optimizer:
-    """One of torch's."""
+    """Create one of torch's optimizers."""
     options = {**OPTIMIZERS[optimizer], **kind, "lr": LR}
     made: torch.optim.Optimizer = getattr(torch.optim, optimizer)(groups, **options)
     return made
 
 
-def loaded(rival: Rival, groups: Groups) -> torch.optim.Optimizer:
-    """One of another library."""
-    return rival.load()(groups, lr=LR, **rival.options)  # type: ignore[call-arg]
+def third_party(library: Library, groups: Groups) -> torch.optim.Optimizer:
+    """Create an optimizer of another library."""
+    return library.load()(groups, lr=LR, **library.options)  # type: ignore[call-arg]
 
 
 def clipped(optimizer: torch.optim.Optimizer, clip: bool, foreach: bool) -> Step:
-    """A step after ``clip_grad_norm_``, as one writes it with optimizers that do not clip."""
+    """Return a step after ``clip_grad_norm_``, as written for optimizers that do not clip."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step() -> None:

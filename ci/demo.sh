@@ -4,5 +4,5 @@
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 
-bash "$root/ci/setup.sh" triton,cli
+bash "$root/ci/setup.sh" cpu,cli
 exec "$root/.venv/bin/python" "$root/examples/train_gpt.py" "$@"

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fused_optim.optimizers.adam import AdamW
 from fused_optim.optimizers.base import FusedOptimizer
@@ -125,9 +124,10 @@ def _tensors(entries: Iterable[Any]) -> Iterator[Tensor]:
 
 def _nbytes(tensor: Tensor) -> int:
     """Bytes of memory, of all tensors that ``tensor`` is made of."""
-    if is_traceable_wrapper_subclass(tensor):
+    if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(_nbytes(getattr(tensor, name)) for name in names)
     if tensor.layout is torch.sparse_coo:
-        return tensor._indices().nbytes + tensor._values().nbytes
+        tensor = tensor.coalesce()
+        return tensor.indices().nbytes + tensor.values().nbytes
     return tensor.nbytes

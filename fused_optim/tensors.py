@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fused_optim.private_api import is_wrapper
 from fused_optim.rules.common import Rule
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -49,7 +49,7 @@ def why_not(param: Tensor) -> str | None:
     """What ``param`` must be or have to be updated through its address; None if all is well."""
     if param.dtype not in SUPPORTED:
         return f"be floating or complex, got {param.dtype}"
-    if param.layout is not torch.strided or is_traceable_wrapper_subclass(param):
+    if param.layout is not torch.strided or is_wrapper(param):
         kind = f"{type(param).__module__}.{type(param).__qualname__}, {param.layout}"
         return f"be a dense tensor with memory of its own, got {kind}"
     if _overlaps_itself(param):

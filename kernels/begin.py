@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fused_optim.kernels.noise import row_keys
-from fused_optim.kernels.rules.common import clip_factor
+from fused_optim.kernels.rules.common import clip_factor, root
 from fused_optim.kernels.update import HEAD
 
 
@@ -18,7 +18,7 @@ def reduced(partial_ptr, partials, MAX_PARTIALS: tl.constexpr):
         live = first + i < partials
         squares += tl.load(partial_ptr + 2 * (first + i), mask=live, other=0.0)
         bad += tl.load(partial_ptr + 2 * (first + i) + 1, mask=live, other=0.0)
-    return tl.sqrt(tl.sum(squares)), tl.sum(bad) != 0
+    return root(tl.sum(squares)), tl.sum(bad) != 0
 
 
 @triton.jit

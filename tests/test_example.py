@@ -173,7 +173,7 @@ def test_as_a_script(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "fused_optim.AdamW" in result.stdout
-    assert "reference" in result.stdout
+    assert "native" in result.stdout
     assert (tmp_path / "out" / "train_gpt.png").read_bytes().startswith(b"\x89PNG")
 
     saved = torch.load(tmp_path / "gpt.pt")["state"]

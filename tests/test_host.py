@@ -295,8 +295,8 @@ FACTS = {
 def test_tensors_are_told_apart(fact, guards, monkeypatch):
     """By what torch has for it, and without."""
     if not guards:
-        monkeypatch.setattr(again, "GUARDS", None)
-    assert guards == (again.GUARDS is not None), "this torch lacks it: steps take longer"
+        monkeypatch.setattr(again, "TENSOR_GUARDS", None)
+    assert guards == (again.TENSOR_GUARDS is not None), "this torch lacks it: steps take longer"
     first, second = torch.zeros(4, 4), torch.ones(4, 4)
     same = again.alike([first, second])
     gone = weakref.ref(first)
@@ -307,7 +307,7 @@ def test_tensors_are_told_apart(fact, guards, monkeypatch):
 
 
 def test_without_the_guards_of_torch(monkeypatch, full):
-    monkeypatch.setattr(again, "GUARDS", None)
+    monkeypatch.setattr(again, "TENSOR_GUARDS", None)
     twins = Twins("formats", KERNELS)
     for _ in range(3):
         twins.step()

@@ -19,14 +19,23 @@ ROOT = Path(__file__).parent.parent
 # what each room may import of the project, besides itself
 MAY_IMPORT = {
     "fused_optim/rules": {"rules"},
+    "fused_optim/private_api.py": set(),
     "fused_optim/noise.py": set(),
     "fused_optim/codecs.py": {"noise"},
     "fused_optim/formats.py": {"codecs", "rules"},
     "fused_optim/storage.py": {"codecs", "formats", "noise"},
     "fused_optim/layout.py": set(),
-    "fused_optim/tensors.py": {"rules"},
+    "fused_optim/tensors.py": {"private_api", "rules"},
     "fused_optim/options.py": {"backends", "formats"},
-    "fused_optim/backends": {"rules", "codecs", "noise", "layout", "kernels", "backends"},
+    "fused_optim/backends": {
+        "rules",
+        "codecs",
+        "noise",
+        "layout",
+        "kernels",
+        "backends",
+        "private_api",
+    },
     "fused_optim/plan.py": {"rules", "codecs", "layout", "backends"},
     "fused_optim/optimizers": {
         "codecs",
@@ -38,6 +47,7 @@ MAY_IMPORT = {
         "layout",
         "backends",
         "plan",
+        "private_api",
         "optimizers",
     },
     "fused_optim/footprint.py": {"optimizers"},

@@ -129,13 +129,14 @@ def test_nothing_of_the_user_is_kept_alive(backend):
     assert gone() is None
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("offset", [0, 1, 2, 3])
 def test_alignment_changes_from_step_to_step(offset):
     """Gradients that are views into a flat bucket are aligned to their element only."""
     pair = Pair([(1025,), (300,)], KERNELS)
     pair.step()
     aligned = list(pair.fused._plan.launches)
-    assert [kind.vector for kind in aligned] == [4]
+    assert [kind.vector for kind in aligned] == [4 if KERNELS == "triton" else 1]
     grads = values([(1025,), (300,)], torch.float32, 5)
     flat = torch.cat([torch.zeros(offset), grads[0], grads[1]])
     pair.ours[0].grad = flat[offset : offset + 1025]
@@ -145,7 +146,9 @@ def test_alignment_changes_from_step_to_step(offset):
     pair.peer.step()
     torch.testing.assert_close(pair.ours, pair.theirs)
     vectors = {kind.vector for kind in pair.fused._plan.launches}
-    assert vectors == {0: {4, 1}, 3: {4, 1}}.get(offset, {1})
+    # for the CPU code is compiled once, for any alignment
+    wide = {4, 1} if KERNELS == "triton" else {1}
+    assert vectors == (wide if offset in (0, 3) else {1})
 
 
 def layouts():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fused_optim import private_api
 from fused_optim.codecs import Codec
 from fused_optim.layout import Row
 from fused_optim.rules.common import Rule
@@ -174,12 +175,10 @@ def why_not_triton(device: torch.device) -> str | None:
         return "triton is not installed"
     if device.type == "cpu" and not _triton_may_run_on_cpu():
         return "triton has no driver for the CPU"
-    import triton
-
-    if triton.knobs.runtime.interpret:
+    if private_api.triton_is_interpreted():
         return None if device.type == "cpu" else f"the interpreter is on; {device} is not the CPU"
     try:
-        runs_on = triton.runtime.driver.active.get_active_torch_device()
+        runs_on = private_api.triton_device()
     except RuntimeError as error:
         return f"triton finds no device: {error}"
     # a driver may declare the CPU to be its device: then CPU tensors are device memory
@@ -202,7 +201,11 @@ def why_not_native(device: torch.device) -> str | None:
             return f"{package} is not installed: pip install fused-optim[cpu]"
     from fused_optim.backends.native import levels
 
-    return levels.unsupported_reason()
+    try:
+        levels.level()
+    except levels.NoNativeCode as error:
+        return str(error)
+    return None
 
 
 def resolve(name: str, device: torch.device) -> str:

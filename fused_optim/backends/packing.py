@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fused_optim.private_api import copy_all
+
 SIZE = 1 << 15  # elements that are packed into one
 SMALL = SIZE // 4  # elements: rows of fewer are packed
 Columns = tuple[Tensor, ...]
@@ -36,12 +38,12 @@ class Pack:
         """Copy the rows; what is returned copies them back, but for columns in ``read_only``."""
         columns = [list(column) for column in zip(*rows, strict=True)]
         for parts, column in zip(self.parts, columns, strict=True):
-            torch._foreach_copy_(parts, column)
+            copy_all(parts, column)
 
         def restore() -> None:
             for i, (parts, column) in enumerate(zip(self.parts, columns, strict=True)):
                 if i not in read_only:
-                    torch._foreach_copy_(column, parts)
+                    copy_all(column, parts)
 
         return restore
 

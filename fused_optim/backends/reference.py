@@ -1,6 +1,6 @@
 """The reference backend: plain torch, in pieces that stay in cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Options, Scaler, packing
 from fused_optim.backends.packing import Columns, Packs
+from fused_optim.backends.sums import WIDTH, Sum, total
 from fused_optim.layout import Row
 from fused_optim.noise import random_bits, row_keys
-from fused_optim.rules.common import Gradient, averaged, clip_factor, gradient
+from fused_optim.rules.common import Gradient, averaged, clip_factor, gradient, root
 
-CHUNK = 1 << 16  # elements a thread, which torch gives no fewer than half of these
+CHUNK = WIDTH  # elements a thread, which torch gives no fewer than half of these
 WHOLE = 1 << 62  # elements: what is never cut
 
 
@@ -32,12 +33,12 @@ class Piece(NamedTuple):
 
     Attributes:
         columns: at most a chunk of each.
-        start: the first element in its row; int64 [] where an int would be compiled in.
+        start: the first element in its row.
         restore: brings the values back to the rows.
     """
 
     columns: Columns
-    start: int | Tensor
+    start: int
     restore: Callable[[], None]
 
 
@@ -81,14 +82,19 @@ class ReferenceLaunch:
         """See :class:`~fused_optim.backends.Launch`."""
         codec, span = self.kind.codecs[1], self.spans[1]
         rows = [row.columns[span] for row in self.bucket.rows]
-        sums = [torch.zeros(2, dtype=torch.float64, device=self.kind.device)]
-        for piece in self._pieces(rows, self.kind.blocks[span]):
+        blocks = self.kind.blocks[span]
+        sum_of_squares = self._new_sum(row[0].numel() for row in rows)
+        for piece in self._pieces(rows, blocks):
             wide = codec.load(piece.columns, self.kind.compute).double()
-            squares = (wide * wide).sum()
-            # on the CPU a look at the sum is free, and a finite one has no Inf or NaN in it
-            finite = self.on_cpu and bool(squares.isfinite())
-            sums.append(torch.stack([squares, squares * 0 if finite else (wide - wide).sum()]))
-        return torch.stack(sums).sum(0, keepdim=True)
+            sum_of_squares.add(wide * wide)
+        squares = sum_of_squares.total()
+        bad = torch.zeros_like(squares)
+        # on the CPU a look at the sum is free, and a finite one has no Inf or NaN in it
+        if not (self.on_cpu and squares.isfinite()):
+            for piece in self._pieces(rows, blocks):
+                finite = codec.load(piece.columns, self.kind.compute).isfinite()
+                bad = torch.where(finite.all(), bad, 1.0)
+        return torch.stack([squares, bad])[None]
 
     def begin(self, partials: Tensor | None, report: Tensor | None, scaler: Scaler) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
@@ -118,8 +124,8 @@ class ReferenceLaunch:
         norm = torch.full((), torch.nan, dtype=torch.float64, device=self.kind.device)
         bad = torch.zeros((), dtype=torch.bool, device=self.kind.device)
         if partials is not None:
-            squares, nonfinite = partials.sum(0)
-            norm, bad = squares.sqrt(), nonfinite != 0
+            squares, nonfinite = total(partials)
+            norm, bad = root(squares), nonfinite != 0
         unscale, found = torch.ones_like(norm), torch.zeros_like(norm)
         if scaler.scale is not None:
             unscale = 1.0 / scaler.scale.squeeze().double()
@@ -202,22 +208,33 @@ class ReferenceLaunch:
         """The scalars that depend on sums over the whole tensor."""
         rule = self.kind.rule
         assert rule.per_tensor is not None
-        sums = torch.zeros(rule.per_tensor.quantities, dtype=torch.float64, device=self.kind.device)
-        for piece in self._pieces([columns], self.kind.blocks):
-            sums += self._measured_piece(piece, scalars)
+        sums = self._sums(columns, scalars)
         numel = torch.full_like(sums[0], columns[0].numel())
         early = tuple(scalar.double() for scalar in scalars.rule)
-        late = rule.per_tensor.finish(sums.unbind(), numel, early)
+        late = rule.per_tensor.finish(sums, numel, early)
         return [scalar.to(self.kind.compute) for scalar in late]
 
-    def _measured_piece(self, piece: Piece, scalars: Scalars) -> Tensor:
-        """The sums over the elements of a piece, float64 [quantities]."""
+    def _sums(self, columns: Columns, scalars: Scalars) -> tuple[Tensor, ...]:
+        """The sum of each quantity over the whole tensor, float64 []."""
+        assert self.kind.rule.per_tensor is not None
+        count = self.kind.rule.per_tensor.quantities
+        sums = [self._new_sum([columns[0].numel()]) for _ in range(count)]
+        for piece in self._pieces([columns], self.kind.blocks):
+            for one, quantity in zip(sums, self._quantities(piece, scalars), strict=True):
+                one.add(quantity.double())
+        return tuple(one.total() for one in sums)
+
+    def _quantities(self, piece: Piece, scalars: Scalars) -> tuple[Tensor, ...]:
+        """What the rule measures, of each element of a piece."""
         per_tensor = self.kind.rule.per_tensor
         assert per_tensor is not None
         p, g, *state = self._loaded(piece.columns)
         own = tuple(state[:-1] if self.kind.ema else state)
-        quantities = per_tensor.measure(p, gradient(g, p, scalars.gradient), own, scalars.rule)
-        return torch.stack([quantity.double().sum() for quantity in quantities])
+        return per_tensor.measure(p, gradient(g, p, scalars.gradient), own, scalars.rule)
+
+    def _new_sum(self, sizes: Iterable[int]) -> Sum:
+        """A sum over rows of these sizes."""
+        return Sum(sum(sizes), self.kind.device)
 
     def _loaded(self, columns: Columns) -> list[Tensor]:
         return [
@@ -239,7 +256,7 @@ class ReferenceLaunch:
         if not self.kind.counts:
             return None
         kept = self.kind.codecs[0].load(piece.columns[self.spans[0]], self.kind.compute)
-        return ((p != old) & (kept == old)).sum()
+        return torch.count_nonzero((p != old) & (kept == old))
 
     def _store(
         self, piece: Piece, values: tuple[Tensor, ...], keys: tuple[Tensor, Tensor], offset: int

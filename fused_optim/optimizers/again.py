@@ -8,7 +8,6 @@ its type, dtype, device, shape, strides and address, is read and compared anew. 
 except addresses of gradients and numbers among the options, asks for a full step.
 """
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, compress, repeat
 from operator import attrgetter, is_, itemgetter
@@ -22,6 +21,7 @@ from fused_optim import storage
 from fused_optim.backends import Kind, Options
 from fused_optim.layout import Recipe, Row
 from fused_optim.plan import Same
+from fused_optim.private_api import TENSOR_GUARDS
 
 BLOCK = 256
 T = TypeVar("T")
@@ -46,22 +46,11 @@ class Optimizer(Protocol):
     def _selection(self, group: Group) -> tuple[Any, ...]: ...
 
 
-def _guards() -> Any:
-    """What torch.compile tells a tensor by, in one call for any number; it is not public."""
-    try:
-        return getattr(importlib.import_module("torch._C._dynamo.guards"), "TensorGuards", None)
-    except ImportError:
-        return None
-
-
-GUARDS = _guards()
-
-
 def alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """Whether the arguments have the types, dtypes, devices, shapes and strides of ``tensors``."""
-    if GUARDS is not None:  # 50 ns a tensor; to ask for each attribute takes a microsecond
+    if TENSOR_GUARDS is not None:  # 50 ns a tensor; to ask for each attribute takes a microsecond
         fixed = {"dynamic_dims_sizes": None, "dynamic_dims_strides": None}
-        check: Callable[..., bool] = GUARDS(*tensors, **fixed).check
+        check: Callable[..., bool] = TENSOR_GUARDS(*tensors, **fixed).check
         return check
     before = list(map(_facts, tensors))
     return lambda *others: list(map(_facts, others)) == before

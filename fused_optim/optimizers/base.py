@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
@@ -23,6 +22,7 @@ from fused_optim.optimizers.decay import warn_of_decay
 from fused_optim.optimizers.kept import Aside, Shard, completed
 from fused_optim.optimizers.kept import Group as Group
 from fused_optim.plan import Plan, kind_of
+from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
 
 
@@ -249,7 +249,7 @@ class FusedOptimizer(Average):
 
     # one break for torch.compile, which would trace addresses and tables for seconds; torch's own
     # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
-    @_disable_dynamo
+    @disable_dynamo
     def _update(self) -> None:
         if torch.is_inference_mode_enabled():  # what is made there cannot be updated elsewhere
             with torch.inference_mode(False), torch.no_grad():

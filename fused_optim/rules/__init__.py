@@ -7,5 +7,7 @@ beta = 0.999 would lose five digits. In float32 these pages are the CPU backend,
 oracle of the tests. ``kernels/rules/`` has the same pages in Triton.
 
 The bits are part of the contract: every operation rounds once, so no fused torch operation
-(``addcmul``, ``lerp``, ``alpha=``) may stand here, and both pages keep one order.
+(``addcmul``, ``lerp``, ``alpha=``) may stand here, and both pages keep one order. Functions that
+torch takes from a library (``sqrt``, ``exp``, ``log``, ``**``) round by the processor: instead of
+them there are the blocks of :mod:`~fused_optim.rules.common`.
 """

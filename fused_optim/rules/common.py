@@ -66,11 +66,15 @@ class Rule(NamedTuple):
 
 
 def root(x: Tensor) -> Tensor:
-    """IEEE square root; ``torch.sqrt`` on the CPU is one bit off for every sixth number."""
-    # what torch.compile makes of it is IEEE
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    """IEEE square root: what ``torch.sqrt`` gives on the CPU depends on the processor.
+
+    Where torch calls a library of vector functions for it, one result in six may be a bit off.
+    """
+    if x.device.type == "cpu":
+        result = torch.empty_like(x)
         with np.errstate(invalid="ignore"):  # of a negative number: NaN, without a warning
-            return torch.from_numpy(np.sqrt(x.numpy()))
+            np.sqrt(x.numpy(), out=result.numpy())
+        return result
     return x.sqrt()
 
 
@@ -100,7 +104,8 @@ def exp(x: Tensor) -> Tensor:
     rest = (x - twos * LN2_HIGH) - twos * LN2_LOW
     result = torch.ones_like(x)
     for n in range(14, 0, -1):
-        result = 1.0 + rest / float(n) * result
+        # on a GPU torch multiplies by the reciprocal of a divisor that is a number
+        result = 1.0 + rest / torch.full_like(rest, n) * result
     scale = power(torch.full_like(x, 2.0), twos.abs())
     return torch.where(twos < 0, result / scale, result * scale)
 
@@ -142,26 +147,24 @@ class Gradient(NamedTuple):
         limit: no element is larger than this.
         l2: weight of ``p``, the gradient of ``l2 / 2 * sum(p ** 2)``.
         l1: weight of ``sign(p)``, the gradient of ``l1 * sum(abs(p))``.
-
-    One of the last three that is a tensor is on: :mod:`~fused_optim.backends.compiled` has these.
     """
 
     factor: Tensor
-    limit: float | Tensor
-    l2: float | Tensor
-    l1: float | Tensor
+    limit: float
+    l2: float
+    l1: float
 
 
 def gradient(g: Tensor, p: Tensor, common: Gradient) -> Tensor:
     """The gradient a rule sees: scaled, clipped by value, with the L2 and L1 terms."""
     factor, limit, l2, l1 = common
     g = factor * g
-    if isinstance(limit, Tensor) or limit < torch.inf:
-        g = g.clamp(-limit, limit)  # type: ignore[arg-type]
+    if limit < torch.inf:
+        g = g.clamp(-limit, limit)
     # a term that is off is left out: 0 * inf would be NaN
-    if isinstance(l2, Tensor) or l2 != 0:
+    if l2 != 0:
         g = g + l2 * p
-    if isinstance(l1, Tensor) or l1 != 0:
+    if l1 != 0:
         g = g + l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype))
     return g
 

@@ -41,7 +41,7 @@ def lamb_scalars(hyper: LAMBHyper, step: Tensor) -> tuple[Tensor, ...]:
     """Scalars of :func:`lamb` that are known before the norms."""
     lr, beta1, beta2, eps, weight_decay, adapt, low, high = hyper
     inv_bias1 = 1.0 / (1.0 - power(beta1, step))
-    inv_bias2_sqrt = 1.0 / (1.0 - power(beta2, step)).sqrt()
+    inv_bias2_sqrt = 1.0 / root(1.0 - power(beta2, step))
     weights = (1.0 - beta1, 1.0 - beta2)
     return (*weights, inv_bias1, inv_bias2_sqrt, eps, weight_decay, lr, adapt, low, high)
 
@@ -78,8 +78,8 @@ def lamb_finish(
 ) -> tuple[Tensor, ...]:
     """The rate of this tensor: lr times the trust ratio, 1 where a norm is 0."""
     lr, adapt, low, high = h[6:10]
-    weight_norm = torch.minimum(torch.maximum(sums[0].sqrt(), low), high)
-    update_norm = sums[1].sqrt()
+    weight_norm = torch.minimum(torch.maximum(root(sums[0]), low), high)
+    update_norm = root(sums[1])
     trusts = (adapt != 0) & (weight_norm > 0) & (update_norm > 0)
     return (lr * torch.where(trusts, weight_norm / update_norm, 1.0),)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.rules.common import PerTensor, Rule, State
+from fused_optim.rules.common import PerTensor, Rule, State, root
 
 
 class LARSHyper(NamedTuple):
@@ -45,8 +45,8 @@ def lars_finish(
 ) -> tuple[Tensor, ...]:
     """The rate of this tensor: lr times the local rate, 1 where a norm is 0."""
     lr, _, weight_decay, trust_coefficient, eps = h
-    weight_norm = sums[0].sqrt()
-    grad_norm = sums[1].sqrt()
+    weight_norm = root(sums[0])
+    grad_norm = root(sums[1])
     local = trust_coefficient * weight_norm / (grad_norm + weight_decay * weight_norm + eps)
     return (lr * torch.where((weight_norm > 0) & (grad_norm > 0), local, 1.0),)
 

@@ -54,7 +54,7 @@ def stable_adamw_finish(
 ) -> tuple[Tensor, ...]:
     """Decay and step of this tensor: divided by the root of the mean square where that is > 1."""
     _, _, _, _, lr, weight_decay = h
-    mean = (sums[0] / numel).sqrt()
+    mean = root(sums[0] / numel)
     rate = lr / torch.where(mean < 1.0, 1.0, mean)
     return rate * weight_decay, rate
 

@@ -12,7 +12,7 @@ def adam_scalars(hyper, step):
     lr, beta1, beta2, eps, weight_decay = hyper
     decay = lr * weight_decay
     step_size = lr / (1.0 - power(beta1, step))
-    inv_bias2_sqrt = 1.0 / tl.sqrt(1.0 - power(beta2, step))
+    inv_bias2_sqrt = 1.0 / root(1.0 - power(beta2, step))
     return decay, beta1, 1.0 - beta1, 1.0 - beta2, step_size, inv_bias2_sqrt, eps
 
 

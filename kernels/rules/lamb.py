@@ -11,7 +11,7 @@ def lamb_scalars(hyper, step):
     """Scalars of :func:`lamb` that are known before the norms."""
     lr, beta1, beta2, eps, weight_decay, adapt, low, high = hyper
     inv_bias1 = 1.0 / (1.0 - power(beta1, step))
-    inv_bias2_sqrt = 1.0 / tl.sqrt(1.0 - power(beta2, step))
+    inv_bias2_sqrt = 1.0 / root(1.0 - power(beta2, step))
     weights = (1.0 - beta1, 1.0 - beta2)
     return weights + (inv_bias1, inv_bias2_sqrt, eps, weight_decay, lr, adapt, low, high)
 
@@ -43,11 +43,11 @@ def lamb_measure(p, g, state, h):
 def lamb_finish(sums, numel, h):
     """The rate of this tensor: lr times the trust ratio, 1 where a norm is 0."""
     _weight1, _weight2, _bias1, _bias2, _eps, _weight_decay, lr, adapt, low, high = h
-    weight_norm = tl.sqrt(sums[0])
+    weight_norm = root(sums[0])
     # NaN is kept, as torch.minimum and torch.maximum do
     weight_norm = tl.where(weight_norm < low, low, weight_norm)
     weight_norm = tl.where(weight_norm > high, high, weight_norm)
-    update_norm = tl.sqrt(sums[1])
+    update_norm = root(sums[1])
     trusts = (adapt != 0) & (weight_norm > 0) & (update_norm > 0)
     return (lr * tl.where(trusts, weight_norm / update_norm, 1.0),)
 

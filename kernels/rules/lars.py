@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from fused_optim.kernels.rules.common import root
+
 
 @triton.jit
 def lars_scalars(hyper, step):
@@ -21,8 +23,8 @@ def lars_measure(p, g, state, h):
 def lars_finish(sums, numel, h):
     """The rate of this tensor: lr times the local rate, 1 where a norm is 0."""
     lr, _momentum, weight_decay, trust_coefficient, eps = h
-    weight_norm = tl.sqrt(sums[0])
-    grad_norm = tl.sqrt(sums[1])
+    weight_norm = root(sums[0])
+    grad_norm = root(sums[1])
     local = trust_coefficient * weight_norm / (grad_norm + weight_decay * weight_norm + eps)
     return (lr * tl.where((weight_norm > 0) & (grad_norm > 0), local, 1.0),)
 

@@ -28,7 +28,7 @@ def stable_adamw_measure(p, g, state, h):
 def stable_adamw_finish(sums, numel, h):
     """Decay and step of this tensor: divided by the root of the mean square where that is > 1."""
     _weight1, _weight2, _eps, _eps_sq, lr, weight_decay = h
-    mean = tl.sqrt(sums[0] / numel)
+    mean = root(sums[0] / numel)
     rate = lr / tl.where(mean < 1.0, 1.0, mean)
     return rate * weight_decay, rate
 

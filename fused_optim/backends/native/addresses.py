@@ -17,7 +17,7 @@ class Addresses:
         self.emitter = emitter
 
     def lower(self, operation: Operation, operands: list[Lowered]) -> Lowered | None:
-        """The result of an operation; None where there is nothing to keep."""
+        """Return the result of an operation; None where there is nothing to keep."""
         type_, name = operation.results[0].type, operation.name
         if name == "tt.make_range":
             return self.emitter.consecutive(type_, str(operation.attributes["start"]))
@@ -49,7 +49,7 @@ class Addresses:
         return Lowered(type_, text=self.emitter.pick(vector, type_.scalar, size, lanes))
 
     def _shift(self, name: str, a: Lowered, b: Lowered) -> Lowered | None:
-        """The sum of consecutive integers and one number.
+        """Return the sum or difference of consecutive integers and one number.
 
         It does not wrap around: indices stay far below that, as Triton takes for granted too.
         """
@@ -63,7 +63,7 @@ class Addresses:
         return self.emitter.consecutive(a.type, start)
 
     def _advance(self, pointer: Lowered, offset: Lowered) -> Lowered:
-        """The addresses of the elements that many places further."""
+        """Return the addresses of the elements that many places further."""
         type_, root, op = pointer.type, pointer.root, self.emitter.op
         element, index = llvm_type(Type(str(type_.pointee))), llvm_type(offset.type.scalar)
         if (pointer.scalar and offset.start) or (pointer.start and offset.scalar):
@@ -80,7 +80,7 @@ class Addresses:
         return self.emitter.op(f"sext {before} {start} to {after}")
 
     def _mask(self, predicate: str, a: Lowered, b: Lowered) -> Lowered | None:
-        """Whether consecutive integers are below a number: the first so many are."""
+        """Return which consecutive integers are below a number: the first so many are."""
         if predicate == "sgt":
             a, b, predicate = b, a, "slt"
         if predicate != "slt" or not (a.start and b.scalar):
@@ -97,7 +97,7 @@ class Addresses:
 
 
 def stored_through(function: Function) -> set[Value | None]:
-    """The pointer arguments that something is stored through; None for what may be any of them.
+    """Return the arguments that something is stored through; None stands for any of them.
 
     Addresses that are read from memory are those of columns and counters, never of a table.
     """

@@ -25,7 +25,7 @@ log = logging.getLogger("fused_optim")
 
 
 def key(*parts: str) -> str:
-    """The name of the code for a launch that ``parts`` describe: 64 hexadecimal digits.
+    """Return the name of the code for what ``parts`` describe: 64 hexadecimal digits.
 
     It depends on the sources of kernels and backend, and on the versions of triton and llvmlite.
     """
@@ -37,7 +37,7 @@ def key(*parts: str) -> str:
 
 @cache
 def _sources() -> bytes:
-    """A digest of everything that makes code, read once a process."""
+    """Return a digest of everything that makes code, read once a process."""
     found = hashlib.sha256()
     for path in _made_from():
         text = path.read_bytes()
@@ -46,7 +46,7 @@ def _sources() -> bytes:
 
 
 def _made_from() -> Iterator[Path]:
-    for folder in (PACKAGE, KERNELS, KERNELS / "rules"):
+    for folder in (PACKAGE, PACKAGE.parent, KERNELS, KERNELS / "rules"):
         yield from sorted(folder.glob("*.py"))
     # where each says its version; to import them takes a tenth of a second and more
     for module, page in (("triton", "__init__.py"), ("llvmlite", "_version.py")):
@@ -56,7 +56,7 @@ def _made_from() -> Iterator[Path]:
 
 
 def folder() -> Path | None:
-    """FUSED_OPTIM_CACHE, or else fused_optim in the cache of the user; None without a home."""
+    """Return FUSED_OPTIM_CACHE, or fused_optim in the user's cache; None without a home."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE])
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -68,7 +68,7 @@ def folder() -> Path | None:
 
 
 def load(key: str) -> bytes | None:
-    """The code of this key; None if there is none that can be trusted."""
+    """Return the code of this key; None if there is none that can be trusted."""
     place = folder()
     if place is None:
         return None

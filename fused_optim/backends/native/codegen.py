@@ -40,7 +40,7 @@ LEVELS = {
 
 
 def make_code(ir: str, name: str, level: str) -> Image:
-    """Optimize and compile the IR of the function ``name``.
+    """Optimize and compile the LLVM IR of the function ``name``.
 
     Raises:
         NotIndependent: the code calls something outside of itself.
@@ -50,7 +50,7 @@ def make_code(ir: str, name: str, level: str) -> Image:
 
 
 def make_assembly(ir: str, level: str) -> str:
-    """The same code, as text."""
+    """Return the same code in the language of the assembler."""
     machine, module = _optimized(ir, level)
     return str(machine.emit_assembly(module))
 
@@ -70,7 +70,7 @@ def _optimized(ir: str, level: str) -> tuple[Any, Any]:
 
 @cache
 def _machine(level: str) -> Any:
-    """The code generator of LLVM for a level."""
+    """Return LLVM's code generator for a level."""
     import llvmlite.binding as llvm
 
     llvm.initialize_all_targets()

@@ -20,7 +20,7 @@ class _Made:
         self.renew()
 
     def renew(self) -> None:
-        """A lock that nothing holds."""
+        """Take a new lock, which nothing holds."""
         self.lock = threading.RLock()
 
 
@@ -31,7 +31,7 @@ os.register_at_fork(after_in_child=MADE.renew)
 def compile_kernel(
     name: str, describe: str, make_source: Callable[[], Source], level: str
 ) -> Kernel:
-    """The machine code of a kernel.
+    """Return the machine code of a kernel.
 
     Args:
         name: of the kernel.
@@ -58,7 +58,7 @@ def compile_kernel(
 
 
 def compile_image(source: Source, level: str) -> Image:
-    """The code of a kernel, compiled now; raises as :func:`compile_kernel` does."""
+    """Compile a kernel now; raises what :func:`compile_kernel` does."""
     # a start that finds its code on disk imports none of this
     from fused_optim.backends.native.codegen import LEVELS, make_code
     from fused_optim.backends.native.frontend import make_ttir, writer

@@ -7,7 +7,7 @@ from fused_optim.backends.native.tree import FLOATS, INTEGERS, POINTER, Type
 
 
 def constant_bits(text: str, type_: Type) -> int | None:
-    """The bits of an element of a constant that is written as ``text``; None if it is none."""
+    """Return the bits of each element of a constant that TTIR writes so; None if it is none."""
     if type_.element == POINTER:
         return None
     if type_.element == "i1":
@@ -30,7 +30,7 @@ def _integer_bits(text: str, width: int) -> int | None:
 
 
 def _float_bits(value: float, element: str) -> int | None:
-    """The bits of the nearest number; None if that is infinite, which is written in bits."""
+    """Return the bits of the nearest number; None if it is infinite, which is written in bits."""
     if element == "bf16":
         bits = _float_bits(value, "f32")
         return None if bits is None else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
@@ -42,7 +42,7 @@ def _float_bits(value: float, element: str) -> int | None:
 
 
 def literal(bits: int, element: str) -> str:
-    """A constant as LLVM writes it: float32 by the bits of the same number in float64."""
+    """Return a constant as LLVM writes it: float32 by the bits of the same number in float64."""
     if element == "f64":
         return f"0x{bits:016X}"
     if element != "f32":

@@ -34,7 +34,7 @@ class Conversions:
         self.emitter, self.has_half = emitter, has_half
 
     def convert(self, name: str, source: Type, result: Type, a: str) -> str:
-        """The operand ``a`` of type ``source`` as ``result``, of the same shape."""
+        """Convert the operand ``a`` of type ``source`` to ``result``, of the same shape."""
         before, after = llvm_type(source), llvm_type(result)
         if name in PLAIN:
             return self.emitter.op(f"{PLAIN[name]} {before} {a} to {after}")
@@ -54,7 +54,7 @@ class Conversions:
         return self.bits(source, result, a)
 
     def bits(self, source: Type, result: Type, a: str) -> str:
-        """The same bits as another type of the same width."""
+        """Return the same bits as another type of the same width."""
         if llvm_type(source) == llvm_type(result):
             return a
         return self.emitter.op(f"bitcast {llvm_type(source)} {a} to {llvm_type(result)}")
@@ -68,19 +68,19 @@ class Conversions:
         )
 
     def _number(self, type_: Type, value: float) -> str:
-        """A constant of a floating type, which has its value exactly."""
+        """Return a constant of a floating type that has this value exactly."""
         sort = "f" if type_.element == "f32" else "d"
         bits = int.from_bytes(struct.pack(f"<{sort}", value), "little")
         return self._all(type_, literal(bits, type_.element))
 
     def _all(self, type_: Type, text: str) -> str:
-        """A constant at the shape of the type."""
+        """Return a constant at the shape of the type."""
         if type_.shape is None:
             return text
         return spread(llvm_type(type_.scalar), text, type_.size)
 
     def _int(self, op: str, type_: Type, a: str, b: str | int) -> str:
-        """An integer operation, whose second operand may be a number."""
+        """Write an integer operation, whose second operand may be a number."""
         text = self._all(type_, str(b)) if isinstance(b, int) else b
         return self.emitter.op(f"{op} {llvm_type(type_)} {a}, {text}")
 

@@ -48,7 +48,7 @@ class Elementwise:
         self.conversions = Conversions(emitter, has_half)
 
     def lower(self, operation: Operation, operands: list[Lowered]) -> Lowered | None:
-        """The result of an operation; None if it is not one on elements."""
+        """Return the result of an operation; None if it is not one on elements."""
         name, type_ = operation.name, operation.results[0].type
         if name in BINARY or name in EXTREMES or name in EXTREME_FLOATS:
             if name in EXTREME_FLOATS and operands[1].bits is None:
@@ -75,7 +75,7 @@ class Elementwise:
     # ---- arithmetic
 
     def binary(self, name: str, type_: Type, a: str, b: str, known: int | None = None) -> str:
-        """An operation of two operands of this type; ``known`` are the bits of the second."""
+        """Write an operation on two operands; ``known`` are the bits of the second, if constant."""
         llvm, op = llvm_type(type_), self.emitter.op
         if name in EXTREMES:
             which = op(f"{EXTREMES[name]} {llvm} {a}, {b}")
@@ -85,7 +85,7 @@ class Elementwise:
         return op(f"{BINARY[name]} {llvm} {a}, {b}")
 
     def _extreme(self, name: str, type_: Type, a: str, b: str, known: int | None) -> str:
-        """The larger or smaller number; of a number and a NaN the number; -0 is less than +0."""
+        """Write the larger or smaller: of a number and a NaN the number; -0 is less than +0."""
         predicate, join = EXTREME_FLOATS[name]
         llvm, op = llvm_type(type_), self.emitter.op
         found = self._choose(op(f"fcmp {predicate} {llvm} {a}, {b}"), type_, a, b)
@@ -112,7 +112,7 @@ class Elementwise:
         return self.emitter.op(f"{kind} {predicate} {llvm_type(type_)} {a}, {b}")
 
     def _select(self, type_: Type, operands: list[Lowered]) -> Lowered:
-        """By a condition for each element, or by one for all of them."""
+        """Select by a condition for each element, or by one for all of them."""
         condition, first, second = operands
         shape, (a, b) = self.emitter.even(first, second)
         if condition.type.shape is None or condition.scalar:
@@ -129,6 +129,6 @@ class Elementwise:
 
 
 def _is_plain(bits: int, element: str) -> bool:
-    """Whether a number is neither a NaN nor zero."""
+    """Return whether a number is neither a NaN nor zero."""
     width, exponent = (32, 0xFF << 23) if element == "f32" else (64, 0x7FF << 52)
     return 0 < bits % (1 << width - 1) <= exponent

@@ -67,7 +67,7 @@ class NotIndependent(RuntimeError):
 
 
 def make_image(elf: bytes, name: str) -> Image:
-    """The code and constants of an object, in one piece.
+    """Cut the code and constants of an object out of it, in one piece.
 
     Args:
         elf: a relocatable object of 64 bits, little endian.
@@ -116,7 +116,7 @@ class _Object:
         return Image(bytes(code), places[entry.section] + entry.value)
 
     def _place(self) -> tuple[dict[int, int], bytearray]:
-        """Where each section that is needed at run time begins, and all of them in one piece."""
+        """Return where each section needed at run time begins, and all of them in one piece."""
         places, code = {}, bytearray()
         for i, section in enumerate(self.sections):
             # tables for exceptions are of no use: nothing is thrown

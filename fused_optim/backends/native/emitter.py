@@ -13,13 +13,13 @@ SUFFIXES = {"float": "f32", "double": "f64", "ptr": "p0"}
 
 
 def llvm_type(type_: Type) -> str:
-    """The type as LLVM writes it: a tensor of N elements is a vector of N."""
+    """Return the type as LLVM writes it: a tensor of N elements is a vector of N."""
     element = ELEMENTS.get(type_.element, type_.element)
     return element if type_.shape is None else f"<{type_.size} x {element}>"
 
 
 def suffix(llvm: str) -> str:
-    """The type as the names of intrinsics have it."""
+    """Return the type as it stands in the names of intrinsics."""
     if not llvm.startswith("<"):
         return SUFFIXES.get(llvm, llvm)
     count, element = llvm[1:-1].split(" x ")
@@ -61,7 +61,7 @@ class Emitter:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.buffers: dict[str, str] = {}
+        self.buffers: dict[tuple[str, str], str] = {}
         self.declarations: dict[str, str] = {}
         self.block = "entry"
         self.count = 0
@@ -73,13 +73,13 @@ class Emitter:
         self.lines.append(f"  {text}")
 
     def op(self, text: str) -> str:
-        """Write an instruction; its result."""
+        """Write an instruction and return its result."""
         self.count += 1
         self.line(f"%v{self.count} = {text}")
         return f"%v{self.count}"
 
     def new(self, *names: str) -> list[str]:
-        """Labels that nothing else has."""
+        """Return labels that nothing else has."""
         self.count += 1
         return [f"{name}{self.count}" for name in names]
 
@@ -89,15 +89,15 @@ class Emitter:
         self.block = name
 
     def jump(self, label: str) -> None:
-        """End a block."""
+        """End a block by a jump."""
         self.line(f"br label %{label}")
 
     def branch(self, condition: str, then: str, otherwise: str) -> None:
-        """End a block by a choice."""
+        """End a block by a choice of the next one."""
         self.line(f"br i1 {condition}, label %{then}, label %{otherwise}")
 
     def call(self, name: str, result: str, *operands: tuple[str, str]) -> str:
-        """Call an intrinsic; its result, if it has one."""
+        """Call an intrinsic and return its result, if it has one."""
         types = ", ".join(type_ for type_, _ in operands)
         self.declarations[name] = f"declare {result} @{name}({types})"
         text = f"call {result} @{name}({', '.join(f'{t} {value}' for t, value in operands)})"
@@ -106,52 +106,50 @@ class Emitter:
             return ""
         return self.op(text)
 
-    def buffer(self, llvm: str) -> str:
-        """Memory on the stack for a value of this type; the same each time."""
-        if llvm not in self.buffers:
-            self.buffers[llvm] = f"%buffer{len(self.buffers)}"
-        return self.buffers[llvm]
+    def buffer(self, llvm: str, use: str) -> str:
+        """Return memory on the stack for a value of this type; the same for the same use."""
+        return self.buffers.setdefault((use, llvm), f"%{use}{len(self.buffers)}")
 
     # ---- values
 
     def constant(self, type_: Type, bits: int) -> Lowered:
-        """A constant."""
+        """Return a constant."""
         text = literal(bits, type_.element)
         if type_.shape is None:
             return Lowered(type_, text=text, bits=bits)
         return Lowered(type_, scalar=text, bits=bits)
 
     def result(self, type_: Type, text: str, shape: tuple[int, ...] | None) -> Lowered:
-        """What was computed for ``shape``, the one of the type or that of its scalar."""
+        """Return what was computed at ``shape``, that of the type or None for once."""
         if type_.shape is None or shape is not None:
             return Lowered(type_, text=text)
         return Lowered(type_, scalar=text)
 
     def even(self, *values: Lowered) -> tuple[tuple[int, ...] | None, list[str]]:
-        """The shape to compute these values at, and their operands: once, if all are scalars."""
+        """Return the shape to compute at, None for once, and the operands of the values at it."""
         if all(value.type.shape is None or value.scalar for value in values):
             return None, [value.scalar or value.text for value in values]
         shape = next(v.type.shape for v in values if v.type.shape is not None)
         return shape, [self.vector(value) for value in values]
 
     def one(self, value: Lowered) -> str:
-        """The operand of a value as phis have it: a tensor of one element is a scalar."""
+        """Return the operand of a value where a tensor of one element is a scalar."""
         return value.scalar if value.scalar and value.type.size == 1 else self.vector(value)
 
     def formed(self, value: Lowered) -> Lowered:
-        """The same value with its operand formed here, for uses in other blocks."""
+        """Return the same value with its operand formed here, for uses in other blocks."""
         if value.type.shape is None or value.scalar:
             return value
         return replace(value, text=self.vector(value))
 
     def consecutive(self, type_: Type, start: str, root: Value | None = None) -> Lowered:
-        """The tensor of elements that follow each other from ``start`` on."""
+        """Return the tensor of elements that follow each other from ``start`` on."""
         if type_.size == 1:
             return Lowered(type_, scalar=start, root=root)
         return Lowered(type_, start=start, root=root)
 
     def vector(self, value: Lowered) -> str:
-        """The operand of a value: the vector of a tensor."""
+        """Return the operand of a value: the vector of a tensor."""
         if value.text:
             return value.text
         if value.bits is not None:
@@ -177,7 +175,7 @@ class Emitter:
         return self.op(f"shufflevector {vector} {first}, {vector} poison, {mask}")
 
     def _mask(self, type_: Type, live: str) -> str:
-        """The mask whose first ``live`` elements are true, compared in bytes where they do."""
+        """Return the mask whose first ``live`` elements are true, by a comparison of bytes."""
         element = "i8" if type_.size < 128 else "i32"
         narrow = self.op(f"trunc i64 {live} to {element}")
         counted = Type(element, type_.shape)
@@ -185,7 +183,7 @@ class Emitter:
         return self.op(f"icmp ult {llvm_type(counted)} <{numbers}>, {self._splat(counted, narrow)}")
 
     def pick(self, vector: str, element: Type, size: int, lanes: list[int]) -> str:
-        """Some elements of a vector of ``size``; a scalar if it is one."""
+        """Return some elements of a vector of ``size``; a scalar if it is one."""
         type_ = f"<{size} x {llvm_type(element)}>"
         if len(lanes) == 1:
             return self.op(f"extractelement {type_} {vector}, i32 {lanes[0]}")
@@ -195,12 +193,12 @@ class Emitter:
 
 
 def spread(llvm: str, text: str, size: int) -> str:
-    """The constant vector of equal elements."""
+    """Return the constant vector of equal elements."""
     return f"<{', '.join([f'{llvm} {text}'] * size)}>"
 
 
 def broadcast_lanes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
-    """Which element of a tensor of shape ``before`` stands at each place of ``after``."""
+    """Return which element of a tensor of shape ``before`` is at each place of ``after``."""
     found = []
     for place in range(prod(after)):
         lane, stride, rest = 0, 1, place

@@ -1,10 +1,10 @@
 """The native backend: the kernels compiled for the CPU, on the same tables as on a GPU."""
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fused_optim.backends.native.compiler import Kernel, compile_kernel
 from torch import Tensor
 
 from fused_optim.backends import CompileError, Kind
@@ -16,6 +16,9 @@ from fused_optim.backends.constexprs import (
     describe,
 )
 from fused_optim.backends.native import threads
+from fused_optim.backends.native.compiler import compile_kernel
+from fused_optim.backends.native.image import Kernel
+from fused_optim.backends.native.levels import level
 from fused_optim.backends.tables import Argument
 
 # A block of 64 is one scale block. The other numbers are chosen by measurement: a chunk is long
@@ -43,7 +46,7 @@ class NativeExecutor:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.kernels: dict[str, Kernel] = {}
-        self.neutral = {
+        self.neutral: Mapping[str, Tensor] = {
             "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64),  # an unknown norm
             "scale": torch.ones(1),  # the loss is not scaled
             "found_inf": torch.zeros(1),
@@ -76,7 +79,8 @@ class NativeExecutor:
             return kernel, signature, {**dict.fromkeys(absent), **triton.resolve(constexprs)}
 
         try:
-            return compile_kernel(name, f"{describe(constexprs)} without {absent}", source)
+            text = f"{describe(constexprs)} without {absent}"
+            return compile_kernel(name, text, source, level())
         except Exception as error:  # Triton's, LLVM's, the disk's: the caller gets the reason
             reason = f"{type(error).__name__}: {error}"
             raise CompileError(f"the kernel {name!r} cannot be compiled: {reason}") from error
@@ -99,4 +103,4 @@ class NativeExecutor:
         grain = programs if count == 1 else -(-programs // (count * TURNS))
         launch = (ctypes.c_int64 * (3 + len(values)))(0, grain, programs, *values)
         kernel = self.kernels[name]
-        threads.run(kernel.call, kernel.address, ctypes.addressof(launch), count)
+        threads.run(kernel, kernel.address, ctypes.addressof(launch), count)

@@ -7,6 +7,8 @@ this module of the backend imports triton.
 import inspect
 from typing import Any
 
+from fused_optim import private_api
+
 # the target decides nothing that TTIR says: see make_ttir in Triton's backend
 TARGET = ("cuda", 90, 32)
 # one rounding an operation
@@ -14,7 +16,7 @@ OPTIONS = {"enable_fp_fusion": False}
 
 
 def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any]) -> str:
-    """The TTIR of a kernel, as text.
+    """Return the TTIR of a kernel, as text.
 
     Args:
         function: the jit function of the kernel.
@@ -40,22 +42,20 @@ def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any
     source = ASTSource(fn=function, signature=signature, constexprs=constants)
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
-    module = _make_module(source, backend, options)
+    module = _make_module(source, backend, options, private_api.triton_ir())
     text: str = stages["ttir"](module, {}).str_nodebug()
     return text
 
 
 def writer() -> str:
-    """What writes the TTIR, for messages."""
+    """Return the name and version of what writes TTIR, for messages."""
     import triton
 
     return f"triton {triton.__version__}"
 
 
-def _make_module(source: Any, backend: Any, options: Any) -> Any:
-    """The module before any pass, as ``triton.compile`` makes it."""
-    from triton._C.libtriton import ir
-
+def _make_module(source: Any, backend: Any, options: Any, ir: Any) -> Any:
+    """Return the module before any pass, as ``triton.compile`` makes it."""
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)

@@ -22,12 +22,12 @@ class Image(NamedTuple):
     entry: int
 
     def pack(self) -> bytes:
-        """As bytes, for :meth:`unpack`."""
+        """Return the image as bytes, for :meth:`unpack`."""
         return struct.pack("<Q", self.entry) + self.code
 
     @classmethod
     def unpack(cls, data: bytes) -> "Image":
-        """The image that was packed."""
+        """Return the image that was packed."""
         return cls(data[8:], *struct.unpack_from("<Q", data))
 
 

@@ -13,6 +13,7 @@ V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"
 V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 FLAGS = {"x86-64-v4": V4, "x86-64-v3": V3, "x86-64-v2": V2}
 VARIABLE = "FUSED_OPTIM_CPU_LEVEL"
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class NoNativeCode(RuntimeError):
@@ -20,7 +21,7 @@ class NoNativeCode(RuntimeError):
 
 
 def level() -> str:
-    """The level to compile for: the best that this machine has, or that of the environment.
+    """Return the level to compile for: the best that this machine has, or that of the environment.
 
     Raises:
         NoNativeCode: the machine has none.
@@ -37,7 +38,7 @@ def level() -> str:
 
 @cache
 def levels() -> tuple[str, ...]:
-    """The levels that this machine runs, the best first.
+    """Return the levels that this machine runs, the best first.
 
     Raises:
         NoNativeCode: the machine has none.
@@ -51,7 +52,7 @@ def levels() -> tuple[str, ...]:
         return ("aarch64",)
     if machine != "x86_64":
         raise NoNativeCode(f"backend='native' has no code for {machine}")
-    flags = cpu_flags(Path("/proc/cpuinfo").read_text())
+    flags = cpu_flags(CPUINFO.read_text())
     found = tuple(name for name, needed in FLAGS.items() if needed <= flags)
     if not found:
         missing = ", ".join(sorted(V2 - flags))
@@ -60,7 +61,7 @@ def levels() -> tuple[str, ...]:
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
-    """The flags that every processor has, from the text of /proc/cpuinfo."""
+    """Return the flags that every processor has, from the text of /proc/cpuinfo."""
     lines = [line for line in cpuinfo.splitlines() if line.startswith("flags")]
     found = [set(line.partition(":")[2].split()) for line in lines]
     return set.intersection(*found) if found else set()

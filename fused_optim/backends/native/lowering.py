@@ -35,7 +35,7 @@ class Target(NamedTuple):
 
 
 def lower(function: Function, target: Target) -> str:
-    """The LLVM IR of a kernel.
+    """Return the LLVM IR of a kernel.
 
     The function has one argument, the address of the int64 words of a launch: the next program,
     which is counted up atomically; how many programs are taken at a time; how many there are; the
@@ -61,7 +61,7 @@ class Lowering:
     # ---- the frame of the function
 
     def text(self) -> str:
-        """The module."""
+        """Return the module."""
         emit = self.emitter
         self._arguments()
         emit.jump("turn")
@@ -86,13 +86,13 @@ class Lowering:
         return self._module()
 
     def _module(self) -> str:
-        buffers = [f"  {name} = alloca {llvm}" for llvm, name in self.emitter.buffers.items()]
+        buffers = self.emitter.buffers.items()
         return "\n".join(
             [
                 *sorted(self.emitter.declarations.values()),
                 f"define void @{self.function.name}(ptr noalias %launch) #0 {{",
                 "entry:",
-                *buffers,
+                *[f"  {name} = alloca {llvm}" for (_, llvm), name in buffers],
                 *self.emitter.lines,
                 "}",
                 # no loop may become a call of memcpy
@@ -118,7 +118,7 @@ class Lowering:
     # ---- operations
 
     def _operations(self, region: Region) -> list[Lowered]:
-        """Write a region; what its terminator hands on."""
+        """Write a region and return what its terminator hands on."""
         for operation in region.operations[:-1]:
             results = self._operation(operation)
             for value, lowered in zip(operation.results, results, strict=True):
@@ -179,14 +179,14 @@ class Lowering:
         ]
 
     def _phi(self, type_: Type, coming: list[tuple[str, str]]) -> Lowered:
-        """A value that depends on the block before."""
+        """Write a value that depends on the block before."""
         llvm = llvm_type(type_ if type_.size > 1 else type_.scalar)
         pairs = ", ".join(f"[ {text}, %{block} ]" for text, block in coming)
         text = self.emitter.op(f"phi {llvm} {pairs}")
         return self.emitter.result(type_, text, type_.shape if type_.size > 1 else None)
 
     def _head(self, label: str, initial: list[Lowered]) -> tuple[int, list[Lowered]]:
-        """Begin the block at the head of a loop; where its phis stand, and what they are."""
+        """Begin the block at the head of a loop; return the line of its phis, and these."""
         texts, before = [self.emitter.one(value) for value in initial], self.emitter.block
         self.emitter.jump(label)
         self.emitter.label(label)
@@ -234,7 +234,7 @@ class Lowering:
     # ---- reductions
 
     def _reduce(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
-        """Along the last axis: the second half is added to the first until one is left.
+        """Reduce along the last axis: the second half goes into the first until one is left.
 
         The order is the same on every target.
         """

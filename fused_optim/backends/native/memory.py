@@ -20,7 +20,7 @@ class Masking(NamedTuple):
 
 
 def width(type_: Type) -> int:
-    """Bytes of an element."""
+    """Return the bytes of an element."""
     return 8 if type_.element == POINTER else (INTEGERS | FLOATS)[type_.element] // 8
 
 
@@ -39,7 +39,7 @@ class Memory:
         self.emitter, self.masking, self.is_read_only = emitter, masking, is_read_only
 
     def load(self, pointer: Lowered, mask: Lowered | None, other: Lowered | None) -> Lowered:
-        """What stands at the addresses; where the mask is false, ``other``, or else zero."""
+        """Load what is at the addresses; where the mask is false, ``other``, or else zero."""
         type_ = pointer.type.pointed
         llvm, size = llvm_type(type_), width(type_)
         if type_.shape is None or (pointer.scalar and (type_.size == 1 or mask is None)):
@@ -52,7 +52,7 @@ class Memory:
             called, address = self._intrinsic("load", pointer, llvm)
             operands = [address, ("i32", str(size)), self._masked(mask, type_), (llvm, passed)]
             return Lowered(type_, text=self.emitter.call(called, llvm, *operands))
-        buffer, element = self.emitter.buffer(llvm), llvm_type(type_.scalar)
+        buffer, element = self.emitter.buffer(llvm, "elements"), llvm_type(type_.scalar)
         self.emitter.line(f"store {llvm} {passed}, ptr {buffer}")
 
         def copy(address: str, place: str) -> None:
@@ -78,7 +78,7 @@ class Memory:
             operands = [(llvm, text), address, ("i32", str(size)), self._masked(mask, type_)]
             self.emitter.call(called, "void", *operands)
             return
-        buffer, element = self.emitter.buffer(llvm), llvm_type(type_.scalar)
+        buffer, element = self.emitter.buffer(llvm, "elements"), llvm_type(type_.scalar)
         self.emitter.line(f"store {llvm} {text}, ptr {buffer}")
 
         def copy(address: str, place: str) -> None:
@@ -125,7 +125,7 @@ class Memory:
     # ---- by intrinsics
 
     def _intrinsic(self, verb: str, pointer: Lowered, llvm: str) -> tuple[str, tuple[str, str]]:
-        """The name of a masked access, and the operand with its address or addresses."""
+        """Return the name of a masked access, and the operand with its address or addresses."""
         if pointer.start:
             return f"llvm.masked.{verb}.{suffix(llvm)}.p0", ("ptr", pointer.start)
         name = {"load": "gather", "store": "scatter"}[verb]
@@ -148,7 +148,7 @@ class Memory:
         buffer: str,
         copy: Callable[[str, str], None],
     ) -> None:
-        """A loop over the elements under the mask, between their addresses and a buffer."""
+        """Write a loop over the elements under the mask: between their addresses and a buffer."""
         emit, type_ = self.emitter, pointer.type
         element = llvm_type(Type(str(type_.pointee)))
         tested = mask is not None and not mask.live
@@ -180,11 +180,11 @@ class Memory:
         emit.label(after)
 
     def _spill(self, value: Lowered, type_: Type) -> str:
-        """Memory that holds a value; a mask as bytes."""
+        """Write a value to memory, a mask as bytes, and return where."""
         text, llvm = self.emitter.vector(value), llvm_type(type_)
         if type_.element == "i1":
             mask, llvm = llvm, llvm_type(type_.of("i8"))
             text = self.emitter.op(f"zext {mask} {text} to {llvm}")
-        buffer = self.emitter.buffer(f"{llvm}")
+        buffer = self.emitter.buffer(llvm, "mask" if type_.element == "i1" else "addresses")
         self.emitter.line(f"store {llvm} {text}, ptr {buffer}")
         return buffer

@@ -26,7 +26,7 @@ class OperationReader(Scanner):
         return value
 
     def _use(self) -> Value:
-        """Go past the name of a value."""
+        """Read the name of a value."""
         name = self.next("value")
         for scope in reversed(self.scopes):
             if name in scope:
@@ -34,7 +34,7 @@ class OperationReader(Scanner):
         raise self.refusal(f"`{name}` before its definition")
 
     def _uses(self) -> list[Value]:
-        """Go past values with commas between them."""
+        """Read values with commas between them."""
         found = [self._use()]
         while self.take(","):
             found.append(self._use())
@@ -49,7 +49,7 @@ class OperationReader(Scanner):
     # ---- operations: what follows the name
 
     def _operands(self, name: str, form: Form) -> tuple[list[Value], dict[str, int]]:
-        """Go past the operands, their words, attributes, and the colon before the types."""
+        """Read the operands, their words, attributes, and the colon before the types."""
         found = self._uses()
         self.flags(name, form)
         attributes = self.attributes(name, form) if self.take("{") else {}
@@ -61,14 +61,14 @@ class OperationReader(Scanner):
         return found, attributes
 
     def _same(self, name: str, form: Form) -> Operation:
-        """``%a, %b : type``, which is also that of the result."""
+        """Read ``%a, %b : type``, which is also that of the result."""
         operands, _ = self._operands(name, form)
         type_ = self.type()
         self._match(operands, [type_] * len(operands))
         return Operation(name, operands, [Value("", type_)])
 
     def _comparison(self, name: str, form: Form) -> Operation:
-        """``predicate, %a, %b : type``; the result is i1."""
+        """Read ``predicate, %a, %b : type``; the result is i1."""
         predicate = self.next("word")
         if predicate not in PREDICATES[name]:
             raise self.refusal(f"`{name} {predicate}`")
@@ -79,7 +79,7 @@ class OperationReader(Scanner):
         return found
 
     def _selection(self, name: str, form: Form) -> Operation:
-        """``%c, %a, %b : type`` for one condition, else ``: type of conditions, type``."""
+        """Read ``%c, %a, %b : type`` for one condition, else ``: type of conditions, type``."""
         operands, _ = self._operands(name, form)
         types = self.types("")
         if len(types) == 1:
@@ -91,7 +91,7 @@ class OperationReader(Scanner):
         return Operation(name, operands, [Value("", type_)])
 
     def _cast(self, name: str, form: Form) -> Operation:
-        """``%a : type to type``, or ``->``."""
+        """Read ``%a : type to type``, or ``->``."""
         operands, attributes = self._operands(name, form)
         self._match(operands, [self.type()])
         if not self.take("->"):
@@ -103,7 +103,7 @@ class OperationReader(Scanner):
         return Operation(name, operands, [Value("", type_)])
 
     def _constant(self, name: str, form: Form) -> Operation:
-        """``5 : type``, ``dense<5> : type`` or ``true``."""
+        """Read ``5 : type``, ``dense<5> : type`` or ``true``."""
         if self.take("{"):
             self.attributes(name, form)
         is_dense = self.take("dense")
@@ -120,12 +120,12 @@ class OperationReader(Scanner):
         return Operation(name, [], [Value("", type_)], {"bits": bits})
 
     def _program(self, name: str, form: Form) -> Operation:
-        """``x : i32``, the one axis of the grid."""
+        """Read ``x : i32``, the one axis of the grid."""
         self.expect("x", ":", "i32")
         return Operation(name, [], [Value("", Type("i32"))])
 
     def _range(self, name: str, form: Form) -> Operation:
-        """``{end = 64 : i32, start = 0 : i32} : type``."""
+        """Read ``{end = 64 : i32, start = 0 : i32} : type``."""
         self.expect("{")
         attributes = self.attributes(name, form)
         self.expect(":")
@@ -136,7 +136,7 @@ class OperationReader(Scanner):
         return Operation(name, [], [Value("", type_)], {"start": start})
 
     def _address(self, name: str, form: Form) -> Operation:
-        """``%pointer, %offset : type, type``."""
+        """Read ``%pointer, %offset : type, type``."""
         operands, _ = self._operands(name, form)
         self._match(operands, self.types(""))
         pointer, offset = (operand.type for operand in operands)
@@ -145,14 +145,14 @@ class OperationReader(Scanner):
         return Operation(name, operands, [Value("", pointer)])
 
     def _load(self, name: str, form: Form) -> Operation:
-        """``%pointer[, %mask[, %other]] : type of the pointer``."""
+        """Read ``%pointer[, %mask[, %other]] : type of the pointer``."""
         operands, _ = self._operands(name, form)
         pointer = self._pointer(name)
         self._match(operands, [pointer, pointer.of("i1"), pointer.pointed][: len(operands)])
         return Operation(name, operands, [Value("", pointer.pointed)])
 
     def _store(self, name: str, form: Form) -> Operation:
-        """``%pointer, %value[, %mask] : type of the pointer``."""
+        """Read ``%pointer, %value[, %mask] : type of the pointer``."""
         operands, _ = self._operands(name, form)
         pointer = self._pointer(name)
         self._match(operands, [pointer, pointer.pointed, pointer.of("i1")][: len(operands)])
@@ -166,7 +166,7 @@ class OperationReader(Scanner):
 
 
 def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool:
-    """Whether the cast ``name`` goes from ``source`` to ``result``."""
+    """Return whether the cast ``name`` goes from ``source`` to ``result``."""
     if name in ("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape"):
         same = (source.element, source.pointee) == (result.element, result.pointee)
         return same and _may_reshape(name, source.shape, result.shape, axis)
@@ -187,7 +187,7 @@ def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool
 def _may_reshape(
     name: str, before: tuple[int, ...] | None, after: tuple[int, ...] | None, axis: int | None
 ) -> bool:
-    """Whether the operation ``name`` gives a tensor of shape ``after``."""
+    """Return whether the operation ``name`` gives a tensor of shape ``after``."""
     if after is None or (before is None) != (name == "tt.splat"):
         return False
     if before is None:

@@ -46,7 +46,7 @@ class Scanner:
         self.at = 0
 
     def _tokens(self, text: str) -> Iterator[Token]:
-        """The tokens of the text without spaces; at the end an empty one."""
+        """Return the tokens of the text without spaces; at the end an empty one."""
         line, at = 1, 0
         while at < len(text):
             match = TOKEN.match(text, at)
@@ -60,18 +60,18 @@ class Scanner:
         yield Token("end", "", line)
 
     def refusal(self, what: str, line: int | None = None) -> UnsupportedTTIR:
-        """The error about ``what``, at the next token unless the line is given."""
+        """Return the error about ``what``, at the next token unless the line is given."""
         line = self.tokens[self.at].line if line is None else line
         known = "which the native backend does not know"
         return UnsupportedTTIR(f"{self.writer} writes {what}, {known} (line {line} of TTIR)")
 
     @property
     def sort(self) -> str:
-        """What the next token is."""
+        """The sort of the next token."""
         return self.tokens[self.at].sort
 
     def next(self, sort: str) -> str:
-        """Go past the next token, which must be of this sort."""
+        """Read the next token, which must be of this sort."""
         token = self.tokens[self.at]
         if token.sort != sort:
             raise self.refusal(f"`{token.text}` in the place of a {sort}")
@@ -79,19 +79,19 @@ class Scanner:
         return token.text
 
     def take(self, text: str) -> bool:
-        """Go past ``text`` if it is next."""
+        """Read ``text`` if it is next; return whether it was."""
         found = self.tokens[self.at].text == text
         self.at += found
         return found
 
     def expect(self, *texts: str) -> None:
-        """Go past these tokens."""
+        """Read these tokens, which must be next."""
         for text in texts:
             if not self.take(text):
                 raise self.refusal(f"`{self.tokens[self.at].text}` in the place of `{text}`")
 
     def whole(self) -> int:
-        """Go past a whole number."""
+        """Read a whole number."""
         text = self.next("number")
         if not re.fullmatch(r"-?\d{1,20}", text):
             raise self.refusal(f"`{text}` in the place of a whole number")
@@ -100,7 +100,7 @@ class Scanner:
     # ---- types
 
     def type(self) -> Type:
-        """Go past a type."""
+        """Read a type."""
         if self.sort != "tensor":
             return self._element()
         sizes = self.next("tensor")[len("tensor<") :]
@@ -127,7 +127,7 @@ class Scanner:
         return Type(POINTER, None, pointee)
 
     def types(self, end: str) -> list[Type]:
-        """Go past types with commas between them, and past ``end``, if there is one."""
+        """Read types with commas between them, and past ``end``, if there is one."""
         found: list[Type] = []
         if end and self.take(end):
             return found
@@ -140,7 +140,7 @@ class Scanner:
     # ---- what an operation may have beside operands
 
     def attributes(self, owner: str, form: Form, end: str = "}") -> dict[str, int]:
-        """Go past the inside of braces: attributes that the operation may have, by name."""
+        """Read the inside of braces: attributes that the operation may have, by name."""
         found: dict[str, int] = {}
         while not self.take(end):
             if found:
@@ -155,7 +155,7 @@ class Scanner:
         return found
 
     def _attribute(self) -> int:
-        """The value of an attribute, a number; 1 for one that merely stands there."""
+        """Read the value of an attribute, a number; 1 for one that merely stands there."""
         if not self.take("="):
             return 1
         if self.take("true"):
@@ -170,7 +170,7 @@ class Scanner:
         return value
 
     def flags(self, owner: str, form: Form) -> None:
-        """Go past the words after the operands: those that are known here change nothing."""
+        """Read the words after the operands: those that are known here change nothing."""
         while self.sort == "word":
             name = self.next("word")
             if name not in form.flags:

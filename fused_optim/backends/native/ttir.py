@@ -29,7 +29,7 @@ class Parser(OperationReader):
     # ---- structure
 
     def module(self) -> Function:
-        """Go past the module, which has one function."""
+        """Read the module, which has one function."""
         self.expect("module", "{", "tt.func", "public")
         name = self.next("symbol")[1:]
         arguments = self._arguments(FORMS["tt.func"])
@@ -44,7 +44,7 @@ class Parser(OperationReader):
         return Function(name, body, self.writer)
 
     def _arguments(self, form: Form | None = None) -> list[Value]:
-        """Go past the arguments of a function, or of a region, with their types."""
+        """Read the arguments of a function, or of a region, with their types."""
         found: list[Value] = []
         self.expect("(")
         while not self.take(")"):
@@ -57,7 +57,7 @@ class Parser(OperationReader):
         return found
 
     def _region(self, terminator: str, arguments: list[Value]) -> Region:
-        """Go past a region in braces."""
+        """Read a region in braces."""
         self.expect("{")
         self.scopes.append({})
         for argument in arguments:
@@ -71,7 +71,7 @@ class Parser(OperationReader):
         return found
 
     def _operations(self, arguments: list[Value], terminator: str) -> Region:
-        """Go past operations and the closing brace; ``terminator``, and no other, ends them."""
+        """Read operations and the closing brace; ``terminator``, and no other, ends them."""
         found = Region(arguments)
         if len(self.scopes) > DEEPEST:
             raise self.refusal(f"more than {DEEPEST} regions inside each other")
@@ -90,7 +90,7 @@ class Parser(OperationReader):
         return found
 
     def _operation(self) -> Operation:
-        """Go past one operation with the names of its results."""
+        """Read one operation with the names of its results."""
         names = self._results()
         token = self.tokens[self.at]
         name = self.next("string" if self.sort == "string" else "word").strip('"')
@@ -107,7 +107,7 @@ class Parser(OperationReader):
         return found
 
     def _results(self) -> list[str]:
-        """Go past ``%0 =``, or ``%0:2 =``, if it is there."""
+        """Read ``%0 =``, or ``%0:2 =``, if it is there."""
         if self.sort != "value":
             return []
         names = [self.next("value")]
@@ -122,7 +122,7 @@ class Parser(OperationReader):
         return Operation(name, [], [])
 
     def _yielded(self, name: str, form: Form) -> Operation:
-        """``%a, %b : type, type``, or nothing."""
+        """Read ``%a, %b : type, type``, or nothing."""
         operands = self._uses() if self.sort == "value" else []
         if operands:
             self.expect(":")
@@ -130,7 +130,7 @@ class Parser(OperationReader):
         return Operation(name, operands, [])
 
     def _condition(self, name: str, form: Form) -> Operation:
-        """``(%condition) %a, %b : type, type``."""
+        """Read ``(%condition) %a, %b : type, type``."""
         self.expect("(")
         condition = self._use()
         self._match([condition], [BOOLEAN])
@@ -140,7 +140,7 @@ class Parser(OperationReader):
     # ---- operations with regions
 
     def _conditional(self, name: str, form: Form) -> Operation:
-        """``%c [-> (types)] {...} [else {...}]``."""
+        """Read ``%c [-> (types)] {...} [else {...}]``."""
         condition = self._use()
         self._match([condition], [BOOLEAN])
         types: list[Type] = []
@@ -157,7 +157,7 @@ class Parser(OperationReader):
         return Operation(name, [condition], self._new(types), {}, regions)
 
     def _while_loop(self, name: str, form: Form) -> Operation:
-        """``(%a = %b, ...) : (types) -> (types) {... condition} do {... yield}``."""
+        """Read ``(%a = %b, ...) : (types) -> (types) {... condition} do {... yield}``."""
         self.expect("(")
         carried, initial = self._initial()
         self.expect(":", "(")
@@ -174,7 +174,7 @@ class Parser(OperationReader):
         return Operation(name, initial, self._new(after), {}, [first, second])
 
     def _for_loop(self, name: str, form: Form) -> Operation:
-        """``%i = %first to %end step %step [iter_args(...) -> (types)] [: type] {...}``."""
+        """Read ``%i = %first to %end step %step [iter_args(...) -> (types)] [: type] {...}``."""
         index = Value(self.next("value"), Type("i32"))
         self.expect("=")
         bounds = [self._use()]
@@ -200,7 +200,7 @@ class Parser(OperationReader):
         return Operation(name, [*bounds, *initial], self._new(types), {}, [region])
 
     def _reduction(self, name: str, form: Form) -> Operation:
-        """``(%a) <{axis = 0 : i32}> ({region}) : (type) -> type``."""
+        """Read ``(%a) <{axis = 0 : i32}> ({region}) : (type) -> type``."""
         self.expect("(")
         operand = self._use()
         self.expect(")", "<", "{")
@@ -220,7 +220,7 @@ class Parser(OperationReader):
         return Operation(name, [operand], [Value("", type_)], {}, [region])
 
     def _initial(self) -> tuple[list[Value], list[Value]]:
-        """Go past ``%a = %b, ...)``: what a loop carries, and what it begins with."""
+        """Read ``%a = %b, ...)``: what a loop carries, and what it begins with."""
         carried: list[Value] = []
         initial: list[Value] = []
         while not self.take(")"):

@@ -1,6 +1,6 @@
 """How many bytes a step moves, by one formula, and the counts that must not grow.
 
-``python -m benchmarks.traffic --write`` writes the counts of all optimizers and formats to
+``python -m benchmarks.bytes_moved --write`` writes the counts of all optimizers and formats to
 ``byte_counts.json``; without ``--write`` it shows where they differ from that file.
 """
 
@@ -30,10 +30,10 @@ class Columns(NamedTuple):
 
 
 def moved(columns: Columns, reads: int, writes: int = 0, measured: bool = False) -> int:
-    """The bytes of a step: each column is read once and written once, but for the gradient.
+    """Return the bytes of a step: each column is read and written once, except the gradient.
 
     Args:
-        columns: what there is.
+        columns: of all tensors.
         reads: how often the gradient is read.
         writes: how often it is written.
         measured: the rule sums over each tensor before it updates, so all is read once more.
@@ -44,7 +44,7 @@ def moved(columns: Columns, reads: int, writes: int = 0, measured: bool = False)
 
 
 def stored(value: Any) -> int:
-    """What the tensors of a state take in memory; some libraries wrap codes and scales in one."""
+    """Return the bytes of a state's tensors; some libraries wrap codes and scales in one object."""
     if hasattr(value, "__tensor_flatten__"):
         return sum(stored(getattr(value, name)) for name in value.__tensor_flatten__()[0])
     if isinstance(value, Tensor):
@@ -53,7 +53,7 @@ def stored(value: Any) -> int:
 
 
 def held(optimizer: torch.optim.Optimizer) -> Columns:
-    """The tensors that parameters and ``optimizer.state`` hold, without 0-dim counters."""
+    """Return the bytes of parameters, gradients and ``optimizer.state``, without 0-dim counters."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [x for param in params for x in optimizer.state.get(param, {}).values()]
     gradients = [p.grad for p in params if p.grad is not None]
@@ -61,7 +61,7 @@ def held(optimizer: torch.optim.Optimizer) -> Columns:
 
 
 def step_bytes(optimizer: FusedOptimizer) -> int:
-    """Take a step of ours and add up the columns that reach the backend.
+    """Take a step of our optimizer and add up the bytes of the columns that reach the backend.
 
     The norm is another read of the gradients; clipping by it happens inside the update.
     """
@@ -85,7 +85,7 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
 
 
 def columns_of(kind: Any, row: Any) -> Columns:
-    """The columns of a row of the plan; each value may take several."""
+    """Return the bytes of a row of the plan, whose values may take several columns each."""
     sizes = [column.nbytes for column in row.columns]
     weights, gradients = kind.first[1], kind.first[2]
     return Columns(sum(sizes[:weights]), sum(sizes[weights:gradients]), sum(sizes[gradients:]))
@@ -106,7 +106,7 @@ class Count(NamedTuple):
 
 
 def counts() -> Iterator[Count]:
-    """Every optimizer of ours in every format that there is."""
+    """Yield the bytes of every optimizer of ours in every format."""
     from benchmarks import variants
 
     shapes = [[(size,) for size in SIZES]]
@@ -123,7 +123,7 @@ def counts() -> Iterator[Count]:
 
 
 def differences(found: dict[str, int], committed: dict[str, int]) -> Iterator[str]:
-    """A line for each count that is not the committed one."""
+    """Yield a line for each count that is not the committed one."""
     for name in sorted(found.keys() | committed.keys()):
         before, now = committed.get(name), found.get(name)
         if before != now:
@@ -131,8 +131,8 @@ def differences(found: dict[str, int], committed: dict[str, int]) -> Iterator[st
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
-    """Write or compare; the exit code is 1 if they differ."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__)
+    """Write the counts or compare them; return 1 if they differ."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bytes_moved", description=__doc__)
     parser.add_argument("--write", action="store_true", help="make the counts the committed ones")
     options = parser.parse_args(None if arguments is None else list(arguments))
     torch.set_num_threads(1)

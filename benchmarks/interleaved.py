@@ -1,8 +1,8 @@
-"""Timing several variants against each other, through one pytest-benchmark test.
+"""Timing of several variants in one pytest-benchmark test, in interleaved rounds.
 
-The variants take turns in random order, each turn a round of ``benchmark.pedantic``; what slows the
-machine for a while slows them all. Before a turn the caches are filled with other data, as forward
-and backward do between two steps.
+In each round the variants run in random order, each run a round of ``benchmark.pedantic``, so what
+slows the machine down for a while slows all of them down. Before a run the caches are filled with
+other data, as the forward and backward passes do between two steps.
 """
 
 import os
@@ -17,19 +17,19 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from pytest_benchmark.stats import Stats
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-LEAST, MOST = 3, 60  # turns of a variant
+MIN_RUNS, MAX_RUNS = 3, 60  # of a variant
 
 
 @dataclass
 class Variant:
-    """One of those that are timed side by side.
+    """One of the things that are timed side by side.
 
     Attributes:
         name: in the results.
-        role: ``"ours"``, ``"rival"`` or ``"roofline"``.
+        role: ``"ours"``, ``"other"`` or ``"roofline"``.
         run: what is timed.
         facts: what else goes into the results; ``"bytes"`` is what one run moves, by formula.
-        prepare: untimed, before each turn.
+        prepare: runs untimed before each run.
     """
 
     name: str
@@ -61,7 +61,7 @@ def synchronize() -> None:
 
 
 def last_cache() -> int:
-    """Bytes of the largest cache; 64 MiB where nobody says."""
+    """Return the bytes of the largest cache; 64 MiB where the system does not say."""
     if DEVICE.type == "cuda":
         return int(torch.cuda.get_device_properties(DEVICE).L2_cache_size)
     if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names and os.sysconf("SC_LEVEL3_CACHE_SIZE") > 0:
@@ -70,7 +70,7 @@ def last_cache() -> int:
 
 
 class Roofline:
-    """What the memory can do: a copy and a triad, over buffers that no cache holds."""
+    """What the memory can do: a copy and a triad, over buffers larger than any cache."""
 
     def __init__(self, smoke: bool) -> None:
         elements = 1 << 10 if smoke else max(1 << 24, last_cache())  # of 4 bytes: 4 caches
@@ -81,7 +81,7 @@ class Roofline:
         self.a.sum()
 
     def variants(self) -> list[Variant]:
-        """Each with its bytes."""
+        """Return both, with the bytes they move."""
         size = self.a.nbytes
         return [
             # one buffer is read, one is written
@@ -95,7 +95,7 @@ class Roofline:
 
 
 def seconds_of(variant: Variant) -> float:
-    """Wall time of one run, with the device's work."""
+    """Measure the wall time of one run, with the device's work."""
     variant.prepare()
     synchronize()
     start = time.perf_counter()
@@ -104,55 +104,70 @@ def seconds_of(variant: Variant) -> float:
     return time.perf_counter() - start
 
 
-def turns_of(estimates: Sequence[float], budget: float) -> list[int]:
-    """How often each variant runs: all take about equally long, within ``budget`` seconds."""
+def runs_of(estimates: Sequence[float], budget: float) -> list[int]:
+    """Return how often each variant runs: all take about equally long, within ``budget`` seconds.
+
+    Args:
+        estimates: seconds of one run of each variant.
+        budget: seconds for all of them; with 0 each runs once.
+    """
     share = budget / len(estimates)
-    least = LEAST if budget else 1
-    return [max(least, min(MOST, int(share / seconds))) for seconds in estimates]
+    least = MIN_RUNS if budget else 1
+    return [max(least, min(MAX_RUNS, int(share / seconds))) for seconds in estimates]
 
 
-def in_turns(turns: Sequence[int], seed: int = 0) -> list[int]:
-    """Indices of variants: random order in each lap, and rarer ones spread over all laps."""
+def interleave(runs: Sequence[int], seed: int = 0) -> list[int]:
+    """Return indices of variants, each as often as ``runs`` says.
+
+    The order is random within a round, and a variant with fewer runs is spread over all rounds.
+    """
     generator = random.Random(seed)
-    laps = max(turns)
+    rounds = max(runs)
     order: list[int] = []
-    for lap in range(laps):
-        lap_of = [i for i, n in enumerate(turns) if (lap + 1) * n // laps > lap * n // laps]
-        order += generator.sample(lap_of, len(lap_of))
+    for k in range(rounds):
+        present = [i for i, n in enumerate(runs) if (k + 1) * n // rounds > k * n // rounds]
+        order += generator.sample(present, len(present))
     return order
 
 
-def race(
+def compare(
     benchmark: BenchmarkFixture,
     variants: Sequence[Variant],
     evict: Callable[[], object],
     budget: float,
 ) -> None:
-    """Time ``variants`` by turns; leaves each one's durations in ``benchmark.extra_info``.
+    """Time ``variants`` in interleaved rounds; put the durations into ``benchmark.extra_info``.
 
     Args:
-        benchmark: of pytest-benchmark; if it is disabled, every variant runs once and that is all.
+        benchmark: of pytest-benchmark; if it is disabled, every variant runs once.
         variants: to be compared; each has run before, so that states and kernels are there.
-        evict: fills the caches with something else.
-        budget: seconds for all of it, as far as ``LEAST`` turns of each allow; 0 for one turn.
+        evict: fills the caches with other data.
+        budget: seconds for all of it, as far as ``MIN_RUNS`` of each allow; 0 for one run of each.
     """
     estimates = [seconds_of(variant) for variant in variants]
     if benchmark.disabled:
         benchmark.pedantic(synchronize)
         return
-    order = in_turns(turns_of(estimates, budget))
+    order = interleave(runs_of(estimates, budget))
     upcoming = iter(order)
 
-    def next_turn() -> tuple[tuple[Variant], dict[str, Any]]:
+    def next_run() -> tuple[tuple[Variant], dict[str, Any]]:
         variant = variants[next(upcoming)]
         variant.prepare()
         evict()
         return (variant,), {}
 
-    benchmark.pedantic(lambda variant: variant.run(), setup=next_turn, rounds=len(order))
+    benchmark.pedantic(lambda variant: variant.run(), setup=next_run, rounds=len(order))
     durations: list[list[float]] = [[] for _ in variants]
     for index, seconds in zip(order, benchmark.stats.stats.data, strict=True):
         durations[index].append(seconds)
+    record(benchmark, variants, durations)
+
+
+def record(
+    benchmark: BenchmarkFixture, variants: Sequence[Variant], durations: Sequence[list[float]]
+) -> None:
+    """Put variants and their durations in seconds where :func:`rows_of` finds them."""
     benchmark.extra_info["variants"] = [
         {"name": v.name, "role": v.role, **v.facts, "durations": seconds}
         for v, seconds in zip(variants, durations, strict=True)
@@ -160,7 +175,7 @@ def race(
 
 
 def rows_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """One result for each variant of a test, in pytest-benchmark's own form.
+    """Return a result for each variant of a test, in pytest-benchmark's own form.
 
     Args:
         entry: a test's result, with its statistics under ``"stats"`` or, as for the table on the

@@ -1,0 +1,66 @@
+"""The time to compile at the first step of a small model, in fresh processes.
+
+With a cold cache the kernels are compiled; with a warm one they are read from the files that an
+earlier process left. What the first step takes beyond the second one is reported, and which
+compilers it imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks import variants
+from benchmarks.first_step import COMPILERS, MODEL
+from benchmarks.interleaved import DEVICE, Variant, record
+from benchmarks.shapes import MODELS, count
+
+ROOT = Path(__file__).parent.parent
+PROCESSES = 3
+
+
+def run(cache: Path, smoke: bool) -> dict[str, Any]:
+    """Take the first steps in a process that keeps its compiled kernels in ``cache``."""
+    caches = {"FUSED_OPTIM_CACHE": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+    command = [sys.executable, "-m", "benchmarks.first_step", *(["--smoke"] if smoke else [])]
+    env = {**os.environ, **caches}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def variant(name: str, runs: list[dict[str, Any]]) -> Variant:
+    """Return what is reported of some processes."""
+    imported = [name for name in COMPILERS if any(name in run["imported"] for run in runs)]
+    facts = {
+        "backend": runs[0]["backend"],
+        "imported": ", ".join(imported) or "none",
+        "first": [run["seconds"][0] for run in runs],
+    }
+    return Variant(name, "ours", lambda: None, facts)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="measures the compiler for the CPU")
+def test_first_step(benchmark: BenchmarkFixture, smoke: bool, tmp_path: Path) -> None:
+    """Report the compilation of the demo's model, with a cold and with a warm cache."""
+    refusal = variants.why_not_ours("AdamW", "fp32", "native", "cpu")
+    if refusal is not None:
+        pytest.skip(f"nothing is compiled: {refusal}")
+    processes = 1 if smoke else PROCESSES
+
+    def measure() -> dict[str, list[dict[str, Any]]]:
+        cold = [run(tmp_path / str(i), smoke) for i in range(processes)]
+        warm = [run(tmp_path / str(i), smoke) for i in range(processes)]
+        return {"cold cache": cold, "warm cache": warm}
+
+    found = benchmark.pedantic(measure)
+    tensors = MODELS[MODEL].tensors(MODELS[MODEL].layers)
+    benchmark.extra_info.update(suite="first step", model=MODEL, tensors=len(tensors))
+    benchmark.extra_info["parameters"] = count(tensors)
+    compiling = [[r["seconds"][0] - r["seconds"][1] for r in runs] for runs in found.values()]
+    record(benchmark, [variant(name, runs) for name, runs in found.items()], compiling)

@@ -1,0 +1,44 @@
+"""Stand-ins for the GPU vendors' driver libraries, under Triton's own drivers and launchers.
+
+``ptxsim`` replaces the whole of Triton's driver. Here all of Triton runs that runs on a GPU: its
+driver class, the C code that loads a binary, and the C code that takes the Python arguments of a
+launch apart and packs them. Only the library that it calls is another one: a small libcuda.so.1 or
+libamdhip64.so, compiled from ``cuda.c`` or ``hip.c`` against the headers in Triton's wheel. CPU
+tensors are device memory::
+
+    with driver_stubs.cuda() as driver:
+        kernel[(4,)](x, y, n, BLOCK=1024)  # x and y: CPU tensors, changed in place
+    print(driver.launches[0].parameters)  # the bytes that Triton's C code packed
+
+- ``cuda()``: two devices of sm_90. A launch runs the PTX of the kernel that was loaded, in
+  ``ptxsim``'s machine, with the parameters that arrived; their widths are those of the PTX entry.
+- ``hip()``: two devices of gfx942. Nothing here executes AMD's machine code, so a launch is only
+  recorded: what is packed can be shown, and what the kernel does with it cannot. The widths and
+  the layout are those of the code object's metadata.
+
+A launch must have the block, the shared memory and the device that its kernel was compiled and
+loaded for, and the stream that is current on that device; else Triton reports a failed launch with
+the reason, as it does for an error of the real library. ``pretended(driver)`` lets CPU tensors say
+that they are on one of the driver's devices.
+
+Limits: nothing is asynchronous, and in a process that uses a GPU the real library is in the way.
+"""
+
+from .cuda import CudaStub, cuda
+from .devices import Pretended, pretended
+from .driver import BadLaunch, Launch
+from .hip import HipStub, hip, why_no_hip
+from .library import c_compiler
+
+__all__ = [
+    "BadLaunch",
+    "CudaStub",
+    "HipStub",
+    "Launch",
+    "Pretended",
+    "c_compiler",
+    "cuda",
+    "hip",
+    "pretended",
+    "why_no_hip",
+]

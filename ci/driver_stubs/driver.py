@@ -1,0 +1,285 @@
+"""What Triton's drivers for both vendors need, to run on a stand-in for the vendor's library."""
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from ptxsim.machine import every_block
+from triton.runtime.cache import get_cache_manager
+
+from .library import Library, RawLaunch
+
+
+class BadLaunch(Exception):
+    """A launch that does not fit its kernel, or that goes where it should not."""
+
+
+class Kernel(NamedTuple):
+    """What is known of a kernel before it is launched.
+
+    Attributes:
+        target: ``"cuda"`` or ``"hip"``.
+        name: of the function in the binary.
+        threads: of a block.
+        shared: bytes of shared memory.
+        assembly: the text that the binary was made from.
+        widths: the bytes of each parameter.
+    """
+
+    target: str
+    name: str
+    threads: int
+    shared: int
+    assembly: str
+    widths: tuple[int, ...]
+
+
+class Argument(NamedTuple):
+    """An argument as it was handed to Triton's launcher: name, Triton's name of the type, value."""
+
+    name: str
+    type: str
+    value: Any
+
+
+class Launch(NamedTuple):
+    """A launch as it arrived in the library.
+
+    Attributes:
+        kernel: what was loaded under the function handle.
+        device: the device that was current.
+        stream: the handle.
+        grid: the number of blocks along each axis.
+        block: the number of threads along each axis.
+        shared: bytes of shared memory.
+        parameters: the bytes of each.
+        arguments: of the kernel, without compile-time constants. A pointer or two to scratch
+            memory, which are no arguments, follow among the parameters.
+    """
+
+    kernel: Kernel
+    device: int
+    stream: int
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int
+    parameters: tuple[bytes, ...]
+    arguments: tuple[Argument, ...]
+
+
+def _arguments(name: str, kind: Any, value: Any) -> Iterator[Argument]:
+    """One argument, or those of a tuple; none if it is a compile-time constant."""
+    if isinstance(kind, tuple):
+        for inner in zip(kind, value, strict=True):
+            yield from _arguments(name, *inner)
+    elif kind != "constexpr":
+        yield Argument(name, kind, value)
+
+
+def cached(source: Any, metadata: Any, suffix: str) -> bytes:
+    """A file that Triton's compiler has kept of a kernel.
+
+    Raises:
+        RuntimeError: it has not.
+    """
+    path = get_cache_manager(metadata.hash).get_file(f"{source.name[:150]}.{suffix}")
+    if path is None:
+        raise RuntimeError(f"Triton did not keep the {suffix} of {metadata.name}")
+    return Path(path).read_bytes()
+
+
+class _Utils:
+    """Triton's own, which also tells the library what is behind a function handle."""
+
+    def __init__(self, utils: Any, library: Library) -> None:
+        self._utils, self._library = utils, library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._utils, name)
+
+    def load_binary(self, name: str, binary: bytes, *rest: Any) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = self._utils.load_binary(name, binary, *rest)
+        self._library.functions[found[1]] = self._library.kernels[binary]
+        return found
+
+
+class Launcher:
+    """A base class before Triton's launcher: keeps what it is for and what it is called with."""
+
+    binary: str  # the suffixes of Triton's files
+    assembly: str
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        super().__init__(source, metadata)
+        driver = triton.runtime.driver.active
+        self._signature = source.signature
+        text = cached(source, metadata, self.assembly).decode()
+        target = driver.get_current_target()
+        driver.library.kernels[cached(source, metadata, self.binary)] = Kernel(
+            target.backend,
+            metadata.name,
+            target.warp_size * metadata.num_warps,
+            metadata.shared,
+            text,
+            driver.widths_of(text),
+        )
+
+    def __call__(self, *args: Any) -> None:
+        """Launch.
+
+        Raises:
+            RuntimeError: what Triton makes of a failed launch; what failed is its cause.
+        """
+        driver = triton.runtime.driver.active
+        # what comes before the kernel's arguments differs from version to version
+        values = zip(self._signature.items(), args[-len(self._signature) :], strict=True)
+        driver.arguments = tuple(
+            argument for (name, kind), value in values for argument in _arguments(name, kind, value)
+        )
+        driver.library.error = None
+        try:
+            super().__call__(*args)
+        except (RuntimeError, SystemError) as error:
+            if driver.library.error is None:
+                raise
+            # AMD's launcher calls a hook before it asks whether the launch failed: a SystemError
+            reported = error.__cause__ if isinstance(error, SystemError) else error
+            raise reported from driver.library.error
+
+
+class StubDriver:
+    """A base class before Triton's driver of a vendor, whose native half calls a stand-in.
+
+    As a context manager it is Triton's driver, and gives way to the one before it in the end.
+
+    Attributes:
+        library: the stand-in.
+        devices: the numbers of its devices.
+        streams: of each device, the handle of the current stream; 0 is the default one.
+        launches: those that arrived.
+        change: of a launch, what arrives instead of it, so that tests can see it being noticed.
+        blocks: of a kernel's name and a number of blocks, which blocks of a launch are executed.
+        arguments: what Triton's launcher was called with last, see Launch.
+        torch_type: of the torch devices that the driver says it is for.
+        executes: whether kernels are executed, or launches only recorded.
+    """
+
+    # a vendor's class has these, and widths_of(assembly) and execute(launch)
+    library: Library
+    devices: tuple[int, ...]
+    executes: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.utils = _Utils(self.utils, self.library)
+        self.streams = dict.fromkeys(self.devices, 0)
+        self.launches: list[Launch] = []
+        self.change: Callable[[Launch], Launch] | None = None
+        self.blocks: Callable[[str, int], Iterable[int]] = every_block
+        self.arguments: tuple[Argument, ...] = ()
+        self.torch_type = "cpu"
+        self.get_current_device = self._current
+        self.set_current_device = self._set_current
+        self.get_current_stream = self.streams.__getitem__
+        self._made = 0
+
+    def __enter__(self) -> Any:
+        self._before = dict(vars(triton.runtime.driver)), self.library.device
+        self.library.device = self.devices[0]
+        triton.runtime.driver.set_active(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # what Triton keeps differs from version to version, and may not be made up yet
+        before, self.library.device = self._before
+        vars(triton.runtime.driver).update(before)
+
+    def _current(self) -> int:
+        if self.library.device is None:
+            raise RuntimeError("no device is current: the driver is used outside its context")
+        return self.library.device
+
+    def _set_current(self, device: int) -> None:
+        if device not in self.devices:
+            raise ValueError(f"device must be one of {self.devices}, got {device}")
+        self.library.device = device
+
+    @contextlib.contextmanager
+    def on(self, device: int) -> Iterator[None]:
+        """Within this context another device is current."""
+        before = self._current()
+        self._set_current(device)
+        try:
+            yield
+        finally:
+            self._set_current(before)
+
+    def new_stream(self, device: int) -> int:
+        """The handle of a stream of ``device``."""
+        self._made += 1
+        return (device + 1) << 40 | self._made
+
+    def get_active_torch_device(self) -> torch.device:
+        """CPU tensors are device memory, unless they pretend to be on a device."""
+        if self.torch_type == "cpu":
+            return torch.device("cpu")
+        return torch.device(self.torch_type, self._current())
+
+    @classmethod
+    def is_active(cls) -> bool:
+        """Never chosen by Triton itself."""
+        return False
+
+    def receive(self, raw: RawLaunch) -> None:
+        """Take a launch: check it, record it, execute it.
+
+        Raises:
+            BadLaunch: it does not fit its kernel, the current device or that device's stream.
+        """
+        kernel = self.library.functions.get(raw.function)
+        if kernel is None:
+            raise BadLaunch(f"no function has the handle {raw.function:#x}")
+        wanted, packed = len(kernel.widths), len(self.arguments)
+        if not packed <= wanted <= packed + 2:  # more would be read from where there are none
+            raise BadLaunch(f"{kernel.name}: {packed} arguments and {wanted} parameters")
+        sizes = enumerate(kernel.widths)
+        parameters = tuple(ctypes.string_at(raw.parameters[i], size) for i, size in sizes)
+        launch = Launch(
+            kernel,
+            raw.current_device,
+            raw.stream,
+            tuple(raw.grid),
+            tuple(raw.block),
+            raw.shared,
+            parameters,
+            self.arguments,
+        )
+        launch = launch if self.change is None else self.change(launch)
+        self._check(launch, raw)
+        self.launches.append(launch)
+        self.execute(launch)
+
+    def _check(self, launch: Launch, raw: RawLaunch) -> None:
+        kernel = launch.kernel
+        wanted: Sequence[tuple[str, Any, Any]] = (
+            ("device", launch.device, raw.function_device),
+            ("stream", launch.stream, self.streams.get(launch.device)),
+            ("block", launch.block, (kernel.threads, 1, 1)),
+            ("shared memory", launch.shared, kernel.shared),
+            ("number of launch attributes", raw.attributes, 0),
+            ("widths", tuple(map(len, launch.parameters)), kernel.widths),
+        )
+        for what, found, expected in wanted:
+            if found != expected:
+                raise BadLaunch(f"{kernel.name}: {what} is {found} and should be {expected}")
+        if not all(launch.grid):
+            raise BadLaunch(f"{kernel.name}: the grid {launch.grid} is empty")
+
+
+def receive(raw: RawLaunch) -> None:
+    """Hand a launch to the driver that is active."""
+    triton.runtime.driver.active.receive(raw)

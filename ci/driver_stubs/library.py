@@ -1,0 +1,128 @@
+"""Build a stand-in with the host's C compiler, load it, and take the launches that arrive in it."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from triton.runtime.cache import get_cache_manager
+
+_HERE = Path(__file__).parent
+_REASON = 800  # REASON_SIZE of state.h
+
+
+class RawLaunch(ctypes.Structure):
+    """``launch_t`` of state.h."""
+
+    _fields_ = (
+        ("function", ctypes.c_uint64),
+        ("stream", ctypes.c_uint64),
+        ("current_device", ctypes.c_int32),
+        ("function_device", ctypes.c_int32),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared", ctypes.c_uint32),
+        ("attributes", ctypes.c_uint32),
+        ("parameters", ctypes.POINTER(ctypes.c_void_p)),
+    )
+
+
+_Receiver = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(RawLaunch), ctypes.POINTER(ctypes.c_char))
+
+
+def c_compiler() -> str | None:
+    """The compiler that Triton would take, or None."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
+
+def build(source: str, soname: str, other: str, include: Path, **macros: int | str) -> Path:
+    """Compile a stand-in, unless Triton's cache has it; the path of the file ``soname``.
+
+    Args:
+        source: the name of the C file in this folder.
+        soname: the name of the library it stands for.
+        other: another name for it, by which it is looked up.
+        include: the folder of the vendor's headers.
+        macros: constants of the C file.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it fails.
+    """
+    compiler = c_compiler()
+    if compiler is None:
+        raise RuntimeError(f"{soname} needs a C compiler: neither clang nor gcc is there, nor CC")
+    flags = [f"-D{name}={value}" for name, value in macros.items()]
+    flags += ["-shared", "-fPIC", "-O1", f"-I{_HERE}", f"-I{include}", f"-Wl,-soname,{soname}"]
+    texts = [(_HERE / name).read_text() for name in (source, "state.h")]
+    key = hashlib.sha256("\0".join([compiler, *flags, *texts]).encode()).hexdigest()
+    cache = get_cache_manager(key)
+    found = cache.get_file(soname)
+    if found is None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / soname
+            command = [compiler, str(_HERE / source), *flags, "-o", str(path)]
+            made = subprocess.run(command, capture_output=True, text=True)
+            if made.returncode:
+                raise RuntimeError(f"{compiler} cannot compile {source}:\n{made.stderr}")
+            cache.put(path.read_bytes(), other, binary=True)
+            found = cache.put(path.read_bytes(), soname, binary=True)
+    return Path(found)
+
+
+class Library:
+    """A stand-in, loaded for the rest of the process.
+
+    Attributes:
+        path: of the file.
+        kernels: what Triton has compiled, by the binary.
+        functions: what of it Triton has loaded, by the handle.
+        error: what the last launch raised.
+
+    Args:
+        path: see :func:`build`.
+        receive: takes each launch.
+
+    Raises:
+        RuntimeError: another library of this name is loaded in this process.
+    """
+
+    def __init__(self, path: Path, receive: Callable[[RawLaunch], None]) -> None:
+        try:
+            # a library answers to its soname as soon as it is loaded
+            ctypes.CDLL(path.name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        except OSError:
+            pass
+        else:
+            raise RuntimeError(f"the real {path.name} is loaded in this process: use another one")
+        self.path, self._receive = path, receive
+        self.kernels: dict[bytes, Any] = {}
+        self.functions: dict[int, Any] = {}
+        self.error: BaseException | None = None
+        self._native = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        self._receiver = _Receiver(self._take)  # lives as long as the library may call it
+        self._native.stub_set_receiver(self._receiver)
+
+    def _take(self, launch: Any, reason: Any) -> int:
+        try:
+            self._receive(launch.contents)
+        except BaseException as error:  # noqa: BLE001  C has no exceptions: raised again by Launcher
+            self.error = error
+            text = f"{type(error).__name__}: {error}".encode()[: _REASON - 1] + b"\0"
+            ctypes.memmove(reason, text, len(text))
+            return 1
+        return 0
+
+    @property
+    def device(self) -> int | None:
+        """The current device of this thread; None before there is one."""
+        found: int = self._native.stub_get_device()
+        return None if found < 0 else found
+
+    @device.setter
+    def device(self, device: int | None) -> None:
+        self._native.stub_set_device(-1 if device is None else device)

@@ -1,0 +1,166 @@
+"""Names of torch and Triton that are not public, each with what stands in where it is missing.
+
+torch and Triton may rename any of them in any release. No other module of the library uses one:
+``tests/test_private_api.py`` finds those that do, and takes each name of this module away. The
+attributes ``_step_supports_amp_scaling``, ``grad_scale`` and ``found_inf`` of an optimizer, through
+which ``torch.amp.GradScaler`` leaves unscaling to the step, are not public either; a scaler that
+does not know them unscales by itself.
+"""
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def find(module: str, name: str) -> Any:
+    """Return the attribute ``name`` of ``module``; None if this release lacks either."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+# torch.compile's own check of many tensors in one call: 50 ns each, where reading the attributes of
+# one tensor in Python takes a microsecond. None: the caller reads the attributes.
+TENSOR_GUARDS: Any = find("torch._C._dynamo.guards", "TensorGuards")
+
+
+def _disable_lazily(function: F) -> F:
+    """Keep torch.compile out of ``function``; torch._dynamo is imported by the first call only."""
+    disable: Any = torch.compiler.disable
+    disabled: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal disabled
+        if disabled is None:
+            disabled = disable(function)
+        return disabled(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+# the decorator of torch's own optimizers; torch.compiler.disable would import torch._dynamo, which
+# takes seconds, when the class is defined
+disable_dynamo: Callable[[F], F] = find("torch._compile", "_disable_dynamo") or _disable_lazily
+
+
+class _Saved(torch.autograd.Function):
+    """A node of the graph that saves a tensor, to have autograd look for later writes to it."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, tensor: Tensor) -> Tensor:
+        """Save ``tensor``; the result has this node as its ``grad_fn``."""
+        ctx.save_for_backward(tensor)
+        return leaf.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        """Refuse nothing and give nothing: no gradient is ever asked for."""
+        return None, None
+
+
+class SavedVersions:
+    """The writes to tensors, counted by public names alone.
+
+    Autograd refuses to give back a saved tensor that was written since. What is saved is a view
+    without elements, which shares the count of writes of its base.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Any = WeakTensorKeyDictionary()
+
+    def __call__(self, tensor: Tensor) -> int:
+        """Return a number that differs from that of the last call if ``tensor`` was written."""
+        count, node = self._seen.get(tensor, (0, None))
+        if node is not None:
+            try:
+                _ = node.saved_tensors
+            except RuntimeError:
+                node = None
+        if node is None:
+            count += 1
+            self._seen[tensor] = count, self._save(tensor)
+        return int(count)
+
+    @staticmethod
+    def _save(tensor: Tensor) -> Any:
+        leaf, apply = torch.zeros((), requires_grad=True), cast(Any, _Saved.apply)
+        with torch.enable_grad():
+            return apply(leaf, tensor.detach().as_strided((0,), (1,))).grad_fn
+
+
+def _find_version() -> Callable[[Tensor], int]:
+    return attrgetter("_version") if hasattr(Tensor, "_version") else SavedVersions()
+
+
+# how often autograd has seen a tensor written
+version: Callable[[Tensor], int] = _find_version()
+
+
+def _copy_each(destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for destination, source in zip(destinations, sources, strict=True):
+        destination.copy_(source)
+
+
+# one call for many small copies
+copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = (
+    find("torch", "_foreach_copy_") or _copy_each
+)
+
+
+def _has_inner_tensors(tensor: Any) -> bool:
+    return hasattr(tensor, "__tensor_flatten__") and hasattr(tensor, "__tensor_unflatten__")
+
+
+# whether a tensor is of a subclass that wraps other tensors and has no memory of its own
+is_wrapper: Callable[[Any], bool] = (
+    find("torch.utils._python_dispatch", "is_traceable_wrapper_subclass") or _has_inner_tensors
+)
+
+
+def triton_is_interpreted() -> bool:
+    """Return whether Triton runs kernels in its interpreter, on the CPU."""
+    runtime: Any = getattr(find("triton", "knobs"), "runtime", None)
+    if hasattr(runtime, "interpret"):
+        return bool(runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def triton_ir() -> Any:
+    """Return Triton's module that makes IR, without which the native backend is refused.
+
+    Raises:
+        RuntimeError: this release of Triton does not have it where it was.
+    """
+    ir = find("triton._C.libtriton", "ir")
+    if ir is None:
+        raise RuntimeError("this triton has no triton._C.libtriton.ir, by which kernels are read")
+    return ir
+
+
+def triton_device() -> torch.device:
+    """Return the device that Triton launches on.
+
+    Raises:
+        RuntimeError: Triton finds none.
+    """
+    driver = find("triton.runtime", "driver")
+    active_device = getattr(getattr(driver, "active", None), "get_active_torch_device", None)
+    found = (active_device or _accelerator)()
+    if found is None:
+        raise RuntimeError("torch has no accelerator")
+    return cast(torch.device, found)
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator(check_available=True)

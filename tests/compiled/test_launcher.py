@@ -1,0 +1,296 @@
+"""Launches through Triton's own drivers, and through the C code that packs their arguments.
+
+The vendor's library under them is the stand-in of ci/driver_stubs, which hands what it is given to
+the PTX interpreter, or for AMD only records it. The tests run with every version of Triton that the
+project supports: ``PYTHONPATH=<folder of that triton> pytest tests/compiled/test_launcher.py``.
+
+Tried by hand: in the backend, a width or a None left out of what a later launch is chosen by;
+later launches with two arguments exchanged, without the constants, one program short, or always on
+the default stream; no device guard; record_stream left out, or of the current device's stream;
+count and rows of begin exchanged; launches of no programs. In Triton, int64 packed as int32, and
+two arguments exchanged, for either vendor.
+"""
+
+import contextlib
+import mmap
+import struct
+
+import driver_stubs
+import pytest
+import torch
+import triton
+import triton.language as tl
+from closeness import assert_same_bits
+from compiled.launches import (
+    BF16,
+    CASES,
+    THREE,
+    Pair,
+    assert_packed,
+    each_vendor,
+    names,
+    needs_compiler,
+    pointers,
+)
+from models import give, values
+
+import fused_optim
+from fused_optim.backends.triton import OPTIONS, Ready
+from fused_optim.kernels.norm import norm
+
+pytestmark = needs_compiler
+# the norm of rows of two columns: its constants, and the options of the backend
+NORM = {"GRAD": 1, "DTYPE": tl.float32, "WIDTH": 4, "VECTOR": 1, "BLOCK": 1024, "SPAN": 64}
+NORM |= OPTIONS
+# what lives on from step to step
+TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "hyper_ptr", "counter_ptr"]
+
+
+@contextlib.contextmanager
+def same_memory():
+    """Within this context every torch.empty of a size and dtype is the same memory."""
+    empty, pool = torch.empty, {}
+
+    def reused(*size, **options):
+        key = str((size, sorted(options.items(), key=str)))
+        return pool.setdefault(key, empty(*size, **options))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "empty", reused)
+        yield
+
+
+@contextlib.contextmanager
+def asked_of_triton():
+    """Within this context a list of the launches that go through Triton: function and arguments."""
+    run, found = triton.JITFunction.run, []
+
+    def spy(self, *args, **options):
+        found.append((self, args, options))
+        return run(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(triton.JITFunction, "run", spy)
+        yield found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kernel_gives_the_bits_of_the_reference(case):
+    pair = Pair(case)
+    with driver_stubs.cuda() as driver:
+        for _ in range(3):
+            pair.step()
+    pair.check(driver)
+    assert sorted(names(driver.launches)) == sorted(3 * pair.kernels)
+    for launch in driver.launches:
+        assert_packed(launch)
+    if case == "rmsprop-stalled":
+        assert pair.kernel.stalled == pair.reference.stalled > 0
+
+
+@each_vendor
+@pytest.mark.parametrize("case", ["adamw", "lamb"])
+def test_later_launches_hand_over_what_the_first_does(case, stub):
+    """The first goes through Triton, and later ones past it: the same kernel, the same bytes."""
+    pair = Pair(case)
+    with stub():
+        pair.step()  # makes the state and the tables
+    pair.give()
+    with stub() as driver, same_memory(), asked_of_triton() as asked:
+        pair.kernel.step()
+        assert [function.fn.__name__ for function, _, _ in asked] == pair.kernels
+        pair.kernel.step()
+        assert len(asked) == len(pair.kernels)
+        threads = 4 * driver.get_current_target().warp_size
+    first, later = driver.launches[: len(asked)], driver.launches[len(asked) :]
+    assert names(first) == pair.kernels
+    for one, other in zip(first, later, strict=True):
+        assert one[:-1] == other[:-1]
+        assert_packed(one)
+        assert one.block == (threads, 1, 1)
+
+
+@each_vendor
+def test_arguments_that_are_none(stub):
+    """No norm, no scaler and no counters are no parameters; the others keep their order."""
+    pairs = Pair("adamw", max_grad_norm=None), Pair("sgd-skip", nonfinite="propagate", momentum=0)
+    with stub() as driver:
+        for pair in pairs:
+            pair.step()
+            pair.check(driver)
+    found = [[argument.name for argument in launch.arguments] for launch in driver.launches]
+    rest = ["group_ptr", "hyper_ptr", "scalar_ptr", "report_ptr", "partials", "n_rows"]
+    update = ["table_ptr", "first_ptr", "span_ptr", "scalar_ptr"]
+    assert found == [["counter_ptr", *rest], update, rest, update]
+    for launch in driver.launches:
+        assert_packed(launch)
+
+
+@each_vendor
+def test_a_grad_scaler(stub):
+    """Its scale and its flag come between the options and the scalars; an Inf skips the step."""
+    pair = Pair("adamw", max_grad_norm=1000.0)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in range(2)]
+    with stub() as driver:
+        for step in range(3):
+            pair.give()
+            sides = (pair.kernel, pair.params), (pair.reference, pair.others)
+            for scaler, (optimizer, params) in zip(scalers, sides, strict=True):
+                give(params, [scaler.scale(p.grad) for p in params])
+                if step == 1:
+                    params[1].grad[3] = torch.inf
+                scaler.step(optimizer)
+                scaler.update()
+        for step in range(3):  # without one, and with one half of it
+            for optimizer in (pair.kernel, pair.reference):
+                optimizer.grad_scale = torch.tensor([2.0]) if step == 1 else None
+                optimizer.found_inf = torch.tensor([0.0]) if step == 2 else None
+            pair.step()
+    pair.check(driver)
+    if driver.executes:
+        assert pair.kernel.state[pair.params[0]]["step"] == 5
+    for launch in driver.launches:
+        assert_packed(launch)
+    found = [[argument.name for argument in begin.arguments] for begin in driver.launches[1::3]]
+    scaled, plain = found[2], found[3]
+    assert scaled == [*plain[:4], "scale_ptr", "found_ptr", *plain[4:]]
+    assert [[name for name in scaled if name not in other] for other in found[3:]] == [
+        ["scale_ptr", "found_ptr"],
+        ["found_ptr"],
+        ["scale_ptr"],
+    ]
+
+
+def sparse(numel, dtype):
+    """Zeros, without memory until a page is touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    return torch.frombuffer(mmap.mmap(-1, numel * dtype.itemsize, flags), dtype=dtype)
+
+
+def norm_arguments(chunks, programs, grad):
+    """Those of the norm of two rows, of one element in all chunks but the last, and of ``grad``."""
+    rows = [(1, 0, 0, grad.data_ptr()), (len(grad), 0, 0, grad.data_ptr())]
+    table = torch.tensor(rows, dtype=torch.int64)
+    firsts = torch.tensor([0, chunks - 1, chunks])
+    spans = sparse(-(-chunks // 64) + 1, torch.int32)
+    spans[-1] = 1
+    return table, firsts, spans, sparse(2 * programs, torch.float64), chunks
+
+
+@each_vendor
+def test_empty_grids(stub):
+    """What has no programs does not reach the driver, from here or from Triton."""
+    pair = Pair("adamw", shapes=[(0,), (0, 3)])
+    with stub() as driver, asked_of_triton() as asked:
+        pair.step()
+        assert names(driver.launches) == ["begin"]
+        assert len(asked) == 1  # and nothing is compiled
+        partials = driver.launches[0].arguments[0]
+        assert (partials.name, partials.value.shape) == ("partial_ptr", (0, 2))
+        assert_packed(driver.launches[0])
+        norm[(0,)](*norm_arguments(7, 4, torch.ones(500)), **NORM)
+    assert len(driver.launches) == 1
+    if driver.executes:
+        assert pair.kernel.grad_norm == 0
+
+
+@each_vendor
+def test_a_count_past_two_to_the_31(stub):
+    """Triton compiles for a wider argument, and eight bytes of it arrive and are used."""
+    chunks, programs, grad = 2**31 + 5, 2**31 - 1, torch.full((500,), 2.0)
+    narrow, wide = norm_arguments(7, 4, grad), norm_arguments(chunks, programs, grad)
+    with stub() as driver:
+        driver.blocks = lambda name, count: [5 if count == programs else 2]
+        ready = Ready(norm, NORM)
+        for _ in range(2):  # each once through Triton and once past it
+            ready.launch(4, *narrow)
+            wide[3][10] = 0
+            ready.launch(programs, *wide)
+            # program 5 has the chunks 5 and 2**31 + 4, which is the last
+            assert wide[3][10] == (500 * 4 if driver.executes else 0)
+    assert narrow[3][4] == (500 * 4 if driver.executes else 0)
+    assert [launch.grid[0] for launch in driver.launches] == [4, programs] * 2
+    for launch in driver.launches:
+        assert_packed(launch)
+    found = [launch.parameters[4] for launch in driver.launches]
+    assert found == [struct.pack("<i", 7), struct.pack("<q", chunks)] * 2
+
+
+@each_vendor
+def test_two_counts_past_two_to_the_31(stub):
+    """The arguments of a step, but for numbers that are too large for the kernel to be run."""
+    pair = Pair("adamw")
+    with stub() as driver, asked_of_triton() as asked:
+        driver.blocks = lambda name, count: []
+        pair.step()
+        begin, args, options = asked[1]
+        begin.run(*args[:-2], 2**31, 2**40 + 7, **options)
+        begin.run(*args[:-2], 2**31 - 1, 2**40 + 7, **options)
+    for launch in driver.launches:
+        assert_packed(launch)
+    *_, both, one = [[len(value) for value in launch.parameters] for launch in driver.launches]
+    assert both[6:8] == [8, 8]
+    assert one[6:8] == [4, 8]
+
+
+def test_offsets_and_places_past_two_to_the_31():
+    """Of elements in their tensor; of a tensor in its parameter, which is what noise depends on."""
+    far, tail, found = 2**31 + 1024, 2 * 1024 + 500, []
+    for backend, before, place in (
+        ("triton", far, 2**40),
+        ("reference", 0, 2**40 + far),
+        ("reference", 0, far),
+    ):
+        param, grad = (sparse(before + tail, BF16) for _ in range(2))
+        param[before:], grad[before:] = values([tail, tail], BF16)
+        param = torch.nn.Parameter(param)
+        optimizer = fused_optim.SGD([param], lr=0.1, weights="stochastic", backend=backend)
+        optimizer.shard(param, index=3, offset=place, numel=2**41)
+        param.grad = grad
+        with driver_stubs.cuda() as driver:
+            driver.blocks = lambda name, count: range(max(count - 3, 0), count)
+            optimizer.step()
+        found.append(param.detach()[before:])
+        if backend == "triton":
+            assert driver.launches[-1].grid[0] == far // 1024 + 3
+            assert not param[:4096].any()
+    assert_same_bits("param", found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+@each_vendor
+def test_the_device_of_the_parameters_and_its_current_stream(stub):
+    """Whatever device is current; and torch knows which stream uses a table made on another one."""
+    with stub() as driver, driver_stubs.pretended(driver) as devices:
+        here, there = driver.devices
+        pair = Pair("adamw", put=lambda tensor, i: devices.put(tensor, there))
+        streams = [0, driver.new_stream(there), driver.new_stream(there)]
+        for stream, current in zip(streams, (here, here, there), strict=True):
+            driver.streams.update({there: stream, here: driver.new_stream(here)})
+            with driver.on(current):
+                pair.step()
+            assert driver.get_current_device() == here
+        pair.check(driver)
+        for i, launch in enumerate(driver.launches):
+            assert (launch.device, launch.stream) == (there, streams[i // 3])
+            assert {tensor.device.index for tensor in pointers(launch)} == {there}
+            used = {a.value.data_ptr() for a in launch.arguments if a.name in TABLES}
+            assert used <= devices.recorded[launch.stream]
+    assert names(driver.launches) == 3 * THREE
+
+
+@each_vendor
+def test_parameters_on_two_devices(stub):
+    """Each gets its own launches, on its device and stream; the norm is over all."""
+    with stub() as driver, driver_stubs.pretended(driver) as devices:
+        pair = Pair("adamw", put=lambda tensor, i: devices.put(tensor, driver.devices[i % 2]))
+        driver.streams.update({device: driver.new_stream(device) for device in driver.devices})
+        for _ in range(2):
+            pair.step()
+        pair.check(driver)
+        for launch in driver.launches:
+            assert launch.stream == driver.streams[launch.device]
+            assert {tensor.device.index for tensor in pointers(launch)} == {launch.device}
+    for device in driver.devices:
+        own = [launch for launch in driver.launches if launch.device == device]
+        assert sorted(names(own)) == sorted(2 * THREE)

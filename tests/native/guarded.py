@@ -1,0 +1,168 @@
+"""Run kernels on columns that end, or begin, where memory ends; a program of its own.
+
+    python guarded.py LEVEL FORMAT[,FORMAT...]|rows LIE
+
+The columns and tables lie between pages that nothing may touch, so an access out of bounds ends the
+program. What is around them in their own page must not change. With LIE 1 a kernel is told of one
+element, or row, more than there is.
+"""
+
+import ctypes
+import itertools
+import mmap
+import sys
+
+import numpy as np
+import torch
+from native.kernels import Case, loaded, run
+
+from fused_optim.backends import HEAD, Kind
+from fused_optim.backends.native.executor import GEOMETRY
+from fused_optim.backends.tables import chunk_maps
+
+LENGTHS = [*range(1, 66), 127, 128, 4095, 4096, 4097, 8192 + 77]
+PAGES = 18  # of data: the longest row in float64, and more
+FILL = 0xA5
+NO_ACCESS = 0  # PROT_NONE
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Guarded:
+    """Memory between two pages that nothing may touch."""
+
+    def __init__(self) -> None:
+        size, page = (PAGES + 2) * mmap.PAGESIZE, mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, size)
+        whole = np.frombuffer(self.memory, np.uint8)
+        self.data = whole[page:-page]
+        for place in (whole[:page], whole[-page:]):
+            address = ctypes.c_void_p(place.ctypes.data)
+            assert LIBC.mprotect(address, ctypes.c_size_t(page), NO_ACCESS) == 0
+
+    def put(self, values: np.ndarray, at_end: bool) -> int:
+        """Put values to the end of the memory or its beginning; their address."""
+        raw = values.view(np.uint8).reshape(-1)
+        start = len(self.data) - len(raw) if at_end else 0
+        self.used = slice(start, start + len(raw))
+        self.data[:] = FILL
+        self.data[self.used] = raw
+        return self.data.ctypes.data + start
+
+    def check(self) -> None:
+        """The bytes around the values are what they were."""
+        around = np.concatenate([self.data[: self.used.start], self.data[self.used.stop :]])
+        assert (around == FILL).all(), "written beside the values"
+
+
+def columns(kind: Kind, numel: int) -> list[np.ndarray]:
+    """Some values for every column."""
+    generator = torch.Generator().manual_seed(numel)
+    found = []
+    for dtype, block in zip(kind.dtypes, kind.blocks, strict=True):
+        count = -(-numel // block)
+        values = torch.rand(count, generator=generator, dtype=torch.float64) * 100 + 1
+        found.append(values.to(dtype).view(torch.uint8).numpy())
+    return found
+
+
+class Launch:
+    """One launch whose tables are put into guarded memory too."""
+
+    def __init__(self, memory: list[Guarded], at_end: bool) -> None:
+        self.memory, self.at_end, self.used = memory, at_end, 0
+
+    def put(self, values: np.ndarray) -> int:
+        """Put values into memory that this launch has not used; their address."""
+        self.used += 1
+        return self.memory[self.used - 1].put(values, self.at_end)
+
+    def elements(self, case: Case, level: str, numel: int, lie: int) -> None:
+        """One row through a kernel that goes through elements."""
+        kind = case.kind
+        firsts, spans = chunk_maps([numel + lie], GEOMETRY)
+        addresses = [self.put(column) for column in columns(kind, numel)]
+        table = self.put(np.array([[numel + lie, 5, *addresses]], np.int64))
+        arguments: list[int] = [table, self.put(firsts), self.put(spans)]
+        chunks = int(firsts[-1])
+        if case.kernel == "norm":
+            arguments += [self.put(np.zeros((chunks, 2))), chunks]
+        else:
+            scalars = np.full(HEAD + len(kind.rule.h._fields), 0.125)
+            scalars[0] = 0  # not skipped
+            arguments.append(self.put(scalars.astype(str(kind.compute)[6:])))
+        if case.kernel == "measure":
+            arguments.append(self.put(np.zeros((chunks, kind.rule.per_tensor.quantities))))
+        run(loaded(case, level), *arguments, programs=chunks)
+
+    def begin(self, case: Case, level: str, rows: int, partials: int, lie: int) -> None:
+        """Some rows through begin."""
+        rule = case.kind.rule
+        counters = len(rule.counters)
+        count = self.put(np.full(rows * max(counters, 1), 3.0, np.float32))
+        addresses = count + 4 * np.arange(rows * counters, dtype=np.int64)
+        arguments = [
+            self.put(np.zeros((partials, 2))),
+            *([self.put(addresses)] if counters else []),
+            self.put(np.zeros((rows, 2), np.int32)),
+            self.put(np.full((1, 9 + len(rule.hyper._fields)), 0.125)),
+            self.put(np.ones(1, np.float32)),
+            self.put(np.zeros(1, np.float32)),
+            self.put(np.zeros((rows, HEAD + len(rule.h._fields)), np.float32)),
+            self.put(np.zeros(3)),
+        ]
+        programs = -(-(rows + lie) // GEOMETRY.rows)
+        run(loaded(case, level), *arguments, partials, rows + lie, programs=programs)
+
+    def finish(self, case: Case, level: str, rows: int, chunks: int, lie: int) -> None:
+        """Some rows, of so many chunks each, through finish."""
+        rule, width = case.kind.rule, 2 + len(case.kind.dtypes)
+        sums = np.ones((rows * chunks, rule.per_tensor.quantities))
+        arguments = [
+            self.put(np.ones((rows, width), np.int64)),
+            self.put(np.arange(rows + 1, dtype=np.int64) * chunks),
+            self.put(sums),
+            self.put(np.ones((rows, HEAD + len(rule.h._fields)), np.float32)),
+        ]
+        run(loaded(case, level), *arguments, programs=rows + lie)
+
+    def check(self) -> None:
+        """Nothing was written beside what this launch has put."""
+        for piece in self.memory[: self.used]:
+            piece.check()
+
+
+def through_elements(level: str, formats: str, lie: int, memory: list[Guarded]) -> None:
+    """Every kernel that goes through elements, every length, both ends of the memory."""
+    for name in formats.split(","):
+        for kernel, rule in (("update", "adam"), ("norm", "adam"), ("measure", "lamb")):
+            for numel, at_end in itertools.product(LENGTHS, (True, False)):
+                launch = Launch(memory, at_end)
+                launch.elements(Case(kernel, rule, name), level, numel, lie)
+                launch.check()
+
+
+def through_rows(level: str, lie: int, memory: list[Guarded]) -> None:
+    """The kernels that go through rows, for every number that a program may have left."""
+    for rows, at_end in itertools.product(range(1, 2 * GEOMETRY.rows + 2), (True, False)):
+        for rule, partials in (("adam", 1), ("asgd", 64), ("sgd", 65)):
+            launch = Launch(memory, at_end)
+            launch.begin(Case("begin", rule, "fp32"), level, rows, partials, lie)
+            launch.check()
+        for chunks in (1, 63, 64, 65):
+            launch = Launch(memory, at_end)
+            launch.finish(Case("finish", "lamb", "fp32"), level, rows, chunks, lie)
+            launch.check()
+
+
+def main(level: str, formats: str, lie: str) -> None:
+    """See the head of this file; ``rows`` in the place of formats are the other kernels."""
+    memory = [Guarded() for _ in range(16)]
+    if formats == "rows":
+        through_rows(level, int(lie), memory)
+    else:
+        through_elements(level, formats, int(lie), memory)
+    sys.stdout.write("nothing was touched\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

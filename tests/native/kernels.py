@@ -1,0 +1,108 @@
+"""What the tests of the compiler compile: kernels as the executor has them, and TTIR by hand."""
+
+import ctypes
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from compiled.build import FORMATS
+from models import RULES
+
+from fused_optim.backends import Kind, triton
+from fused_optim.backends.constexprs import argument_types, constants
+from fused_optim.backends.native import codegen, frontend
+from fused_optim.backends.native.executor import GEOMETRY
+from fused_optim.backends.native.image import Kernel
+from fused_optim.backends.native.levels import levels
+from fused_optim.backends.native.lowering import lower
+from fused_optim.backends.native.tree import Function
+from fused_optim.backends.native.ttir import parse
+
+HERE = levels()  # what this machine runs
+PER_TENSOR = [name for name, rule in RULES.items() if rule.per_tensor is not None]
+
+
+class Case(NamedTuple):
+    """A kernel to compile."""
+
+    kernel: str
+    rule: str
+    format: str
+
+    @property
+    def kind(self) -> Kind:
+        """What the rows have in common."""
+        kind = FORMATS[self.format](RULES[self.rule])
+        return kind._replace(backend="native", device=torch.device("cpu"), aligned=False)
+
+    def __str__(self) -> str:
+        return "-".join(self)
+
+
+def covering() -> list[Case]:
+    """Every rule, every format and every kernel, each with one or two of the others."""
+    names = list(FORMATS)
+    found = {Case("update", "adam", name) for name in names}
+    for i, rule in enumerate(RULES):
+        found |= {Case("update", rule, names[i % len(names)]), Case("begin", rule, "fp32")}
+    for i, rule in enumerate(PER_TENSOR):
+        found.add(Case("measure", rule, names[i % len(names)]))
+        found.add(Case("measure", rule, names[(i + 7) % len(names)]))
+        found.add(Case("finish", rule, "fp64" if i % 2 else "fp32"))
+    found |= {Case("norm", "adam", name) for name in ("fp32", "bf16", "fp16", "fp64")}
+    return sorted(found | {Case("begin", "adam", "fp64")})
+
+
+def some() -> list[Case]:
+    """Fewer, for what takes long: every format, every kernel."""
+    return [case for case in covering() if case.rule in ("adam", "lamb")]
+
+
+def source(kind: Kind, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """What Triton compiles, as the executor asks for it."""
+    absent = ["counter_ptr"] if kernel == "begin" and kind.counter_dtype is None else []
+    absent += ["count_ptr"] if kernel == "update" and not kind.counts else []
+    function, types = triton.KERNELS[kernel], argument_types(kind.compute)
+    names = [p.name for p in function.params if not p.is_constexpr and p.name not in absent]
+    consts = triton.resolve(constants(kind, GEOMETRY)[kernel])
+    return function, {name: types[name] for name in names}, {**dict.fromkeys(absent), **consts}
+
+
+@cache
+def text(case: Case) -> str:
+    """The TTIR of a kernel, by the Triton that is installed."""
+    return frontend.make_ttir(*source(case.kind, case.kernel))
+
+
+def ir(function: Function, level: str) -> str:
+    return lower(function, codegen.LEVELS[level].target)
+
+
+@cache
+def loaded(case: Case, level: str) -> Kernel:
+    """A kernel, ready to run."""
+    return by_hand(text(case), level)
+
+
+def by_hand(ttir: str, level: str) -> Kernel:
+    """The kernel of a text."""
+    function = parse(ttir)
+    return Kernel(codegen.make_code(ir(function, level), function.name, level))
+
+
+def run(kernel: Kernel, *arguments: Any, programs: int = 1, grain: int = 1) -> None:
+    """Run all programs in this thread; tensors are passed by their addresses."""
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    launch = (ctypes.c_int64 * (3 + len(values)))(0, grain, programs, *values)
+    kernel(ctypes.addressof(launch))
+
+
+def module(body: str, arguments: str, name: str = "kernel") -> str:
+    """A module with one function."""
+    return f"""module {{
+  tt.func public @{name}({arguments}) attributes {{noinline = false}} {{
+{body}
+    tt.return
+  }}
+}}
+"""

@@ -1,0 +1,276 @@
+"""Machine code on disk: who may write it, what is believed, and what a warm start needs.
+
+Tried by hand: the checksum not compared; the key not compared; files of other users taken; a file
+written in place; a lock that a forked child inherits; a version of llvmlite that is not in the key.
+"""
+
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from native.kernels import Case, source
+
+from fused_optim.backends.native import cache, compiler
+from fused_optim.backends.native.levels import level
+
+# torch has threads, none of which matters to the children here
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+KEY = "0" * 63 + "1"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch, tmp_path):
+    """A folder of its own, and no kernel in memory."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler.MADE, "kernels", {})
+    return tmp_path / "cache"
+
+
+def test_what_is_stored_is_loaded(place):
+    assert cache.load(KEY) is None
+    cache.store(KEY, b"code")
+    assert cache.load(KEY) == b"code"
+    assert [path.name for path in place.iterdir()] == [KEY]
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert stat.S_IMODE((place / KEY).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("at", [0, 30, 100, 130, -1])
+def test_a_damaged_file_is_ignored_and_made_anew(place, at):
+    cache.store(KEY, b"code" * 100)
+    data = bytearray((place / KEY).read_bytes())
+    data[at] ^= 1
+    (place / KEY).write_bytes(data)
+    assert cache.load(KEY) is None
+    cache.store(KEY, b"code")
+    assert cache.load(KEY) == b"code"
+
+
+@pytest.mark.parametrize("size", [0, 10, 91, 120])
+def test_half_a_file_is_ignored(place, size):
+    cache.store(KEY, b"code")
+    (place / KEY).write_bytes((place / KEY).read_bytes()[:size])
+    assert cache.load(KEY) is None
+
+
+def test_the_code_of_another_key_is_ignored(place):
+    cache.store(KEY, b"code")
+    other = KEY.replace("1", "2")
+    os.rename(place / KEY, place / other)
+    assert cache.load(other) is None
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_to_is_ignored(place, mode):
+    cache.store(KEY, b"code")
+    (place / KEY).chmod(mode)
+    assert cache.load(KEY) is None
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(place):
+    cache.store(KEY, b"code")
+    place.chmod(0o770)
+    assert cache.load(KEY) is None
+    cache.store(KEY.replace("1", "2"), b"code")
+    assert [path.name for path in place.iterdir()] == [KEY]
+
+
+def test_files_of_another_user_are_ignored(place, monkeypatch):
+    cache.store(KEY, b"code")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert cache.load(KEY) is None
+
+
+def test_a_link_is_ignored(place, tmp_path):
+    cache.store(KEY, b"code")
+    os.rename(place / KEY, tmp_path / "elsewhere")
+    (place / KEY).symlink_to(tmp_path / "elsewhere")
+    assert cache.load(KEY) is None
+
+
+def test_where_the_code_is_kept(monkeypatch):
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache.folder() == Path("/somewhere/fused_optim")
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", "/home/one")
+    assert cache.folder() == Path("/home/one/.cache/fused_optim")
+
+
+@pytest.mark.parametrize("where", ["/proc/nowhere", "/dev/null/x"])
+def test_where_nothing_can_be_written_code_lives_in_memory(monkeypatch, where):
+    monkeypatch.setenv(cache.VARIABLE, where)
+    kernel = made(calls := [])
+    assert made(calls) is kernel
+    assert calls == ["made"]
+
+
+def test_without_a_home(monkeypatch):
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def home():
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert cache.folder() is None
+    assert cache.load(KEY) is None
+    cache.store(KEY, b"code")
+
+
+def made(calls, describe="as it is"):
+    """A kernel, compiled if need be."""
+    case = Case("norm", "sgd", "fp32")
+
+    def make_source():
+        calls.append("made")
+        return source(case.kind, "norm")
+
+    return compiler.compile_kernel("norm", describe, make_source, level())
+
+
+def test_a_kernel_is_compiled_once(place, monkeypatch):
+    calls = []
+    kernel = made(calls)
+    assert made(calls) is kernel
+    monkeypatch.setattr(compiler.MADE, "kernels", {})  # another process
+    assert made(calls) is not kernel
+    assert calls == ["made"]
+    assert len(list(place.iterdir())) == 1
+    made(calls, "otherwise")
+    assert calls == ["made"] * 2
+    assert len(list(place.iterdir())) == 2
+
+
+def test_a_damaged_kernel_is_compiled_anew(place, monkeypatch):
+    calls = []
+    made(calls)
+    (path,) = place.iterdir()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setattr(compiler.MADE, "kernels", {})
+    made(calls)
+    assert calls == ["made"] * 2
+    assert path.read_bytes() != data
+
+
+def test_the_key_is_that_of_everything_the_code_depends_on(monkeypatch, tmp_path):
+    keys = {
+        cache.key("update", "x", "v3"),
+        cache.key("update", "xv", "3"),
+        cache.key("a", "x", "v3"),
+    }
+    paths = list(cache._made_from())
+    names = {path.name for path in paths}
+    assert {"lowering.py", "constexprs.py", "update.py", "adam.py", "codecs.py"} <= names
+    assert {path.parent.name for path in paths} >= {"native", "kernels", "rules"}
+    assert {"triton", "llvmlite"} <= {path.parent.name for path in paths}
+    for path in paths:
+        assert path.read_bytes()
+    changed = tmp_path / "lowering.py"
+    changed.write_bytes(b"another version")
+    monkeypatch.setattr(cache, "_made_from", lambda: iter([*paths[1:], changed]))
+    cache._sources.cache_clear()
+    keys.add(cache.key("update", "x", "v3"))
+    assert len(keys) == 4
+    cache._sources.cache_clear()
+
+
+def test_where_triton_and_llvmlite_say_their_versions():
+    import llvmlite
+    import triton
+
+    text = {path.parent.name: path.read_text() for path in cache._made_from()}
+    assert triton.__version__ in text["triton"]
+    assert llvmlite.__version__ in text["llvmlite"]
+
+
+WARM = """
+import sys
+from fused_optim.backends.native.compiler import compile_kernel
+def make_source():
+    raise AssertionError("it is on disk")
+compile_kernel("norm", "as it is", make_source, sys.argv[1])
+assert not {"triton", "llvmlite"} & {*sys.modules}
+"""
+STEP = """
+import sys, torch, fused_optim
+p = torch.nn.Parameter(torch.arange(100.0))
+p.grad = torch.ones(100)
+optimizer = fused_optim.AdamW([p], backend="native", max_grad_norm=1.0)
+optimizer.step()
+print(p.sum().item(), optimizer.backend_used, "llvmlite" in sys.modules)
+"""
+
+
+def process(program, *arguments):
+    """What a program prints, in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+
+def test_a_warm_start_imports_no_compiler(place):
+    made([])
+    process(WARM, level())
+
+
+def test_a_step_with_all_code_on_disk_needs_no_compiler(place):
+    """torch imports triton for its own ends, but nothing needs llvmlite."""
+    value, used, compiled = process(STEP).stdout.split()
+    assert (used, compiled) == ("native", "True")
+    assert len(list(place.iterdir())) == 3
+    assert process(STEP).stdout.split() == [value, used, "False"]
+
+
+def racing(barrier, connection):
+    barrier.wait()
+    calls = []
+    made(calls)
+    connection.send((calls, [path.name for path in cache.folder().iterdir()]))
+
+
+@FORKS
+def test_eight_processes_at_once(place):
+    """All may compile; the file is whole whenever any of them looks."""
+    context = multiprocessing.get_context("fork")
+    barrier, ends, processes = context.Barrier(8), [], []
+    for _ in range(8):
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=racing, args=(barrier, theirs)))
+        processes[-1].start()
+        ends.append(ours)
+    for end, one in zip(ends, processes, strict=True):
+        assert end.poll(120)
+        calls, names = end.recv()
+        assert calls in ([], ["made"])
+        assert any(len(name) == 64 for name in names)
+        one.join()
+    (path,) = place.iterdir()
+    assert cache.load(path.name) is not None
+    made(calls := [])
+    assert calls == []
+
+
+def child(connection):
+    calls = []
+    kernel = made(calls, "in the child")
+    connection.send((kernel.address != 0, calls))
+
+
+@FORKS
+def test_a_child_compiles_though_its_parent_held_the_lock():
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    with compiler.MADE.lock:
+        process = context.Process(target=child, args=(theirs,))
+        process.start()
+    assert ours.poll(60), "the child waits for a lock that nobody holds"
+    assert ours.recv() == (True, ["made"])
+    process.join()

@@ -1,0 +1,84 @@
+"""Machine code in memory: never writable and executable at once, given back, refused with a reason.
+
+Tried by hand: memory that stays writable; memory that is not given back; the error of mprotect
+ignored.
+"""
+
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from native.kernels import by_hand, module, run
+
+from fused_optim.backends.native.image import PAGE, Image, Kernel
+from fused_optim.backends.native.levels import level
+
+ROOT = Path(__file__).parents[2]
+STORE = """
+    %seven = arith.constant 7 : i32
+    tt.store %out, %seven : !tt.ptr<i32>"""
+
+
+def mapping(address):
+    """The permissions of the memory at an address; "" if there is none."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, permissions = line.split()[:2]
+        start, end = (int(place, 16) for place in span.split("-"))
+        if start <= address < end:
+            return permissions
+    return ""
+
+
+def test_the_memory_is_read_and_executed_alone():
+    kernel = by_hand(module(STORE, "%out: !tt.ptr<i32>"), level())
+    assert mapping(kernel.address) == "r-xp"
+    found = ctypes.c_int32(0)
+    run(kernel, ctypes.addressof(found))
+    assert found.value == 7
+
+
+def test_the_memory_is_given_back():
+    """An image larger than what the system keeps at hand, so that its mapping is gone."""
+    kernel = Kernel(Image(bytes(64 << 20), 0))
+    address = kernel.address
+    assert mapping(address) == "r-xp"
+    assert address % PAGE == 0
+    del kernel
+    gc.collect()
+    assert mapping(address + (32 << 20)) == ""
+
+
+def test_an_image_is_packed_and_unpacked():
+    image = Image(b"\x90" * 100, 48)
+    assert Image.unpack(image.pack()) == image
+
+
+PROGRAM = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+# PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN: what systemd's MemoryDenyWriteExecute does
+if libc.prctl(65, 1, 0, 0, 0) != 0:
+    sys.exit(3)
+from fused_optim.backends.native.image import Image, Kernel
+try:
+    Kernel(Image(b"\\xc3", 0))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_system_that_forbids_it_is_named():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 3:
+        pytest.skip("this Linux cannot forbid it")
+    assert "backend='native' needs memory that can be executed" in done.stdout
+    assert "Permission denied" in done.stdout or "not permitted" in done.stdout

@@ -1,0 +1,164 @@
+"""The machine code for every level: no fused operation, no call, whole vectors, nothing foreign.
+
+It is read as LLVM writes it, for levels too that this machine does not have; and as objdump reads
+the finished image, where there is one. Tried by hand: llvm.fmuladd in the place of a product and a
+sum; "no-builtins" left out; the attribute for 512 bits left out; a relocation that is not applied;
+rounding through the half of LLVM on x86-64-v2.
+"""
+
+import re
+import shutil
+import struct
+import subprocess
+from functools import cache
+
+import pytest
+from native.kernels import Case, ir, module, some, text
+
+from fused_optim.backends.native.codegen import LEVELS, make_assembly, make_code
+from fused_optim.backends.native.elf import NotIndependent
+from fused_optim.backends.native.ttir import parse
+
+FUSED = re.compile(r"^v?f(n?m(add|sub)\w*|n?ml[as]l?\d?|maddsub\w*|msubadd\w*)$")
+BRANCHES = re.compile(r"^(j\w+|b|b\.\w+|cbn?z|tbn?z)$")
+CALLS = re.compile(r"^(call\w*|blr?|br|syscall|svc)$")
+# the loads and stores of whole registers
+VECTORS = {
+    "x86-64-v2": re.compile(r"^\s*(movup[sd]|movdqu|pmov[sz]x\w+)\s.*%xmm", re.MULTILINE),
+    "x86-64-v3": re.compile(r"^\s*v\w+\s.*\(%r\w+.*\).*%ymm|^\s*vmov\w+\s+%ymm", re.MULTILINE),
+    "x86-64-v4": re.compile(r"^\s*v\w+\s.*\(%r\w+.*\).*%zmm|^\s*vmov\w+\s+%zmm", re.MULTILINE),
+    "aarch64": re.compile(r"^\s*(ldp|ldr|stp|str|ldur|stur)\s+q", re.MULTILINE),
+}
+
+
+@cache
+def assembly(case, level):
+    return make_assembly(ir(parse(text(case)), level), level)
+
+
+def instructions(listing):
+    """Mnemonic and operands of every instruction."""
+    for line in listing.splitlines():
+        found = re.match(r"\t(?:lock\t+|rep\w*\t+)?([a-z][\w.]*)(?:\s+(.*))?$", line)
+        if found and not found[1].startswith("."):
+            yield found[1], found[2] or ""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", some(), ids=str)
+def test_nothing_is_fused_and_nothing_is_called(case, level):
+    count = 0
+    for mnemonic, operands in instructions(assembly(case, level)):
+        count += 1
+        assert not FUSED.match(mnemonic), f"{mnemonic} {operands}"
+        assert not CALLS.match(mnemonic), f"{mnemonic} {operands}"
+        if BRANCHES.match(mnemonic):
+            assert ".L" in operands, f"{mnemonic} {operands}"
+    assert count > 50
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "fp64", "fp32-int8"])
+def test_the_full_path_has_whole_vectors(name, level):
+    """Seven accesses of registers' width, at least; no vector is put together by elements."""
+    listing = assembly(Case("update", "adam", name), level)
+    assert len(VECTORS[level].findall(listing)) >= 7
+    single = re.findall(r"^\s*v?(?:pinsr|pextr|insertps|ins\s).*", listing, re.MULTILINE)
+    assert len(single) <= 8, single  # of the scales, which are one element a block
+
+
+def test_512_bits_are_only_in_the_code_that_has_them():
+    case = Case("update", "adam", "fp32")
+    widths = {level: re.findall(r"%([xyz])mm", assembly(case, level)) for level in LEVELS}
+    assert "z" in widths["x86-64-v4"]
+    assert {*widths["x86-64-v3"]} == {"x", "y"}
+    assert {*widths["x86-64-v2"]} == {"x"}
+
+
+def test_adamw_takes_few_instructions():
+    """4 loads, 3 stores and 31 operations for each register, of which the limits are 4."""
+    listing = assembly(Case("update", "adam", "fp32"), "x86-64-v4")
+    blocks = re.split(r"^\.L\w+:", listing, flags=re.MULTILINE)
+    inner = max(blocks, key=lambda block: block.count("vsqrtps") * ("{%k" not in block))
+    roots = inner.count("vsqrtps")
+    vectors = re.findall(r"^\tv\S+", inner, re.MULTILINE)
+    assert roots >= 1
+    assert len(vectors) <= 32 * roots
+    assert len(re.findall(r"%zmm\d+, [-\d]*\(%rsp\)", inner)) == 0
+
+
+def test_terms_of_the_gradient_that_are_off_cost_a_branch():
+    """What L1 and L2 add is formed behind a jump, not for every element and then left out."""
+    listing = assembly(Case("update", "sgd", "fp32"), "x86-64-v4")
+    body = max(re.split(r"^\.L\w+:", listing, flags=re.MULTILINE), key=len)
+    paths = re.split(r"^\tj\w+", listing, flags=re.MULTILINE)
+    assert len(paths) > 6, body
+    assert max(path.count("vmulps") for path in paths) <= 8
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+@pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("kernel", ["norm", "begin", "update", "measure", "finish"])
+def test_the_image_stays_in_itself(kernel, level, tmp_path):
+    """Every jump and every constant of the finished bytes lies within them."""
+    case = Case(kernel, "lamb", "fp32-int8" if kernel == "update" else "fp32")
+    image = make_code(ir(parse(text(case)), level), kernel, level)
+    path = tmp_path / "image"
+    path.write_bytes(image.code)
+    command = ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "--no-show-raw-insn", path]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = listing[listing.index(f"{image.entry:x}:") : listing.rindex("ret") + 3]
+    constants = [int(place, 16) for place in re.findall(r"\(%rip\).*# 0x([0-9a-f]+)", code)]
+    jumps = [int(place, 16) for place in re.findall(r"\tj\w+\s+0x([0-9a-f]+)", code)]
+    last = int(re.findall(r"^\s*([0-9a-f]+):\t.*$", code, re.MULTILINE)[-1], 16)
+    assert len(jumps) > 5
+    assert all(image.entry <= place <= last for place in jumps)
+    assert all(last < place < len(image.code) for place in constants)
+    assert kernel in ("norm", "finish") or len(constants) > 1
+
+
+@pytest.mark.parametrize("kernel", ["begin", "update"])
+def test_the_constants_of_aarch64_are_found(kernel):
+    """ADRP and what follows it lead to the constants behind the code, wherever it is."""
+    case = Case(kernel, "adam", "fp32-int8" if kernel == "update" else "fp32")
+    listing = assembly(case, "aarch64")
+    image = make_code(ir(parse(text(case)), "aarch64"), kernel, "aarch64")
+    words = [word for (word,) in struct.iter_unpack("<I", image.code[: len(image.code) // 4 * 4])]
+    pages, places = {}, []
+    for at, word in enumerate(words):
+        if word & 0x9F000000 == 0x90000000:  # adrp
+            distance = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
+            distance -= (distance & 1 << 20) << 1
+            pages[word & 31] = at * 4 // 4096 * 4096 + distance * 4096
+        elif word & 0x3F000000 == 0x3D000000 and word >> 5 & 31 in pages:  # ldr of a vector
+            size = (word >> 30 & 3) | (word >> 23 & 1) << 2
+            places.append(pages.pop(word >> 5 & 31) + ((word >> 10 & 0xFFF) << size))
+    end = max(i for i, word in enumerate(words) if word == 0xD65F03C0) * 4  # ret
+    assert len(places) >= len(re.findall(r":lo12:", listing)) // 2 > 0
+    assert all(end < place < len(image.code) for place in places)
+
+
+def test_a_call_of_a_library_is_refused_by_name():
+    body = """
+    %0 = tt.load %a : !tt.ptr<f32>
+    %1 = math.sqrt %0 : f32
+    tt.store %a, %1 : !tt.ptr<f32>"""
+    good = ir(parse(module(body, "%a: !tt.ptr<f32>")), "x86-64-v2")
+    make_code(good, "kernel", "x86-64-v2")
+    with pytest.raises(NotIndependent, match="sinf"):
+        make_code(good.replace("llvm.sqrt", "llvm.sin"), "kernel", "x86-64-v2")
+
+
+@pytest.mark.parametrize("sort", ["global i32 7", "constant ptr @other"])
+def test_memory_of_its_own_is_refused(sort):
+    """Whatever is writable, or has an address in it, would tie the code to a place."""
+    good = ir(parse(module("", "%a: !tt.ptr<f32>")), "x86-64-v2")
+    extra = f"@own = {sort}\n@other = global i32 7\n"
+    with pytest.raises(NotIndependent, match=r"own|to write to|depend on where"):
+        make_code(extra + good, "kernel", "x86-64-v2")
+
+
+def test_the_code_is_the_same_each_time():
+    function = text(Case("update", "adam", "fp32"))
+    one, two = (make_code(ir(parse(function), "x86-64-v3"), "update", "x86-64-v3") for _ in "ab")
+    assert one == two

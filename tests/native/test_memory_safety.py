@@ -1,0 +1,47 @@
+"""No kernel touches a byte that is not of its rows: columns that end where memory ends.
+
+In a process of their own, since such an access is the end of it: see guarded.py. Tried by hand: a
+mask with one element more; a tail that is loaded whole and stored under the mask; the last column
+stored without the mask; scales loaded where there is no block.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compiled.build import FORMATS
+from native.kernels import HERE
+
+TESTS = Path(__file__).parents[1]
+# the widths of elements are 1 (int8), 2, 4 and 8 bytes
+NARROW = [name for name in FORMATS if "8" in name]
+WIDE = [name for name in FORMATS if "8" not in name]
+
+
+def guarded(level, formats, lie=0):
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    return subprocess.run(
+        [sys.executable, TESTS / "native" / "guarded.py", level, ",".join(formats), str(lie)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("formats", [NARROW, WIDE, ["rows"]], ids=["narrow", "wide", "rows"])
+def test_every_length_at_both_ends_of_memory(formats, level):
+    done = guarded(level, formats)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "nothing was touched\n"
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp64", "split24-int8", "rows"])
+def test_one_element_too_many_is_seen(name, level):
+    """Otherwise the test above would prove nothing."""
+    assert guarded(level, [name], lie=1).returncode == -signal.SIGSEGV
