@@ -29,7 +29,10 @@ What differs from torch, and why:
 - A loaded checkpoint leaves `backend` as it is here.
 - A parameter twice in one group raises; torch only warns.
 - `differentiable=True` raises: the step works in place, outside autograd.
-- `GradScaler` leaves the gradient scaled; the step unscales it on the way.
+- `GradScaler` leaves the gradient scaled for an optimizer that clips: its step unscales on the way.
+- Loading shares the tensors of a parameter's state all or not at all: where torch casts some it
+  shares the count.
+- `max_grad_norm` is an entry of each group, one for all; a checkpoint without it leaves it.
 - Counters beside `step` (`mu_product`, `eta`, `mu`) keep the dtype of `step` after loading, where
   torch casts them to the parameter's.
 - After an Inf gradient a state is Inf, where torch's `lerp` turns it into NaN; the

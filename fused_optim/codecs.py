@@ -110,9 +110,9 @@ def store_split24(columns: Columns, value: Tensor, noise: Noise | None) -> None:
 def _joined(high: Tensor, low: Tensor) -> Tensor:
     """The float32 of the bits ``high + low``."""
     magnitude = high & MAGNITUDE
-    # a parameter written from outside may stand beside a remainder that no value has there:
-    # zero would wrap to NaN, and infinity grow to NaN
-    foreign = ((magnitude == 0) & (low < 0)) | ((magnitude == INFINITY) & (low > 0))
+    # the parameter may have been written from outside: a zero stays one, so what lies below the
+    # range of bf16 is zero too; infinity would grow to NaN
+    foreign = (magnitude == 0) | ((magnitude == INFINITY) & (low > 0))
     return torch.where(foreign, high, high + low).view(torch.float32)
 
 
@@ -140,8 +140,11 @@ def _dithered(bits: Tensor, noise: Tensor, drop: int) -> Tensor:
 def load_kahan(columns: Columns, compute: torch.dtype) -> Tensor:
     """The parameter and what was lost when it was rounded."""
     param, lost = (column.to(compute) for column in columns)
-    # more than a rounding loses is not of this parameter, which was then written from outside
-    return torch.where(lost.abs() <= param.abs() * 2.0**-7, param + lost, param)
+    power = (param.view(torch.int32) & INFINITY).view(torch.float32)  # of two, at most |param|
+    wide = columns[0].dtype is torch.bfloat16
+    half = (power * 2.0 ** (-8 if wide else -11)).clamp(min=2.0 ** (-134 if wide else -25))
+    # more than half an ulp is not of this parameter, which was then written from outside
+    return torch.where((param != 0) & (lost.abs() <= half), param + lost, param)
 
 
 def store_kahan(columns: Columns, value: Tensor, noise: Noise | None) -> None:

@@ -1,6 +1,6 @@
 """What an optimizer keeps and moves, before there is any of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -64,22 +64,23 @@ def memory(
     Source: each column of a format is read and written once a step, the gradient read once, and
     once more for the norm: docs/development.md
     """
-    params = model.parameters() if isinstance(model, Module) else model
+    given = model.parameters() if isinstance(model, Module) else model
+    params = [_kept(entry) for entry in given]
     copies = optimizer([_on_meta(entry) for entry in params], **options)
     owned = [param for group in copies.param_groups for param in group["params"]]
     for param in owned:
         param.grad = torch.empty_like(param) if param.requires_grad else None
     rows = copies.prepared()
     gradients = [row.columns[kind.first[1]] for kind, row in rows]
-    tensors = [t for state in copies.state.values() for t in state.values()]
+    states = [t for state in copies.state.values() for t in state.values()]
     moved = sum(kind.bytes_moved * row.columns[0].numel() for kind, row in rows)
     if copies.measures():
         moved += sum(grad.nbytes for grad in gradients)
     found = Memory(
         sum(param.numel() for param in owned),
-        sum(param.nbytes for param in owned),
+        sum(map(_nbytes, _tensors(params))),
         sum(grad.nbytes for grad in gradients),
-        sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)),
+        sum(tensor.nbytes for tensor in states if isinstance(tensor, Tensor)),
         round(moved),
     )
     print(found)  # noqa: T201  # what it is for
@@ -96,4 +97,37 @@ def _on_meta(entry: Any) -> Any:
         return (entry[0], _on_meta(entry[1]))
     if not isinstance(entry, Tensor):
         return entry  # which the optimizer refuses
+    if not entry.requires_grad:  # it is not updated: the kind of tensor makes no difference
+        copy = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+        return Parameter(copy, requires_grad=False)
     return Parameter(torch.empty_like(entry, device="meta"), entry.requires_grad)
+
+
+def _kept(entry: Any) -> Any:
+    """``entry``, which can be gone through more than once."""
+    if isinstance(entry, dict) and not isinstance(entry["params"], Tensor):
+        return {**entry, "params": list(entry["params"])}
+    return entry
+
+
+def _tensors(entries: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors in parameters, pairs and groups."""
+    for entry in entries:
+        if isinstance(entry, Tensor):
+            yield entry
+        elif isinstance(entry, dict):
+            given = entry["params"]
+            yield from _tensors([given] if isinstance(given, Tensor) else given)
+        else:
+            yield entry[1]
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes of memory, of all tensors that ``tensor`` is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_nbytes(getattr(tensor, name)) for name in names)
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return tensor.indices().nbytes + tensor.values().nbytes
+    return tensor.nbytes

@@ -88,7 +88,11 @@ STATES = {
 def why_not(param: Tensor, weights: str, states: str) -> str | None:
     """The reason why ``param`` cannot be kept in these formats, or None if it can."""
     if param.is_complex() and (weights, states) != ("plain", "param"):
-        return f"weights='plain' and states='param' for {param.dtype}, got {weights!r}, {states!r}"
+        return (
+            f"weights='plain' and states='param' for {param.dtype}, got {weights!r}, {states!r}: "
+            "put them in a group of their own, {'params': ..., 'weights': 'plain', "
+            "'states': 'param'}"
+        )
     dtypes = WEIGHTS[weights].dtypes
     if param.dtype in HALVES and param.dtype not in dtypes:
         names = " or ".join(str(dtype) for dtype in dtypes)

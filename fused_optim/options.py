@@ -4,6 +4,7 @@ Every message names the argument, the bound and the value.
 """
 
 import math
+import operator
 from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
@@ -16,12 +17,14 @@ from fused_optim.formats import STATES, WEIGHTS
 class Additions(TypedDict, total=False):
     """Keyword arguments of every optimizer, beyond those of its torch.optim namesake.
 
-    All but ``max_grad_norm`` may differ between parameter groups.
+    All but ``max_grad_norm`` may differ between parameter groups. A number may also be a tensor or
+    an array of one element, of numpy, say; it is read at each step.
 
     Attributes:
         max_grad_norm: clip by the norm over the gradients of all groups, with the formula of
             ``torch.nn.utils.clip_grad_norm_``, inside the update. None neither clips nor measures;
-            ``math.inf`` measures and never clips.
+            ``math.inf`` measures and never clips. To change it, set ``optimizer.max_grad_norm``.
+            It is part of a checkpoint; one without it leaves the bound as it is.
         max_grad_value: clip each element to ``[-max_grad_value, max_grad_value]``, after the norm.
         l1: adds ``l1 * sign(p)`` to the clipped gradient, the gradient of ``l1 * sum(abs(p))``.
         nonfinite: ``"propagate"`` as torch does, or ``"skip"``: a step in which any gradient of
@@ -34,15 +37,17 @@ class Additions(TypedDict, total=False):
             had, else the reference.
         weights: how a bf16 or fp16 parameter is kept: ``"plain"`` as it is; ``"master"`` beside a
             float32; ``"split"`` (bf16) as the float32 whose upper half is the parameter, without
-            loss; ``"split24"`` (bf16) with 8 of the 16 bits of the lower half; ``"kahan"`` beside
-            what its rounding lost; ``"stochastic"`` (bf16) rounded stochastically. A parameter of
-            float32 or more is plain in any case.
+            loss down to 2**-134; ``"split24"`` (bf16) with 8 of the 16 bits of the lower half;
+            ``"kahan"`` beside what its rounding lost; ``"stochastic"`` (bf16) rounded
+            stochastically. A parameter of float32 or more is plain in any case. What is kept beside
+            a parameter stays when that is written from outside, until
+            ``optimizer.weights_replaced()``: see docs/formats.md.
         states: how states are kept: ``"param"`` in the parameter's dtype, as torch does;
             ``"fp32"``; ``"bf16"`` rounded stochastically; ``"int8"`` and ``"fp8"`` in 8 bits with a
             scale for each 64, of tensors with fewer than 4096 elements ``"fp32"``. States that are
             places, as the average of the parameters, are float32 in all but ``"param"``.
         seed: of stochastic rounding, a whole number in [0, 2**53).
-        count_stalled: count the elements that rounding leaves where they are: see ``stalled``.
+        count_stalled: count the elements that a step leaves as they are kept: see ``stalled``.
     """
 
     max_grad_norm: float | None
@@ -57,7 +62,10 @@ class Additions(TypedDict, total=False):
     count_stalled: bool
 
 
+# the first is one bound for all: each group has it, so that it is in every checkpoint and every
+# kind of option is read in the same way
 ADDED_TO_GROUPS: dict[str, Any] = {
+    "max_grad_norm": None,
     "max_grad_value": None,
     "l1": 0.0,
     "nonfinite": "propagate",
@@ -97,6 +105,25 @@ BEFORE_TORCH_HAD_IT: dict[str, Any] = {
 }
 
 
+# what torch calls an option in its messages
+TORCHS_NAMES = {
+    "lr": "learning rate",
+    "eps": "epsilon value",
+    **{
+        name: f"{name} value"
+        for name in (
+            "alpha",
+            "initial_accumulator_value",
+            "lr_decay",
+            "momentum",
+            "momentum_decay",
+            "rho",
+            "weight_decay",
+        )
+    },
+}
+
+
 def known(additions: Mapping[str, Any]) -> None:
     """Raise TypeError if a keyword argument is none of :class:`Additions`."""
     for name in additions:
@@ -108,28 +135,47 @@ def number(name: str, value: Any) -> float:
     """``value`` as a float.
 
     Raises:
-        ValueError: a tensor of more than one element.
-        TypeError: neither a number nor a tensor.
+        ValueError: a tensor or an array of more than one element.
+        TypeError: neither a number nor a tensor or an array of numbers.
     """
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+    value = _single(name, value)
+    refused = TypeError(f"{name} must be a number, got {value!r}")
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+        raise refused
+    try:
+        return float(value)
+    except (TypeError, ValueError) as reason:
+        raise refused from reason
+
+
+def _single(name: str, value: Any) -> Any:
+    """``value``, or what a tensor or an array of one element holds."""
+    shape = getattr(value, "shape", ())
+    if math.prod(shape) != 1:
+        prefix = f"Tensor {name} must be 1-element: " if isinstance(value, Tensor) else ""
+        raise ValueError(f"{prefix}{name} must have one element, got shape {tuple(shape)}")
+    return value.item() if shape else value
+
+
+def _words(name: str, value: Any) -> str:
+    """What torch says of a bad value, for those who match it; nothing of options that it lacks."""
+    if name.startswith("betas["):
+        return f"Invalid beta parameter at index {name[6:-1]}: {value}: "
+    return f"Invalid {TORCHS_NAMES[name]}: {value}: " if name in TORCHS_NAMES else ""
 
 
 def at_least(bound: float, **values: Any) -> None:
     """Raise ValueError unless every value is >= ``bound``."""
     for name, value in values.items():
         if not number(name, value) >= bound:  # written this way round, NaN is refused too
-            raise ValueError(f"{name} must be >= {bound:g}, got {value!r}")
+            raise ValueError(f"{_words(name, value)}{name} must be >= {bound:g}, got {value!r}")
 
 
 def at_most(bound: float, **values: Any) -> None:
     """Raise ValueError unless every value is <= ``bound``."""
     for name, value in values.items():
         if not number(name, value) <= bound:
-            raise ValueError(f"{name} must be <= {bound:g}, got {value!r}")
+            raise ValueError(f"{_words(name, value)}{name} must be <= {bound:g}, got {value!r}")
 
 
 def finite(**values: Any) -> None:
@@ -143,7 +189,7 @@ def in_unit_interval(**values: Any) -> None:
     """Raise ValueError unless every value is in [0, 1)."""
     for name, value in values.items():
         if not 0.0 <= number(name, value) < 1.0:
-            raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+            raise ValueError(f"{_words(name, value)}{name} must be in [0, 1), got {value!r}")
 
 
 def betas(group: Mapping[str, Any], count: int = 2) -> None:
@@ -173,13 +219,9 @@ def check_common(group: Mapping[str, Any]) -> None:
         raise ValueError(
             "differentiable must be False, got True: a fused step works in place, outside autograd"
         )
-    if "max_grad_norm" in group:
-        raise ValueError(
-            "max_grad_norm is one bound on the norm over all groups: give it to the optimizer, "
-            f"not to a group (got {group['max_grad_norm']!r})"
-        )
-    if group["max_grad_value"] is not None:
-        at_least(0, max_grad_value=group["max_grad_value"])
+    for name in ("max_grad_norm", "max_grad_value"):
+        if group[name] is not None:
+            at_least(0, **{name: group[name]})
     at_least(0, lr=group["lr"], weight_decay=group["weight_decay"], l1=group["l1"])
     finite(weight_decay=group["weight_decay"], l1=group["l1"])
     if group["ema_decay"] is not None:
@@ -188,6 +230,26 @@ def check_common(group: Mapping[str, Any]) -> None:
     one_of(BACKENDS, backend=group["backend"])
     one_of(WEIGHTS, weights=group["weights"])
     one_of(STATES, states=group["states"])
-    seed = group["seed"]
-    if not isinstance(seed, int) or not 0 <= seed < 2**53:
-        raise ValueError(f"seed must be a whole number in [0, 2**53), got {seed!r}")
+    whole(seed=group["seed"])
+
+
+def whole(**values: Any) -> None:
+    """Raise ValueError unless every value is a whole number in [0, 2**53)."""
+    for name, value in values.items():
+        try:
+            found = operator.index(_single(name, value))
+        except TypeError:
+            found = -1
+        if not 0 <= found < 2**53:
+            raise ValueError(f"{name} must be a whole number in [0, 2**53), got {value!r}")
+
+
+def check_bound(group: Mapping[str, Any], bound: Any) -> None:
+    """Raise ValueError unless the ``max_grad_norm`` of ``group`` is ``bound``, the optimizer's."""
+    own = group.get("max_grad_norm", bound)
+    if own is bound or (own is not None and bound is not None and float(own) == float(bound)):
+        return
+    raise ValueError(
+        "max_grad_norm is one bound on the norm over all groups: give it to the optimizer, or set "
+        f"optimizer.max_grad_norm, not that of a group (got {own!r} beside {bound!r})"
+    )

@@ -125,6 +125,7 @@ class Plan:
         """Launch everything that is bound."""
         launches = self.launches
         if not launches:
+            self.stalled = []
             return None
         partials = _partials(launches) if measure else {}
         device = next(iter(launches)).device

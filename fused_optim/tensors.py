@@ -1,5 +1,7 @@
 """Which tensors an optimizer takes. A kernel sees addresses only, so all is checked before."""
 
+from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,8 +16,15 @@ SUPPORTED = (*FLOATING, torch.complex32, torch.complex64, torch.complex128)
 CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def _named(param: Tensor, group: int) -> str:
-    return f"parameter of shape {tuple(param.shape)} in group {group}"
+def with_names(group: Any) -> Iterator[tuple[Tensor, str | None]]:
+    """The parameters of a group, each with the name that it was given, if it was."""
+    names = group.get("param_names", ())
+    return zip_longest(group["params"], names[: len(group["params"])])
+
+
+def _named(param: Tensor, group: int, name: str | None) -> str:
+    called = "" if name is None else f"{name!r} "
+    return f"parameter {called}of shape {tuple(param.shape)} in group {group}"
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
@@ -36,19 +45,39 @@ def check_unique(group: Any, index: int) -> None:
         )
 
 
-def check_parameter(param: Tensor, group: int) -> None:
-    """Raise ValueError unless ``param`` can be updated in place, through its address."""
-    name = _named(param, group)
+def why_not(param: Tensor) -> str | None:
+    """What ``param`` must be or have to be updated through its address; None if all is well."""
     if param.dtype not in SUPPORTED:
-        raise ValueError(f"{name} must be floating or complex, got {param.dtype}")
+        return f"be floating or complex, got {param.dtype}"
     if param.layout is not torch.strided or is_wrapper(param):
-        kind = f"{torch.typename(param)}, {param.layout}"
-        raise ValueError(f"{name} must be a dense tensor with memory of its own, got {kind}")
+        kind = f"{type(param).__module__}.{type(param).__qualname__}, {param.layout}"
+        return f"be a dense tensor with memory of its own, got {kind}"
     if _overlaps_itself(param):
-        raise ValueError(f"{name} must have one memory location an element, got {param.stride()}")
+        return f"have one memory location an element, got {param.stride()}"
+    if param.is_conj() or param.is_neg():
+        return "have its own values, got a conjugate or negative view"
+    return None
 
 
-def check_gradient(param: Tensor, group: int) -> None:
+def check_parameter(
+    param: Tensor, group: int, name: str | None = None, also: str | None = None
+) -> None:
+    """Raise ValueError unless ``param`` can be updated.
+
+    Args:
+        param: a parameter.
+        group: its index, for the message.
+        name: that it was given, for the message.
+        also: what its group asks it to be, if it is not.
+    """
+    reason = why_not(param)
+    if reason is None and also is not None:
+        reason = f"be {also}"
+    if reason is not None:
+        raise ValueError(f"{_named(param, group, name)} must {reason}")
+
+
+def check_gradient(param: Tensor, group: int, name: str | None = None) -> None:
     """Raise unless the gradient can be read beside ``param``.
 
     Raises:
@@ -58,24 +87,26 @@ def check_gradient(param: Tensor, group: int) -> None:
     grad: Any = param.grad
     if grad.layout is not torch.strided:
         raise RuntimeError(
-            f"the gradient of the {_named(param, group)} is sparse ({grad.layout}): "
+            f"the gradient of the {_named(param, group, name)} is sparse ({grad.layout}): "
             "a fused step takes dense gradients only"
         )
     fits = grad.shape == param.shape and grad.device == param.device
     if not fits or grad.is_complex() != param.dtype.is_complex or grad.dtype not in SUPPORTED:
-        _refuse("gradient", grad, param, group)
+        _refuse("gradient", grad, param, _named(param, group, name))
 
 
-def check_states(param: Tensor, state: Any, rule: Rule, group: int) -> None:
+def check_states(
+    param: Tensor, state: Any, rule: Rule, group: int, name: str | None = None
+) -> None:
     """Raise ValueError unless each state is missing or can be updated beside ``param``."""
     for counter in rule.counters:
         value = state.get(counter)
         if isinstance(value, Tensor) and value.numel() != 1:
-            name = f"the state {counter!r} of the {_named(param, group)}"
-            raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+            what = f"the state {counter!r} of the {_named(param, group, name)}"
+            raise ValueError(f"{what} must have one element, got shape {tuple(value.shape)}")
     for slot in rule.slots:
         if state.get(slot) is not None and not _fits(param, state[slot]):
-            _refuse(f"state {slot!r}", state[slot], param, group)
+            _refuse(f"state {slot!r}", state[slot], param, _named(param, group, name))
 
 
 def _fits(param: Tensor, state: Any) -> bool:
@@ -86,15 +117,13 @@ def _fits(param: Tensor, state: Any) -> bool:
         and state.layout is torch.strided
         and state.is_complex() == param.is_complex()
         and state.dtype in (*SUPPORTED, *CODES)
-        and not _overlaps_itself(state)
+        and not (_overlaps_itself(state) or state.is_conj() or state.is_neg())
     )
 
 
-def _refuse(what: str, value: Any, param: Tensor, group: int) -> None:
+def _refuse(what: str, value: Any, param: Tensor, named: str) -> None:
     got = value if not isinstance(value, Tensor) else describe(value)
-    raise ValueError(
-        f"the {what} of the {_named(param, group)} must match {describe(param)}, got {got}"
-    )
+    raise ValueError(f"the {what} of the {named} must match {describe(param)}, got {got}")
 
 
 def describe(tensor: Tensor) -> str:

@@ -1,6 +1,7 @@
 """Every storage format in Triton: the same page as fused_optim/codecs.py.
 
 ``load_<name>`` reads a value in the compute dtype, ``store_<name>`` rounds it once and writes it.
+The stores of weights return what ``load_<name>`` would find then.
 ``pointers`` has one pointer a column; ``offs`` are consecutive and begin at ``start``; ``noise`` is
 uint32, random bits for each element.
 """
@@ -23,7 +24,9 @@ def load_plain(pointers, start, offs, mask, COMPUTE: tl.constexpr):
 @triton.jit
 def store_plain(pointers, start, offs, mask, value, noise):
     """One column of a floating dtype, rounded to nearest even."""
-    tl.store(pointers[0] + offs, value.to(pointers[0].dtype.element_ty), mask=mask)
+    rounded = value.to(pointers[0].dtype.element_ty)
+    tl.store(pointers[0] + offs, rounded, mask=mask)
+    return rounded.to(value.dtype)
 
 
 @triton.jit
@@ -54,6 +57,7 @@ def store_master(pointers, start, offs, mask, value, noise):
     """A float32 value beside the parameter, which is rounded to nearest even."""
     tl.store(pointers[0] + offs, value.to(pointers[0].dtype.element_ty), mask=mask)
     tl.store(pointers[1] + offs, value, mask=mask)
+    return value
 
 
 @triton.jit
@@ -69,6 +73,7 @@ def store_split(pointers, start, offs, mask, value, noise):
     high, low = parted(bits_of(value))
     tl.store(pointers[0] + offs, float_of(high).to(tl.bfloat16), mask=mask)
     tl.store(pointers[1] + offs, low.to(tl.int16), mask=mask)
+    return joined(high, low)
 
 
 @triton.jit
@@ -84,15 +89,16 @@ def store_split24(pointers, start, offs, mask, value, noise):
     high, low = parted(dithered(bits_of(value), noise, 8))
     tl.store(pointers[0] + offs, float_of(high).to(tl.bfloat16), mask=mask)
     tl.store(pointers[1] + offs, (low >> 8).to(pointers[1].dtype.element_ty), mask=mask)
+    return joined(high, low)
 
 
 @triton.jit
 def joined(high, low):
     """The float32 of the bits ``high + low``."""
     magnitude = high & MAGNITUDE
-    # a parameter written from outside may stand beside a remainder that no value has there:
-    # zero would wrap to NaN, and infinity grow to NaN
-    foreign = ((magnitude == 0) & (low < 0)) | ((magnitude == INFINITY) & (low > 0))
+    # the parameter may have been written from outside: a zero stays one, so what lies below the
+    # range of bf16 is zero too; infinity would grow to NaN
+    foreign = (magnitude == 0) | ((magnitude == INFINITY) & (low > 0))
     return float_of(tl.where(foreign, high, high + low))
 
 
@@ -122,10 +128,23 @@ def dithered(bits, noise, DROP: tl.constexpr):
 @triton.jit
 def load_kahan(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """The parameter and what was lost when it was rounded."""
-    param = tl.load(pointers[0] + offs, mask=mask).to(COMPUTE)
-    lost = tl.load(pointers[1] + offs, mask=mask).to(COMPUTE)
-    # more than a rounding loses is not of this parameter, which was then written from outside
-    return tl.where(tl.abs(lost) <= tl.abs(param) * 0.0078125, param + lost, param)
+    param = tl.load(pointers[0] + offs, mask=mask)
+    return with_lost(param, tl.load(pointers[1] + offs, mask=mask), COMPUTE)
+
+
+@triton.jit
+def with_lost(param, lost, COMPUTE: tl.constexpr):
+    """The sum, unless the second is not what was lost when the first was rounded."""
+    wide: tl.constexpr = param.dtype == tl.bfloat16
+    param = param.to(COMPUTE)
+    lost = lost.to(COMPUTE)
+    power = float_of(bits_of(param) & INFINITY)  # of two, at most |param|
+    if wide:
+        half = tl.maximum(power * 2.0**-8, 2.0**-134)
+    else:
+        half = tl.maximum(power * 2.0**-11, 2.0**-25)
+    # more than half an ulp is not of this parameter, which was then written from outside
+    return tl.where((param != 0) & (tl.abs(lost) <= half), param + lost, param)
 
 
 @triton.jit
@@ -136,8 +155,10 @@ def store_kahan(pointers, start, offs, mask, value, noise):
     lost = tl.where((bits_of(lost) & MAGNITUDE) < INFINITY, lost, 0.0)
     if pointers[1].dtype.element_ty == tl.bfloat16:
         lost = float_of(dithered(bits_of(lost), noise, 16))
+    lost = lost.to(pointers[1].dtype.element_ty)
     tl.store(pointers[0] + offs, param, mask=mask)
-    tl.store(pointers[1] + offs, lost.to(pointers[1].dtype.element_ty), mask=mask)
+    tl.store(pointers[1] + offs, lost, mask=mask)
+    return with_lost(param, lost, value.dtype)
 
 
 @triton.jit
@@ -151,6 +172,7 @@ def store_stochastic(pointers, start, offs, mask, value, noise):
     """One column of bf16, rounded stochastically."""
     rounded = float_of(dithered(bits_of(value), noise, 16))
     tl.store(pointers[0] + offs, rounded.to(tl.bfloat16), mask=mask)
+    return rounded
 
 
 # ---- states of 8 bits: small floats, and for each block a power of two

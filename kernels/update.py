@@ -75,12 +75,22 @@ def states(found, COUNT: tl.constexpr):
 
 
 @triton.jit
-def lost(pointer, old, p, mask):
-    """How many elements of a parameter change, but not once they are rounded to its dtype."""
-    stays = (p != old) & (p.to(pointer.dtype.element_ty) == old.to(pointer.dtype.element_ty))
+def lost(old, p, kept, mask):
+    """How many elements of a parameter change, but not as they are kept."""
+    stays = (p != old) & (kept == old)
     if mask is not None:
         stays = stays & mask
     return tl.sum(stays.to(tl.int32))
+
+
+@triton.jit
+def noise_of(keys, elements, i: tl.constexpr, SPEC: tl.constexpr):
+    """Random bits for each element of value ``i``; if that needs none, anything at all."""
+    # before Triton 3.7 a jit function cannot return None
+    if SPEC.KEYED[i]:
+        return random_bits(keys, elements, i)
+    else:
+        return elements
 
 
 @triton.jit
@@ -101,19 +111,15 @@ def update_block(
     p, state = SPEC.RULE(found[0], gradient(found[1], found[0], common), states(found, STATES), h)
     if SPEC.EMA:
         state = state + (averaged(found[VALUES - 1], p, average),)
+    elements = tl.load(row_ptr + 1) + offs
+    noise = noise_of(keys, elements, 0, SPEC)
+    kept = SPEC.STORES[0](pointers[0], start, offs, mask, p, noise)
+    for i in tl.static_range(2, VALUES):  # the second value is the gradient, which is not stored
+        noise = noise_of(keys, elements, i, SPEC)
+        SPEC.STORES[i](pointers[i], start, offs, mask, state[i - 2], noise)
     stalled = 0
     if SPEC.COUNTS:
-        stalled = lost(pointers[0][0], found[0], p, mask)
-    elements = tl.load(row_ptr + 1) + offs
-    new = (p, p) + state  # the second value is the gradient, which is not stored
-    for i in tl.static_range(VALUES):
-        if i != 1:
-            # before Triton 3.7 a jit function cannot return None, so the choice is made here
-            if SPEC.KEYED[i]:
-                noise = random_bits(keys, elements, i)
-                SPEC.STORES[i](pointers[i], start, offs, mask, new[i], noise)
-            else:
-                SPEC.STORES[i](pointers[i], start, offs, mask, new[i], None)
+        stalled = lost(found[0], p, kept, mask)
     return stalled
 
 

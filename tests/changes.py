@@ -131,6 +131,6 @@ EVENTS = {
     "states exchanged": (exchanged, False),
     "loaded": (loaded, False),
     "no gradient": (on_param(1, lambda param: param.requires_grad_(False)), False),
-    "edited": (edited, None),  # only what stands beside a parameter must follow it
+    "edited": (edited, True),
     "shard": (lambda o: o.shard(params_of(o)[1], index=7, offset=64, numel=100_000), False),
 }

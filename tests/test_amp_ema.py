@@ -1,6 +1,8 @@
 """Unscaling inside the step, and the average of the parameters."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ def test_grad_scaler(backend, clip):
     """
     start = values([(30,), (4, 5)], torch.float32)
     ours, theirs = parameters(start), parameters(start)
-    fused, peer = AdamW(ours, max_grad_norm=clip, backend=backend), torch.optim.AdamW(theirs)
+    fused = AdamW(ours, max_grad_norm=clip, fused=True, backend=backend)
+    peer = torch.optim.AdamW(theirs)
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2) for _ in range(2)]
     for step in range(6):
         grads = values([(30,), (4, 5)], torch.float32, step)
@@ -48,7 +51,8 @@ def test_grad_scaler(backend, clip):
 def test_unscale_and_external_clipping(backend):
     """After ``unscale_`` the step must not unscale again: ``found_inf`` comes without a scale."""
     ours, theirs = (parameters(values([(30,)], torch.float32)) for _ in range(2))
-    fused, peer = SGD(ours, lr=0.1, backend=backend), torch.optim.SGD(theirs, lr=0.1)
+    fused = SGD(ours, lr=0.1, fused=True, backend=backend)
+    peer = torch.optim.SGD(theirs, lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     scaler.scale(torch.zeros(()))
     grads = values([(30,)], torch.float32, 1)
@@ -122,3 +126,175 @@ def test_twins_average_alike():
             optimizer.step()
         results.append(torch.cat(list(optimizer.ema_parameters())))
     assert torch.equal(*results)
+
+
+FORMATS_OF_EMA = [
+    (torch.float32, {}),
+    (torch.bfloat16, {}),
+    (torch.bfloat16, {"weights": "split", "states": "bf16"}),
+]
+
+
+def averaging(dtype, options):
+    """A model of one tensor after three steps, and its optimizer with an average."""
+    params = parameters(values([(9,)], dtype))
+    optimizer = AdamW(params, lr=0.1, ema_decay=0.5, backend="reference", **options)
+    for step in range(3):
+        give(params, values([(9,)], dtype, step))
+        optimizer.step()
+    return params, optimizer
+
+
+def snapshot(optimizer):
+    """Everything that is saved, in both formats, and the averages."""
+    packed = [optimizer.state_dict(format=f)["state"][0] for f in ("own", "torch")]
+    return copy.deepcopy([*packed, {"ema": next(optimizer.ema_parameters())}])
+
+
+def assert_same_snapshot(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
+def test_what_is_saved_within_swap_ema_is_what_is_saved_outside(dtype, options):
+    """A resume goes on from there as from a checkpoint taken outside."""
+    params, optimizer = averaging(dtype, options)
+    before, own = snapshot(optimizer), params[0].detach().clone()
+    with optimizer.swap_ema():
+        assert not torch.equal(params[0], own)
+        assert torch.equal(params[0], before[2]["ema"].to(dtype))
+        assert_same_snapshot(snapshot(optimizer), before)
+    assert torch.equal(params[0], own)
+    assert_same_snapshot(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
+def test_a_load_within_swap_ema_shows_the_new_average(dtype, options):
+    params, optimizer = averaging(dtype, options)
+    own = params[0].detach().clone()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["ema"] = torch.full_like(saved["state"][0]["ema"], 3.0)
+    with optimizer.swap_ema():
+        optimizer.load_state_dict(saved)
+        assert torch.equal(params[0], torch.full((9,), 3.0, dtype=dtype))
+        with pytest.raises(RuntimeError, match="swap_ema"):
+            optimizer.step()
+        with pytest.raises(ValueError, match="different number of parameter groups"):
+            optimizer.load_state_dict({"state": {}, "param_groups": []})
+    assert torch.equal(params[0], own)
+    assert torch.equal(next(optimizer.ema_parameters()).to(dtype), torch.full_like(own, 3.0))
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda pack: pickle.loads(pickle.dumps(pack))}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
+def test_a_copy_within_swap_ema_is_a_copy_from_outside(way, dtype, options):
+    """The copy has the parameters' own values, is outside of the context, and goes on equally."""
+    params, optimizer = averaging(dtype, options)
+    with optimizer.swap_ema():
+        others, twin = COPIES[way]((params, optimizer))
+    for ps, ours in ((params, optimizer), (others, twin)):
+        give(ps, values([(9,)], dtype, 7))
+        ours.step()
+    assert torch.equal(params[0], others[0])
+    assert_same_snapshot(snapshot(twin), snapshot(optimizer))
+
+
+def test_a_shallow_copy_shares_the_context():
+    """It has the same parameters: neither may step within, and both may after."""
+    params, optimizer = averaging(torch.float32, {})
+    own = params[0].detach().clone()
+    with optimizer.swap_ema():
+        twin = copy.copy(optimizer)
+        assert not torch.equal(params[0], own)
+        with pytest.raises(RuntimeError, match="swap_ema"):
+            twin.step()
+    assert torch.equal(params[0], own)
+    twin.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("missing", [("exp_avg", "exp_avg_sq"), ("exp_avg", "exp_avg_sq", "step")])
+def test_moments_that_are_taken_away_start_anew_and_the_average_goes_on(backend, missing):
+    """The first step of AdamW moves by lr; the average is no moment, and does not begin again."""
+    params = parameters([torch.zeros(40)])
+    optimizer = AdamW(params, lr=0.25, weight_decay=0, eps=0, ema_decay=0.75, backend=backend)
+    for _ in range(5):
+        give(params, [torch.ones(40)])
+        optimizer.step()
+    (average,) = (a.clone() for a in optimizer.ema_parameters())
+    for _ in range(3):
+        for name in missing:
+            del optimizer.state[params[0]][name]
+        before = params[0].detach().clone()
+        give(params, [torch.full((40,), 3.0)])
+        optimizer.step()
+        assert optimizer.state[params[0]]["step"] == 1
+        torch.testing.assert_close(before - params[0], torch.full((40,), 0.25))
+        average = average + 0.25 * (params[0].detach() - average)
+        assert torch.equal(next(optimizer.ema_parameters()), average)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("freeze", ["no gradient", "requires_grad", "all frozen"])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(torch.float32, {}), (torch.bfloat16, {"weights": "split"}), (torch.complex64, {})],
+)
+def test_the_average_of_a_frozen_layer_goes_on(backend, freeze, dtype, options):
+    """To the bit as if its gradient were zero, under which SGD does not move; with late skips."""
+    start, runs = values([(40,), (7, 3)], dtype), []
+    for frozen in (True, False):
+        params = parameters(start)
+        more = {"lr": 0.1, "ema_decay": 0.75, "nonfinite": "skip", "backend": backend}
+        optimizer = SGD(params, **more, **options)
+        for step in range(6):
+            grads = values([(40,), (7, 3)], dtype, step)
+            if step >= 2:
+                grads[0] = None if frozen else torch.zeros_like(grads[0])
+                if freeze == "requires_grad":
+                    params[0].requires_grad_(not frozen)
+                if freeze == "all frozen":
+                    grads[1] = None if frozen else torch.zeros_like(grads[1])
+                elif step == 4:
+                    grads[1][0] = math.nan
+            give(params, grads)
+            optimizer.step()
+        pairs = list(optimizer.ema_pairs())
+        assert [param for param, _ in pairs] == params
+        runs.append([p.detach() for p in params] + [average for _, average in pairs])
+    assert all(map(torch.equal, *runs))
+    assert not torch.equal(runs[0][2], start[0].to(runs[0][2].dtype))
+
+
+def test_pairs_leave_out_what_has_no_average_and_say_so():
+    """A parameter that was never updated, and a group without ``ema_decay``."""
+    params = parameters(values([(5,), (5,), (5,)], torch.float32))
+    groups = [{"params": params[:2]}, {"params": params[2:], "ema_decay": None}]
+    optimizer = SGD(groups, lr=0.1, ema_decay=0.5)
+    for _ in range(2):
+        give(params, [None, torch.ones(5), torch.ones(5)])
+        optimizer.step()
+    (pair,) = optimizer.ema_pairs()
+    assert pair[0] is params[1]
+    assert pair[1] is next(optimizer.ema_parameters())
+
+
+def test_a_scaler_that_skips_skips_the_average_of_a_frozen_layer():
+    params = parameters(values([(40,), (5,)], torch.float32))
+    optimizer = SGD(params, lr=0.1, ema_decay=0.5)
+    give(params, [torch.ones(40), torch.ones(5)])
+    optimizer.step()
+    params[0].data += 1.0
+    before = next(optimizer.ema_parameters()).clone()
+    give(params, [None, torch.ones(5)])
+    optimizer.found_inf = torch.ones(1)
+    optimizer.step()
+    assert torch.equal(next(optimizer.ema_parameters()), before)
+    optimizer.found_inf = torch.zeros(1)
+    optimizer.step()
+    assert not torch.equal(next(optimizer.ema_parameters()), before)

@@ -102,8 +102,6 @@ def test_a_change_is_seen(event, setup, backend, full):
     full.clear()
     twins.step()
     del before
-    if goes_on is None:
-        goes_on = setup == "fp32"
     # another backend is none where it is the same
     assert (twins.optimizers[0] not in full) == (goes_on or event == backend)
     twins.step()
@@ -230,7 +228,7 @@ def test_what_cannot_be_compiled_is_done_anew(full):
 
 
 def test_versions_move_each_step(full):
-    """Autograd must see every step, and a later edit of a split weight is still seen as one."""
+    """Autograd must see every step; an edit in between asks for no other step."""
     param = Parameter(torch.ones(5000, dtype=torch.bfloat16))
     optimizer = AdamW([param], weights="split", backend="reference")
     for _ in range(3):
@@ -238,7 +236,8 @@ def test_versions_move_each_step(full):
         version = param._version
         optimizer.step()
         assert param._version > version
-        assert optimizer._written[param] == param._version
+        with torch.no_grad():
+            param.clamp_(-5, 5)
     assert len(full) == 1
 
 

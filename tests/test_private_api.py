@@ -164,7 +164,7 @@ def traced(optimizer):
 
 def refused(fused_optim):
     try:
-        fused_optim.SGD([TwoTensor(torch.ones(2), torch.ones(2))])
+        fused_optim.SGD([TwoTensor(torch.ones(2), torch.ones(2)).requires_grad_()])
     except ValueError as error:
         return str(error)
 

@@ -201,7 +201,7 @@ class ReferenceLaunch:
         """Limit, L2 and L1 of a group."""
         # rounded as the kernel gets them, so that a term is off for both or for neither
         options = [float(option) for option in self.bucket.options[member][2:5]]
-        rounded: list[float] = torch.tensor(options, dtype=self.kind.compute).tolist()
+        rounded: list[float] = torch.tensor(options, dtype=self.kind.compute, device="cpu").tolist()
         return rounded
 
     def _measured(self, columns: Columns, scalars: Scalars) -> list[Tensor]:
@@ -245,6 +245,8 @@ class ReferenceLaunch:
     def _update_piece(self, piece: Piece, scalars: Scalars, offset: int) -> Tensor | None:
         """Update the elements; if ``kind.counts``, how many of them rounding leaves alone."""
         old, g, *state = self._loaded(piece.columns)
+        if self.kind.counts:
+            old = old.clone()  # which may be the column itself
         g = gradient(g, old, scalars.gradient)
         own = state[:-1] if self.kind.ema else state
         p, new_state = self.kind.rule.update(old, g, tuple(own), scalars.rule)
@@ -253,7 +255,8 @@ class ReferenceLaunch:
         self._store(piece, (p, *new_state), scalars.keys, offset)
         if not self.kind.counts:
             return None
-        return torch.count_nonzero((p != old) & (piece.columns[0] == old))
+        kept = self.kind.codecs[0].load(piece.columns[self.spans[0]], self.kind.compute)
+        return torch.count_nonzero((p != old) & (kept == old))
 
     def _store(
         self, piece: Piece, values: tuple[Tensor, ...], keys: tuple[Tensor, Tensor], offset: int

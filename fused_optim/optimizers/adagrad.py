@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from fused_optim import options
+from fused_optim import options, tensors
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import adagrad
 from fused_optim.rules.common import Rule
@@ -68,6 +69,8 @@ class Adagrad(FusedOptimizer):
         super().__init__(params, defaults, additions)
         for group in self.param_groups:
             for param in group["params"]:
+                if is_lazy(param) or tensors.why_not(param) is not None:
+                    continue  # of no shape yet, or frozen
                 self._counter(param, adagrad.ADAGRAD, "step", group)
                 self.state[param]["sum"] = self.new_state(param, "sum", group)
 
@@ -75,7 +78,8 @@ class Adagrad(FusedOptimizer):
         """Move the sums to memory that processes share."""
         for group in self.param_groups:
             for param in group["params"]:
-                self.state[param]["sum"].share_memory_()
+                if "sum" in self.state.get(param, {}):
+                    self.state[param]["sum"].share_memory_()
 
     def check(self, group: Group) -> None:
         """See the base class."""

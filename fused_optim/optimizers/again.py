@@ -24,7 +24,6 @@ from fused_optim.optimizers.guards import (
     make_guard,
 )
 from fused_optim.plan import CachedInputs
-from fused_optim.private_api import version
 
 Rows = Sequence[tuple[Kind, Row]]
 
@@ -62,9 +61,6 @@ class StepCache:
         addresses = np.array(gradients, np.int64)
         self.misaligned = addresses & self.masks
         self.tensors = make_guard(groups, state, addresses)
-        has_extra_state = [bool(storage.extras(kind.codecs[0])) for kind, _ in rows]
-        self.has_extra_state = has_extra_state if any(has_extra_state) else []
-        self.record_versions(params, {})
 
     @classmethod
     def build(cls, optimizer: Optimizer, rows: Rows, options: list[Options]) -> "StepCache | None":
@@ -87,8 +83,6 @@ class StepCache:
         """Return the tensors of this step; None if it must be a full one."""
         found = self.tensors.check(optimizer.param_groups, optimizer.state)
         if found is None or not self._check_options(optimizer):
-            return None
-        if self.has_extra_state and self._versions(found.params) != self.versions:
             return None
         # a gradient of another alignment belongs to another kind, and so to another launch
         if not np.array_equal(found.gradients & self.masks, self.misaligned):
@@ -113,15 +107,6 @@ class StepCache:
             if optimizer._selection(groups[i]) != self.selections[i]:
                 return False
         return True
-
-    def record_versions(self, params: list[Tensor], written: dict[Tensor, int]) -> None:
-        """Record, after a step, that the values of the parameters are our own."""
-        if self.has_extra_state:
-            self.versions = self._versions(params)
-            written.update(zip(compress(params, self.has_extra_state), self.versions, strict=True))
-
-    def _versions(self, params: list[Tensor]) -> list[int]:
-        return list(map(version, compress(params, self.has_extra_state)))
 
 
 def _column_sources(param: Tensor, state: State, kind: Kind) -> list[Tensor | None]:

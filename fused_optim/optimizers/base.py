@@ -4,19 +4,23 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from fused_optim import formats, options, tensors
 from fused_optim.backends import CompileError, Kind, Options, Scaler, resolve
 from fused_optim.layout import Place, Row, make_row
+from fused_optim.optimizers import counters
 from fused_optim.optimizers.again import StepCache
 from fused_optim.optimizers.average import Average
+from fused_optim.optimizers.decay import warn_of_decay
+from fused_optim.optimizers.kept import Aside, Shard, completed
 from fused_optim.optimizers.kept import Group as Group
-from fused_optim.optimizers.kept import Shard, completed
 from fused_optim.plan import Plan, kind_of
 from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
@@ -30,9 +34,6 @@ class FusedOptimizer(Average):
     waits for it. ``p.grad`` is never written.
     """
 
-    # GradScaler then leaves unscaling and skipping to the step, which does both on the device
-    _step_supports_amp_scaling = True
-
     def __init__(self, params: ParamsT, defaults: Group, additions: Mapping[str, Any]) -> None:
         """Take torch.optim's arguments as ``defaults``, :class:`~options.Additions` beside them.
 
@@ -42,18 +43,16 @@ class FusedOptimizer(Average):
             TypeError: an option is no number, or a parameter no tensor.
         """
         options.known(additions)
-        added = {**options.ADDED_TO_GROUPS, **additions}
-        self.max_grad_norm = added.pop("max_grad_norm", None)
         self._forget()
-        super().__init__(params, {**defaults, **added})
+        super().__init__(params, {**defaults, **options.ADDED_TO_GROUPS, **additions})
 
     def _forget(self) -> None:
         """Drop what must not travel with a copy: addresses, results, resolved backends."""
         self._plan = Plan()
         self._last = None
         self._report: Tensor | None = None
-        self._swapped: dict[Tensor, Tensor] | None = None
-        self._written: dict[Tensor, int] = {}
+        self._aside = Aside()
+        self._late = {}
         self._shards: dict[Tensor, Shard] = {}
         self._counted = 0
         self._has_warned = False
@@ -77,25 +76,42 @@ class FusedOptimizer(Average):
         """The counter called ``name`` before the first step."""
         return 0.0
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler leaves unscaling and skipping to the step.
+
+        The step does both on the device. It asks for them where it clips, or where ``fused=True``
+        asks, as in torch: others may then not clip between backward and step, and trainers that do
+        refuse an optimizer that says so.
+        """
+        groups = self.param_groups
+        clips = self.max_grad_norm is not None or any(
+            group["max_grad_value"] is not None for group in groups
+        )
+        return clips or any(bool(group.get("fused")) for group in groups)
+
     # ---- results of the last step
 
     @property
-    def max_grad_norm(self) -> float | None:
+    def max_grad_norm(self) -> Any:
         """The bound on the norm over all gradients; None neither clips nor measures."""
-        return self._max_grad_norm
+        groups = self.param_groups
+        return groups[0].get("max_grad_norm") if groups else self.defaults["max_grad_norm"]
 
     @max_grad_norm.setter
-    def max_grad_norm(self, value: float | None) -> None:
+    def max_grad_norm(self, value: Any) -> None:
         if value is not None:
             options.at_least(0, max_grad_norm=value)
-        self._max_grad_norm = value
+        for group in (self.defaults, *self.param_groups):
+            group["max_grad_norm"] = value
 
     @property
     def grad_norm(self) -> Tensor | None:
         """Norm of all gradients in the last step, before clipping: 0-dim float64 on the device.
 
         NaN if nothing needed it, for it costs another read of the gradients: ``max_grad_norm``
-        None and every group with ``nonfinite="propagate"``. None before the first step.
+        None and every group with ``nonfinite="propagate"``. 0 without gradients. None before the
+        first step.
         """
         return None if self._report is None else self._report[0]
 
@@ -111,15 +127,16 @@ class FusedOptimizer(Average):
 
     @property
     def stalled(self) -> Tensor | None:
-        """Which share of the elements the last step changed, but not after rounding.
+        """Which share of the elements the last step changed, but not as they are kept.
 
-        0-dim float64 on the device. With ``count_stalled`` only, else None; it counts parameters
-        that nothing stands beside, in groups with ``weights="plain"``. More than half is a reason
-        for another format: on the CPU the step then warns, once.
+        0-dim float64 on the device. With ``count_stalled`` only, else None. What counts is the
+        value with all that stands beside the parameter. Where nothing is rounded stochastically,
+        more than half is a reason for another format: on the CPU the step then warns, once.
         """
         counts = self._plan.stalled
         if not counts:
-            return None
+            asked = any(group["count_stalled"] for group in self.param_groups)
+            return torch.zeros_like(self._report[0]) if asked and self._report is not None else None
         device = counts[0].device
         lost = torch.stack([count.sum().to(device) for count in counts]).sum().double()
         return lost / max(self._counted, 1)
@@ -165,56 +182,46 @@ class FusedOptimizer(Average):
             raise
 
     def _check_group(self, index: int, group: Group) -> None:
+        first = self.param_groups[0] if index else self.defaults
+        options.check_bound(group, first["max_grad_norm"])
         options.check_common(group)
         self.check(group)
-        for param in group["params"]:
-            tensors.check_parameter(param, index)
-            reason = formats.why_not(param, group["weights"], group["states"])
-            if reason is not None:
-                raise ValueError(f"the parameters of group {index} must be {reason}")
-        self._warn_of_decay(group)
-
-    def _warn_of_decay(self, group: Group) -> None:
-        """Warn of a state that its own rounding would keep from growing smaller."""
+        for param, name in tensors.with_names(group):
+            # what is frozen, or has no shape yet, is looked at when it has a gradient
+            if param.requires_grad and not is_lazy(param):
+                self._check_param(param, name, index)
         rule = self.rule(group)
-        kept = rule.hyper._make(self.hyper(group))
-        for slot, option in rule.unsigned:
-            if option is None or isinstance(getattr(kept, option), Tensor):
-                continue
-            for dtype in {param.dtype for param in group["params"]} & set(formats.HALVES):
-                moves = 1.0 - getattr(kept, option)
-                if group["states"] == "param" and moves < torch.finfo(dtype).eps / 4:
-                    warnings.warn(
-                        f"{slot} in {dtype} cannot decay: {option} takes {moves:.2g} of it a step, "
-                        "less than half an ulp; states='bf16' or 'fp32' do not have that",
-                        stacklevel=2,
-                    )
+        warn_of_decay(rule, rule.hyper._make(self.hyper(group)), group)
+
+    def _check_param(self, param: Tensor, name: str | None, index: int) -> None:
+        group = self.param_groups[index]
+        reason = formats.why_not(param, group["weights"], group["states"])
+        tensors.check_parameter(param, index, name, reason)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_max_grad_norm": self._max_grad_norm}
+        aside = {"_aside": self._aside} if self._aside.entered else {}
+        return {**super().__getstate__(), **aside}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups")
         super().__setstate__(state)
         shards = self.__dict__.get("_shards", {})
+        aside = self.__dict__.get("_aside") or Aside()
         self._forget()
-        self._shards = shards
+        self._shards, self._aside = shards, aside.arrive()
         for i, group in enumerate(self.param_groups):
             own = {} if before is None else {n: before[i][n] for n in options.ADDED_TO_GROUPS}
             if before is not None:
                 group.update({name: own[name] for name in options.OWN})
+                if group.get("max_grad_norm") is None:  # nothing turns off a clipping silently
+                    group["max_grad_norm"] = own["max_grad_norm"]
             for name, value in {**self.defaults, **options.BEFORE_TORCH_HAD_IT, **own}.items():
                 if name in self.defaults:
                     group.setdefault(name, value)
             for param in group["params"]:
-                self._counters_as_tensors(param, self.state.get(param, {}))
+                counters.as_tensors(param, self.state.get(param, {}))
+        self.max_grad_norm = self.max_grad_norm  # one object again
         self._take_back()
-
-    def _counters_as_tensors(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Old checkpoints of torch have counts that are numbers."""
-        for name, value in state.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                state[name] = torch.tensor(float(value), dtype=_count_dtype(value)).to(param.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -231,7 +238,7 @@ class FusedOptimizer(Average):
             ValueError: a gradient or a state is on another device or of another shape than its
                 parameter. Nothing has been changed then.
         """
-        if self._swapped is not None:
+        if self._aside.entered:
             raise RuntimeError("step() within swap_ema() would update the averages")
         loss = None
         if closure is not None:
@@ -244,6 +251,9 @@ class FusedOptimizer(Average):
     # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
     @disable_dynamo
     def _update(self) -> None:
+        if torch.is_inference_mode_enabled():  # what is made there cannot be updated elsewhere
+            with torch.inference_mode(False), torch.no_grad():
+                return self._update()
         # GradScaler sets these around a step
         scaler = Scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         # a step that fails leaves nothing to go on from
@@ -251,6 +261,11 @@ class FusedOptimizer(Average):
         if last is None or not self._goes_on(last, scaler):
             last = self._update_anew(scaler)
         self._last = last
+        if self._report is None:
+            device = next((param.device for param in self._params()), None)
+            # as clip_grad_norm_ of nothing
+            self._report = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=device)
+        self._average_rest(self._report, scaler.found_inf)
         self._warn_of_stalling()
 
     def _goes_on(self, last: StepCache, scaler: Scaler) -> bool:
@@ -262,7 +277,6 @@ class FusedOptimizer(Average):
             self._report = self._plan.again(same, last.options, last.measures, scaler)
         except CompileError:
             return False
-        last.record_versions(same.params, self._written)
         return True
 
     def _update_anew(self, scaler: Scaler) -> StepCache | None:
@@ -279,7 +293,6 @@ class FusedOptimizer(Average):
             self._compile_no_more(reason)
             rows = self.prepared()
             self._report = self._plan.step(rows, values, self.measures(), scaler)
-        self._note_written()
         return StepCache.build(self, rows, values)
 
     def _compile_no_more(self, reason: CompileError) -> None:
@@ -303,6 +316,8 @@ class FusedOptimizer(Average):
         share = self.stalled
         if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
             return
+        if any(kind.counts and kind.codecs[0].keyed for kind in self._plan.launches):
+            return  # these stand still or jump, and move in the mean
         self._has_warned = True
         warnings.warn(
             f"{share:.0%} of the elements did not move in this step: their updates are less than "
@@ -316,12 +331,13 @@ class FusedOptimizer(Average):
         number = itertools.count()
         for index, group in enumerate(self.param_groups):
             rule = completed(self.rule(group), group)
-            for param in group["params"]:
+            for param, name in tensors.with_names(group):
                 place = next(number)
                 if param.grad is None:
                     continue
-                tensors.check_gradient(param, index)
-                tensors.check_states(param, self.state.get(param, {}), rule, index)
+                self._check_param(param, name, index)
+                tensors.check_gradient(param, index, name)
+                tensors.check_states(param, self.state.get(param, {}), rule, index, name)
                 backend = self._backend(group["backend"], param.device)
                 found.append((index, rule, backend, param, place))
         return found
@@ -334,22 +350,25 @@ class FusedOptimizer(Average):
 
     def _options(self, group: Group, any_skips: bool) -> Options:
         """The options of ``group`` in the order of ``COMMON_OPTIONS``, then those of its rule."""
-        limit = group["max_grad_value"]
+        bound, limit = self.max_grad_norm, group["max_grad_value"]
+        options.check_bound(group, bound)
         values = (
             -1.0 if group.get("maximize") else 1.0,
-            math.inf if self.max_grad_norm is None else self.max_grad_norm,
+            math.inf if bound is None else bound,
             math.inf if limit is None else limit,
             self.l2(group),
             group["l1"],
             group["nonfinite"] == "skip",
             any_skips,
-            group["ema_decay"] or 0.0,
+            0.0 if group["ema_decay"] is None else group["ema_decay"],
             group["seed"],
             *self.hyper(group),
         )
         # a tensor on an accelerator is read there: to read it here would wait for the device
         return tuple(
-            value if isinstance(value, Tensor) and value.device.type != "cpu" else float(value)
+            value
+            if isinstance(value, Tensor) and value.device.type != "cpu"
+            else options.number("an option", value)
             for value in values
         )
 
@@ -358,39 +377,19 @@ class FusedOptimizer(Average):
     ) -> tuple[Kind, Row]:
         """The row of a parameter; its state is created here, at its first step."""
         group = self.param_groups[index]
-        counters = tuple(self._counter(param, rule, name, group) for name in rule.counters)
+        if group["ema_decay"] is not None and counters.begins(self.state[param], rule):
+            self._keep_average(param)
+        counts = tuple(self._counter(param, rule, name, group) for name in rule.counters)
         shard = self._shards.get(param, Shard(number, 0, param.numel()))
         codecs = formats.formats(
             rule, param.dtype, shard.numel < formats.SMALL, group["weights"], group["states"]
         )
         columns = self._columns(param, codecs, rule.slots, group)
-        counts = group["count_stalled"] and codecs[0] is formats.PLAIN
+        stalls = bool(group["count_stalled"])
         place = Place(shard.number, shard.offset)
-        row = make_row(columns, counters, index, place, grad=len(codecs[0].columns))
-        return kind_of(row, rule, codecs, backend, group["ema_decay"] is not None, counts), row
+        row = make_row(columns, counts, index, place, grad=len(codecs[0].columns))
+        return kind_of(row, rule, codecs, backend, group["ema_decay"] is not None, stalls), row
 
     def _counter(self, param: Tensor, rule: Rule, name: str, group: Group) -> Tensor:
-        """A 0-dim state as torch has it, on the parameter's device."""
-        state = self.state[param]
-        value = state.get(name)
-        own = [slot for slot in rule.slots if slot != "ema"]
-        if own and all(state.get(slot) is None for slot in own):
-            value = None  # who takes the state away wants a first step
-        if value is None:
-            value = self.new_counter(name, group)
-            if name == "step" and any(state.get(slot) is not None for slot in rule.slots):
-                # a state without a count is one that torch's SGD wrote: its first step is done
-                value = 1.0
-        dtype = state["step"].dtype if name != "step" else _count_dtype(value)
-        if isinstance(value, Tensor) and value.device == param.device and value.dtype == dtype:
-            state[name] = value
-            return value
-        state[name] = torch.as_tensor(value, dtype=dtype).to(param.device, copy=True)
-        return cast(Tensor, state[name])
-
-
-def _count_dtype(step: Any) -> torch.dtype:
-    """What torch keeps a count in: the dtype it came with, else by the default dtype."""
-    if isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64):
-        return step.dtype
-    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
+        start = partial(self.new_counter, name, group)
+        return counters.fitted(self.state[param], name, rule, param, start)

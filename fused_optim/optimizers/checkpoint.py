@@ -18,6 +18,10 @@ def restore(
 ) -> None:
     """Take back what ``torch.optim.Optimizer.load_state_dict`` cast to the parameter's dtype.
 
+    A parameter shares its tensors with the checkpoint, as in torch, where they are in torch's
+    formats and none is cast; else it shares none: two live optimizers must not have the count alone
+    in common, now or after a change of format.
+
     Args:
         params: of the optimizer, in order.
         state: of the optimizer, as torch has loaded it.
@@ -26,12 +30,19 @@ def restore(
     """
     ids = chain.from_iterable(group["params"] for group in given["param_groups"])
     for index, param in zip(ids, params, strict=True):
-        for name, value in given["state"].get(index, {}).items():
-            if not isinstance(value, Tensor) or name == "step":
-                continue
+        saved = given["state"].get(index, {})
+        tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
+        for name in tensors.keys() - {"step"}:
+            value = tensors[name]
             cast = name in as_torch[param] and value.is_floating_point() and value.itemsize > 1
             if state[param][name].dtype != value.dtype and not cast:
                 state[param][name] = value.to(param.device, copy=True)
+        for name, value in tensors.items():
+            if state[param][name].is_inference():  # which could not be updated in place
+                state[param][name] = value.to(param.device, state[param][name].dtype, copy=True)
+        shared = [name for name, value in tensors.items() if state[param][name] is value]
+        if len(shared) < len(tensors) or not as_torch[param]:
+            state[param].update({name: state[param][name].clone() for name in shared})
 
 
 @torch.no_grad()

@@ -66,9 +66,8 @@ def _namesake(optimizer: Any, source: Any, target: Any) -> Any:
 
 def _check_no_additions(optimizer: FusedOptimizer) -> None:
     """Raise ValueError if an option is in use that torch does not have."""
-    used: Group = {"max_grad_norm": optimizer.max_grad_norm}
-    defaults: Group = {"max_grad_norm": None, **options.ADDED_TO_GROUPS}
-    for group in (used, *optimizer.param_groups):
+    defaults = options.ADDED_TO_GROUPS
+    for group in optimizer.param_groups:
         for name in group.keys() & defaults.keys() - {"backend"}:
             if group[name] != defaults[name]:
                 peer = f"torch.optim.{type(optimizer).__name__}"

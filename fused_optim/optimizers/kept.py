@@ -1,6 +1,6 @@
 """Parameters and states in their formats, and checkpoints of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +10,6 @@ from fused_optim import formats, options, storage
 from fused_optim.codecs import BLOCK, Codec
 from fused_optim.optimizers import checkpoint
 from fused_optim.optimizers.again import StepCache
-from fused_optim.private_api import version
 from fused_optim.rules.common import Rule
 
 Group = dict[str, Any]
@@ -30,6 +29,34 @@ class Shard(NamedTuple):
     numel: int
 
 
+class Aside:
+    """The parameters' own values within ``swap_ema()``, where the parameters are averages.
+
+    Attributes:
+        entered: whether the context is entered.
+        values: of each parameter that has an average.
+        travelled: whether this is a copy, of copies of the parameters: by deepcopy or pickle. A
+            shallow copy of an optimizer has its parameters, and shares this.
+    """
+
+    def __init__(self) -> None:
+        self.entered = False
+        self.values: dict[Tensor, Tensor] = {}
+        self.travelled = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, travelled=True)
+
+    @torch.no_grad()
+    def arrive(self) -> "Aside":
+        """What a new optimizer has: a copy's parameters take their own values."""
+        if not self.travelled:
+            return self
+        for param, value in self.values.items():
+            param.copy_(value)
+        return Aside()
+
+
 def completed(rule: Rule, group: Group) -> Rule:
     """``rule`` with the slot of the average, and a count of steps where something asks for it."""
     if group["ema_decay"] is not None:
@@ -45,15 +72,14 @@ class Kept(torch.optim.Optimizer):
     """What knows how values are kept.
 
     Attributes:
-        _written: how often each parameter with something beside it had been written, by the counts
-            of autograd, after our last step.
         _shards: see :meth:`shard`.
+        _aside: see :class:`Aside`.
         _last: what the last step was made from, if the next can go on from it.
     """
 
     _wide_counters = False  # whether a checkpoint of torch's kind keeps their float64
-    _written: dict[Tensor, int]
     _shards: dict[Tensor, Shard]
+    _aside: Aside
     _last: StepCache | None
 
     def rule(self, group: Group) -> Rule:
@@ -97,6 +123,34 @@ class Kept(torch.optim.Optimizer):
     def _params(self) -> Iterator[Tensor]:
         return (param for group in self.param_groups for param in group["params"])
 
+    @torch.no_grad()
+    def weights_replaced(self, params: Iterable[Tensor] | None = None) -> None:
+        """Say that ``params`` have new values, which nothing that is kept beside them belongs to.
+
+        A format that keeps more than the parameter (``weights=`` all but ``"plain"`` and
+        ``"stochastic"``) cannot see whether 16 bits were written from outside. What it keeps is at
+        most half an ulp of the parameter, and stays: an edit that changes little, such as a
+        constraint, must not stop a training whose steps are smaller than that. Call this after the
+        weights of another model were loaded, or initialised anew, to start at exactly these.
+
+        Args:
+            params: of this optimizer; None for all.
+
+        Raises:
+            KeyError: one of ``params`` is not one of this optimizer's.
+        """
+        own = set(self._params())
+        for param in own if params is None else list(params):
+            if param not in own:
+                raise KeyError("params must be of this optimizer's")
+            state, value = self.state.get(param, {}), self._own_value(param)
+            codec = storage.found_weight(state, param)
+            beside = storage.extras(codec)
+            # of a value that the parameter has exactly, these are what it would start with
+            new = storage.encoded(codec, value.float(), param)[1:] if beside else []
+            for name, tensor in zip(beside, new, strict=True):
+                state[name].copy_(tensor)
+
     def state_dict(self, *, format: Literal["own", "torch"] = "own") -> dict[str, Any]:
         """See torch.
 
@@ -111,13 +165,13 @@ class Kept(torch.optim.Optimizer):
         if format == "own":
             return packed
         rules = [self.rule(group) for group in self.param_groups]
-        return checkpoint.in_torchs_format(packed, self._params(), rules)
+        return checkpoint.in_torchs_format(packed, map(self._own_value, self._params()), rules)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch. States come in any format and take that of their group at the next step.
 
-        What a weight has beyond its parameter counts only as long as the parameter is what it
-        rounds to: load the model too, before that step.
+        What a weight has beyond its parameter belongs to the parameter of the same checkpoint: load
+        the model too, before that step.
         """
 
         def keep(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
@@ -125,7 +179,8 @@ class Kept(torch.optim.Optimizer):
 
         handle = self.register_load_state_dict_pre_hook(keep)  # after those of the user
         try:
-            super().load_state_dict(state_dict)
+            with torch.inference_mode(False), torch.no_grad():
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self.__dict__.pop("_given", None)
@@ -148,8 +203,11 @@ class Kept(torch.optim.Optimizer):
         """Parameter, gradient and states in their formats, one tensor a column."""
         kept = slots or storage.extras(codecs[0])
         state = self.state[param] if kept else self.state.get(param, {})
-        self._fit_weight(param, state, codecs[0])
-        columns: list[Any] = [param, *map(state.get, storage.extras(codecs[0])), param.grad]
+        storage.fit_weight(state, codecs[0], param)
+        gradient: Any = param.grad
+        if gradient.is_conj() or gradient.is_neg():
+            gradient = gradient.resolve_conj().resolve_neg()
+        columns: list[Any] = [param, *map(state.get, storage.extras(codecs[0])), gradient]
         for slot, codec in zip(slots, codecs[2:], strict=True):
             storage.fit_state(state, slot, codec, param, self._start(param, slot, group))
             columns += map(state.get, storage.names(slot, codec))
@@ -160,42 +218,27 @@ class Kept(torch.optim.Optimizer):
             return lambda: self._weight(param)
         return lambda: self.new_state(param, slot, group)
 
-    def _fit_weight(self, param: Tensor, state: dict[str, Any], codec: Codec) -> None:
-        """What stands beside the parameter: in the format ``codec``, and of this very value."""
-        storage.fit_weight(state, codec, param)
-        if not storage.extras(codec):
-            self._written.pop(param, None)
-            return
-        edited = self._written.setdefault(param, version(param)) != version(param)
-        # a master is compared with the parameter at each load; the others cannot be
-        if edited and codec is not formats.WEIGHTS["master"].codec:
-            for name in storage.extras(codec):
-                state[name].zero_()
-
     def _set_weight(self, param: Tensor, value: Tensor) -> None:
         """Write ``value`` to the parameter and to what stands beside it."""
         state = self.state.get(param, {})
         codec = storage.found_weight(state, param)
         tensors = storage.encoded(codec, value, param)
-        param.copy_(tensors[0])
-        state.update(zip(storage.extras(codec), tensors[1:], strict=True))
-        if param in self._written:
-            self._written[param] = version(param)
+        for old, new in zip([param, *map(state.get, storage.extras(codec))], tensors, strict=True):
+            old.copy_(new)
 
     def _weight(self, param: Tensor) -> Tensor:
         """The parameter with all that stands beside it: float32, or its own dtype."""
         state = self.state.get(param, {})
         codec = storage.found_weight(state, param)
+        own = self._own_value(param)
         if not storage.extras(codec):
-            return param.detach().clone()
+            return own.clone()
         rest = [state[name] for name in storage.extras(codec)]
-        return storage.decoded(codec, [param.detach(), *rest], torch.float32)
+        return storage.decoded(codec, [own, *rest], torch.float32)
 
-    def _note_written(self) -> None:
-        """After a step: the values of the parameters are our own."""
-        for param in self._written:
-            if param.grad is not None:
-                self._written[param] = version(param)
+    def _own_value(self, param: Tensor) -> Tensor:
+        """The parameter, or what it was before ``swap_ema()``."""
+        return self._aside.values.get(param, param).detach()
 
     def _take_back(self) -> None:
         """After torch has loaded a checkpoint: see :func:`checkpoint.restore`."""

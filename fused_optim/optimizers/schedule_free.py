@@ -31,9 +31,10 @@ class ScheduleFree(FusedOptimizer):
         """Set the parameters to the average x; nothing changes if they are."""
         self._switch(False)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _switch(self, train: bool) -> None:
-        if self._swapped is not None:
+        if self._aside.entered:
             raise RuntimeError("train() or eval() within swap_ema() would move the averages")
         for group in self.param_groups:
             if group["train_mode"] == train:
@@ -67,7 +68,7 @@ class ScheduleFree(FusedOptimizer):
 
     def new_counter(self, name: str, group: Group) -> Tensor:
         """Float64: in float32 a sum of millions of weights would stand still."""
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device="cpu")
 
     def check(self, group: Group) -> None:
         """See the base class."""

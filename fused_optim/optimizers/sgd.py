@@ -74,6 +74,7 @@ class SGD(FusedOptimizer):
         options.finite(dampening=group["dampening"])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
+                "Nesterov momentum requires a momentum and zero dampening: "
                 "nesterov needs momentum > 0 and dampening = 0, got "
                 f"momentum {group['momentum']!r} and dampening {group['dampening']!r}"
             )

@@ -23,17 +23,19 @@ def float_pair(case):
 
 
 @pytest.mark.point("GradScaler")
-@pytest.mark.parametrize("way", ["scaler", "unscale_", "attributes"])
+@pytest.mark.parametrize("way", ["step unscales", "scaler unscales", "unscale_", "attributes"])
 @each_case
 def test_grad_scaler(case, way):
     """An Inf at the first and at a later step; skipped steps are not counted.
 
-    torch's optimizers leave unscaling and skipping to the scaler; ours do both in the step, and the
-    gradient stays scaled. ``attributes`` is what the scaler does, by hand.
+    torch's optimizers leave unscaling and skipping to the scaler; a step of ours that measures does
+    both itself, and the gradient stays scaled. ``attributes`` is what the scaler does, by hand.
     """
     pair = float_pair(case)
     scalers = [torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2) for _ in range(2)]
-    assert pair.optimizers[0]._step_supports_amp_scaling
+    by_itself = way != "scaler unscales"
+    pair.optimizers[0].max_grad_norm = math.inf if by_itself else None
+    assert pair.optimizers[0]._step_supports_amp_scaling == by_itself
     for seed in range(6):
         bad = seed in (0, 3)
         grads = values(SHAPES, torch.float32, seed)
@@ -45,7 +47,7 @@ def test_grad_scaler(case, way):
         scaled = [p.grad.clone() for p in pair.params[0]]
         step_scaled(pair, scalers, way, bad)
         assert [s.get_scale() for s in scalers[:1]] == [s.get_scale() for s in scalers[1:]]
-        if way != "unscale_":
+        if way in ("step unscales", "attributes"):
             assert all(map(torch.equal, (p.grad for p in pair.params[0]), scaled))
         torch.testing.assert_close(*pair.params)
     state = state_of(pair.optimizers[0], pair.params[0][0])

@@ -1,0 +1,283 @@
+"""Parameters that are written from outside, in formats that keep more than the parameter.
+
+What is guaranteed is written in docs/formats.md. Tried by hand: the remainder dropped at every
+write; none dropped on request; a remainder that counts beside a zero; kahan's compensation without
+a bound, with the bound of before (``2 ** -7`` of the parameter), and that of bf16 for fp16.
+"""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from closeness import assert_same_bits
+from kept import random_grads, trained, weight
+from models import BACKENDS, give, parameters, values
+from torch import nn
+
+from fused_optim import SGD, AdamW, ScheduleFreeAdamW, storage
+from fused_optim.formats import WEIGHTS
+
+BF16 = torch.bfloat16
+BESIDE = [name for name, format in WEIGHTS.items() if storage.extras(format.codec)]
+each = pytest.mark.parametrize("name", BESIDE)
+on_each = pytest.mark.parametrize("backend", BACKENDS)
+
+
+# ---- what changes nothing loses nothing
+
+
+def clamped(param, optimizer):
+    param.clamp_(-5, 5)
+
+
+def perturbed(param, optimizer):
+    """As SAM: away, a gradient there, and back."""
+    kept = param.clone()
+    param.add_(0.125)
+    param.copy_(kept)
+
+
+def constrained(param, optimizer):
+    """One row is bounded, the others are written as they are."""
+    param.copy_(torch.cat([param[:1].clamp(max=1.0), param[1:]]))
+
+
+def saved_and_loaded(param, optimizer):
+    """The model and its optimizer, in either order."""
+    model, packed = param.clone(), copy.deepcopy(optimizer.state_dict())
+    param.copy_(torch.randn(param.shape))
+    optimizer.load_state_dict(packed)
+    param.copy_(model)
+
+
+@on_each
+@pytest.mark.parametrize("edit", [clamped, perturbed, constrained, saved_and_loaded])
+@each
+def test_small_steps_add_up_between_writes(name, edit, backend):
+    """200 steps of 2e-4 from 1.0, where half an ulp of bf16 is 2e-3 below and 4e-3 above."""
+    runs = []
+    for change in (edit, None):
+        params = parameters([torch.ones(64, 64, dtype=BF16)])
+        options = {"weights": name, "states": "fp32", "weight_decay": 0, "backend": backend}
+        optimizer = AdamW(params, lr=2e-4, **options)
+        for _ in range(200):
+            give(params, [torch.ones(64, 64)])
+            optimizer.step()
+            if change is not None:
+                with torch.no_grad():
+                    change(params[0], optimizer)
+        runs.append((weight(optimizer, params[0]), params[0].detach().clone()))
+    assert_same_bits("weight", runs[0][0], runs[1][0])
+    assert_same_bits("parameter", runs[0][1], runs[1][1])
+    assert (1.0 - runs[0][0].mean()) == pytest.approx(0.04, rel=0.02)
+
+
+@on_each
+def test_an_edit_costs_no_full_step(backend, monkeypatch):
+    """The step after a write goes on from the last one, as without."""
+    params = parameters(values([(40,), (70,)], BF16))
+    optimizer = AdamW(params, weights="split", backend=backend)
+    for step in range(4):
+        give(params, values([(40,), (70,)], BF16, step))
+        optimizer.step()
+        with torch.no_grad():
+            params[0].mul_(0.5)
+        if step == 0:
+            monkeypatch.setattr(optimizer, "_update_anew", lambda *_: pytest.fail("a full step"))
+
+
+def test_shards_keep_what_the_whole_keeps():
+    start, grads = values([20_000], BF16)[0], random_grads([20_000], 3)
+    options = {"weights": "split24", "states": "fp32", "lr": 1e-4, "backend": "reference"}
+    found = []
+    for cuts in ([0, 20_000], [0, 6400, 20_000]):
+        parts = []
+        for begin, end in itertools.pairwise(cuts):
+            params = parameters([start[begin:end]])
+            optimizer = AdamW(params, **options)
+            optimizer.shard(params[0], index=0, offset=begin, numel=20_000)
+            for given in grads:
+                give(params, [given[0][begin:end]])
+                optimizer.step()
+                with torch.no_grad():
+                    params[0].clamp_(-1, 1)
+            parts.append(weight(optimizer, params[0]))
+        found.append(torch.cat(parts))
+    assert_same_bits("weight", *found)
+
+
+@each
+def test_two_optimizers_that_share_a_parameter_both_learn(name):
+    """Each sees what the other writes, and keeps what it has learned itself."""
+    params = parameters([torch.ones(4096, dtype=BF16)])
+    options = {"lr": 2e-4, "weights": name, "backend": "reference"}
+    first, second = SGD(params, **options), SGD(params, **options)
+    for _ in range(100):
+        for optimizer in (first, second):
+            give(params, [torch.ones(4096)])
+            optimizer.step()
+    # a master that the other's write does not fit is dropped for it; a remainder stays
+    moved = 1.0 - params[0].detach().float().mean()
+    assert moved == pytest.approx(0.04, abs=0.008 if name != "master" else 0.02)
+
+
+# ---- what is written counts
+
+
+@pytest.mark.interpreted
+@on_each
+@each
+def test_the_step_goes_on_from_what_was_written(name, backend):
+    """To less than half an ulp of bf16, which reads the same; to the bit where it is zero."""
+    start, grads = values([5000], BF16), random_grads([5000], 3)
+    options = {"lr": 1e-3, "weights": name, "states": "fp32", "backend": backend}
+    params, optimizer = trained(start, grads[:2], options)
+    new = 2.0 ** torch.linspace(-20, 20, 5000)
+    new = (new * values([5000], torch.float32, seed=7)[0].sign()).to(BF16)
+    new[::5], new[1::5], new[2::50] = 0.0, -0.0, math.inf
+    with torch.no_grad():
+        params[0].copy_(new)
+    give(params, grads[2])
+    optimizer.prepared()
+    assert_same_bits("parameter", params[0].detach(), new)
+    found = weight(optimizer, params[0])
+    zero, finite = new == 0, new.isfinite()
+    assert_same_bits("zeros", found[zero], new[zero].float())
+    assert not found.isnan().any()
+    power = torch.frexp(new.float()).exponent - 1
+    half = torch.ldexp(torch.ones_like(found), power - 8)
+    assert ((found - new.float()).abs() <= half)[finite & ~zero].all()
+    optimizer.step()
+    assert (weight(optimizer, params[0]) - found)[finite].abs().max() < 2e-3 + 2.0**21 * 2e-5
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_a_stale_compensation_is_at_most_half_an_ulp(dtype):
+    """Of the largest there was, beside every parameter of 16 bits."""
+    codec = WEIGHTS["kahan"].codec
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    param = bits.view(dtype)
+    below = (bits - 1).view(dtype).float()
+    for size in (2.0**-30, 2.0**-12, 2.0**-8, 1.0):
+        lost = torch.full_like(param, size)
+        found = storage.decoded(codec, [param, lost], torch.float32)
+        number = param.isfinite() & below.isfinite() & (param > 0)
+        ulp = (param.float() - below)[number]  # of the lower side, where it may be half as long
+        assert ((found - param.float())[number] <= ulp).all()
+        assert_same_bits("zero", found[param == 0], param[param == 0].float())
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_kahan_keeps_its_own_compensation(dtype):
+    """Beside every parameter but zero, denormals too: what it stores comes back."""
+    codec = WEIGHTS["kahan"].codec
+    # from where on what is lost can be had in the same dtype
+    least = -37 if dtype is BF16 else -8
+    value = torch.logspace(least, 38, 200_000, base=10.0)
+    value = value[value < torch.finfo(dtype).max]
+    tensors = storage.encoded(codec, value, value.to(dtype))
+    found = storage.decoded(codec, tensors, torch.float32)
+    param, lost = (tensor.float() for tensor in tensors)
+    assert_same_bits("sum", found[param != 0], (param + lost)[param != 0])
+
+
+MASKED = {
+    "weights that were trained": lambda param, mask: param.mul_(mask),
+    "through .data": lambda param, mask: param.data.mul_(mask),
+    "negative zeros": lambda param, mask: param.copy_(torch.where(mask == 0, -0.0, param)),
+}
+
+
+@pytest.mark.interpreted
+@on_each
+@pytest.mark.parametrize("write", MASKED)
+@each
+def test_a_masked_weight_stays_zero(name, write, backend):
+    """Without a gradient there, and with a rule that would make a step of any sign (L1)."""
+    params = parameters(values([4096], BF16))
+    mask = (torch.arange(4096) % 3 != 0).to(BF16)
+    options = {"lr": 1e-3, "weights": name, "backend": backend}
+    optimizer = SGD(params, l1=1.0, **options)
+    for step in range(6):
+        grads = values([4096], BF16, step)
+        give(params, [grads[0] * mask if step >= 3 else grads[0]])
+        optimizer.step()
+        if step >= 3:
+            assert not params[0][mask == 0].any() or step == 3
+        if step >= 2:
+            with torch.no_grad():
+                MASKED[write](params[0], mask)
+    assert not weight(optimizer, params[0])[mask == 0].any()
+    assert (params[0][mask == 1] != 0).all()
+
+
+# ---- on request
+
+
+def moved_by_hand(name, **options):
+    params, optimizer = trained(
+        values([5000, 50], BF16),
+        random_grads([5000, 50], 3),
+        {"weights": name, "lr": 1e-3},
+        **options,
+    )
+    return params, optimizer
+
+
+@each
+def test_weights_replaced_starts_at_the_parameter(name):
+    params, optimizer = moved_by_hand(name)
+    before = [weight(optimizer, p) for p in params]
+    assert all((b != p).any() for b, p in zip(before, params, strict=True))
+    addresses = [{n: t.data_ptr() for n, t in optimizer.state[p].items()} for p in params]
+    optimizer.weights_replaced(iter(params[:1]))
+    assert_same_bits("replaced", weight(optimizer, params[0]), params[0].detach().float())
+    assert_same_bits("other", weight(optimizer, params[1]), before[1])
+    optimizer.weights_replaced()
+    assert_same_bits("all", weight(optimizer, params[1]), params[1].detach().float())
+    assert addresses == [{n: t.data_ptr() for n, t in optimizer.state[p].items()} for p in params]
+    with pytest.raises(KeyError, match="of this optimizer"):
+        optimizer.weights_replaced([torch.zeros(3)])
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_replaced_by_a_hook_of_the_model(name):
+    """What the docs say to write, for models whose weights come from elsewhere in mid-training."""
+    model = nn.Linear(70, 90, dtype=BF16)
+    optimizer = AdamW(model.parameters(), weights=name, lr=1e-3, backend="reference")
+    model.register_load_state_dict_post_hook(lambda *_: optimizer.weights_replaced())
+    params = list(model.parameters())
+    give(params, values([p.shape for p in params], BF16, 1))
+    optimizer.step()
+    other = nn.Linear(70, 90, dtype=BF16)
+    model.load_state_dict(other.state_dict())
+    for param, expected in zip(params, other.parameters(), strict=True):
+        assert_same_bits("weight", weight(optimizer, param), expected.detach().float())
+
+
+def test_weights_replaced_within_swap_ema_leaves_the_average_in_place():
+    params, optimizer = moved_by_hand("split", ema_decay=0.5)
+    own = params[0].detach().clone()
+    with optimizer.swap_ema():
+        shown = params[0].detach().clone()
+        optimizer.weights_replaced()
+        assert_same_bits("shown", params[0].detach(), shown)
+        assert_same_bits("weight", weight(optimizer, params[0]), own.float())
+    assert_same_bits("own", params[0].detach(), own)
+
+
+@each
+def test_our_own_writes_keep_the_remainder(name):
+    """The two modes of schedule-free: there and back between steps is as if nothing was."""
+    start, grads = values([5000], BF16), random_grads([5000], 4)
+    options = {"weights": name, "lr": 1e-3}
+    params, optimizer = trained(start, grads[:2], options, ScheduleFreeAdamW)
+    before = weight(optimizer, params[0])
+    optimizer.eval()
+    optimizer.train()
+    after = weight(optimizer, params[0])
+    kept = {"split24": 2.0**-15, "kahan": 2.0**-15}.get(name, 2.0**-22)
+    assert ((after - before).abs() <= kept * before.abs().clamp(min=1e-2) + 1e-9).all()
+    assert (after != params[0]).any()
