@@ -16,6 +16,9 @@ from .machine import Options, run
 from .memory import Memory
 from .tensors import LiveTensors
 
+# memory that a kernel may ask for beside shared memory; those that a version of Triton has are
+# pointers after the arguments of every kernel
+_SCRATCH = ("global_scratch_size", "profile_scratch_size")
 # bytes of shared memory that one block can have
 _SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 
@@ -52,7 +55,7 @@ class _Launcher:
     """Runs one compiled kernel; Triton makes and calls it."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
-        for feature in ("global_scratch_size", "profile_scratch_size", "tmem_size"):
+        for feature in (*_SCRATCH, "tmem_size"):
             if getattr(metadata, feature, 0):
                 raise Unsupported(f"{metadata.name}: {feature}")
         if getattr(metadata, "num_ctas", 1) != 1:
@@ -124,7 +127,7 @@ class PtxDriver(DriverBase):
                 "warpSize": 32,
             }
         )
-        self._before: DriverBase | None = None
+        self._before: dict[str, Any] = {}
 
     def launch(
         self, ptx: str, grid: tuple[int, int, int], metadata: Any, values: list[int]
@@ -135,8 +138,8 @@ class PtxDriver(DriverBase):
         self.launches.append(Launched(metadata.name, grid))
         tensors, ranges = self._tensors, self._ranges
         memory = Memory([*tensors.recent(), *ranges], lambda: [*tensors.every(), *ranges])
-        # Triton's kernels end with two pointers to scratch memory, which nothing uses here
-        values = [*values, 0, 0]
+        # nothing uses them here: see _Launcher
+        values = [*values, *(0 for size in _SCRATCH if hasattr(metadata, size))]
         threads = 32 * metadata.num_warps
         program = run(ptx, grid, threads, values, memory, metadata.shared, self.options)
         known = self.inexact.get(metadata.name, frozenset())
@@ -144,14 +147,17 @@ class PtxDriver(DriverBase):
 
     def activate(self) -> None:
         """Become Triton's driver."""
-        self._before = triton.runtime.driver._active
-        triton.runtime.driver.set_active(self)
+        config = triton.runtime.driver
+        # the attribute that holds the active driver differs by version; to read the property
+        # "active" would make Triton look for a GPU
+        self._before = dict(vars(config))
+        config.set_active(self)
 
     def __enter__(self) -> "PtxDriver":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        triton.runtime.driver.set_active(self._before)
+        vars(triton.runtime.driver).update(self._before)
 
     @classmethod
     def is_active(cls) -> bool:

@@ -14,6 +14,7 @@ import triton.language as tl
 from compiled.build import TARGETS, compiled, kind_of
 from models import RULES
 
+from benchmarks.static_amd import Amd
 from benchmarks.static_checks import complaints
 from benchmarks.static_facts import Facts
 from fused_optim.backends.constexprs import constants
@@ -86,6 +87,23 @@ def test_operations_that_do_not_round_once_are_seen(rule, target):
     # on AMD the compiler writes out the same division for / and for div_rn
     wrong = set() if rule is approximate_division and target in AMD else {"rounds_once"}
     assert refused(compiled(kind, "update", target, RULE=rule), target, kind) == wrong
+
+
+@pytest.mark.parametrize(
+    ("operands", "fuses"),
+    [
+        ("v2, s3, neg(0) op_sel_hi:[1,0,0]", False),
+        ("v2, -1.0, v3 op_sel_hi:[0,1,1]", False),
+        ("1.0, v2, v3", False),
+        ("v2, s3, v4 op_sel_hi:[1,0,0]", True),
+        ("v2, s3, 1.0", True),
+        ("v2, s3, 0", True),  # not exact where the product is -0
+    ],
+)
+def test_mixed_precision_of_amd(operands, fuses):
+    """What only multiplies or only adds rounds once."""
+    code = Amd(f"update:\n\tv_fma_mix_f32 v1, {operands}\n\ts_endpgm\n")
+    assert bool(code.inexact) == fuses
 
 
 @pytest.mark.parametrize("target", ["sm_90", "sm_100", "gfx90a", "gfx1100"])
