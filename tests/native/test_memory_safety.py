@@ -30,7 +30,6 @@ def guarded(level, formats, lie=0):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("level", HERE)
 @pytest.mark.parametrize("formats", [NARROW, WIDE, ["rows"]], ids=["narrow", "wide", "rows"])
 def test_every_length_at_both_ends_of_memory(formats, level):
