@@ -247,6 +247,7 @@ static int look_at(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *add
         PREFETCH(later->shape); /* and what torch keeps before and behind it */
         PREFETCH((uintptr_t)later->shape - 64);
         PREFETCH((uintptr_t)later->shape + 64);
+        PREFETCH((uintptr_t)later->shape + 128);
     }
     return same_tensor(self, facts, tensor, address);
 }
