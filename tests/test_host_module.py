@@ -21,6 +21,7 @@ from test_host import Twins
 from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
+from torch.torch_version import TorchVersion
 from worlds import EVENTS, Own, World
 
 from fused_optim import SGD
@@ -293,7 +294,8 @@ def test_which_way_a_step_reads_is_logged(caplog):
 
 NOT_IN_C = {
     "no module": ("fused_optim._host", "import of fused_optim._host halted"),
-    "no API": ("api", "has no exchange API"),
+    "no API": (None, "has no exchange API"),
+    "an API of others": ("2.9.1", "torch 2.9.1 has no exchange API"),
     "complex": (torch.complex64, "is complex"),
     "subclass": (Own, "worlds.Own"),
     "meta": ("meta", "meta"),
@@ -308,7 +310,9 @@ def test_the_reason_not_to_read_in_c_is_logged(case, caplog, monkeypatch):
     if case == "no module":
         monkeypatch.setitem(sys.modules, how, None)
     elif case == "no API":
-        monkeypatch.setattr(Tensor, "__dlpack_c_exchange_api__", None, raising=False)
+        monkeypatch.setattr(Tensor, "__dlpack_c_exchange_api__", how)
+    elif case == "an API of others":
+        monkeypatch.setattr(torch, "__version__", TorchVersion(how))
     elif case == "complex":
         param = Parameter(torch.ones(4, dtype=how))
     elif case == "subclass":
