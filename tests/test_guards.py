@@ -2,7 +2,7 @@
 
 The oracle is the guard that asks each tensor for each attribute.
 
-Tried by hand: in csrc/host.c, one at a time, without the comparison of the type, the number of
+Tried by hand: in csrc/snapshot.c, one at a time, without the comparison of the type, the number of
 dims, the dtype, the shape, the strides, the address, the negative bit (of all, and of a single
 element), the keys, the names, the counts, the parameters, whether there is a gradient.
 """

@@ -1,7 +1,7 @@
 """Gradients that torch negates or conjugates when they are read: a kernel reads their memory.
 
 Tried by hand: without the copies that resolve them, and without the question for the negative bit
-in csrc/host.c and in fused_optim/optimizers/guards.py.
+in csrc/snapshot.c and in fused_optim/optimizers/guards.py.
 """
 
 import pytest
