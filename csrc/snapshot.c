@@ -99,13 +99,20 @@ static int take_tensor(Snapshot *self, Facts *facts, PyObject *tensor)
 
 static int same_layout(const Facts *facts, const DLTensor *now, const int64_t *dims)
 {
-    size_t size = (size_t)facts->ndim * sizeof(int64_t);
-    if (now->ndim != facts->ndim || memcmp(&now->dtype, &facts->dtype, sizeof now->dtype) != 0 ||
+    int32_t ndim = facts->ndim;
+    if (now->ndim != ndim || memcmp(&now->dtype, &facts->dtype, sizeof now->dtype) != 0 ||
         memcmp(&now->device, &facts->device, sizeof now->device) != 0) {
         return 0;
     }
-    return size == 0 || (now->strides != NULL && memcmp(now->shape, dims, size) == 0 &&
-                         memcmp(now->strides, dims + facts->ndim, size) == 0);
+    if (ndim > 0 && now->strides == NULL) {
+        return 0;
+    }
+    for (int32_t i = 0; i < ndim; i++) { /* few: a call of memcmp would take longer */
+        if (now->shape[i] != dims[i] || now->strides[i] != dims[ndim + i]) {
+            return 0;
+        }
+    }
+    return 1;
 }
 
 /* Compare a tensor. It must be where it was, unless ``address`` takes where it is now. */
