@@ -7,7 +7,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
-HOST = Extension("fused_optim._host", ["csrc/host.c"], optional=True, py_limited_api=True)
+HOST = Extension(
+    "fused_optim._host",
+    ["csrc/module.c", "csrc/snapshot.c"],
+    depends=["csrc/snapshot.h"],
+    optional=True,
+    py_limited_api=True,
+)
 # the stable ABI, one file for every Python from 3.10 on, is that of CPython with its lock
 HAS_STABLE_ABI = sys.implementation.name == "cpython" and not sysconfig.get_config_var(
     "Py_GIL_DISABLED"

@@ -163,6 +163,8 @@ def _say_written(params: list[Tensor]) -> None:
 
 
 def _on(device: torch.device, scaler: Scaler) -> Scaler:
+    if scaler.scale is None and scaler.found_inf is None:
+        return scaler
     return Scaler(*(None if x is None else x.to(device, non_blocking=True) for x in scaler))
 
 

@@ -110,13 +110,14 @@ version: Callable[[Tensor], int] = _find_version()
 def dlpack_exchange_api() -> Any:
     """Return the capsule of function pointers by which C reads tensors without torch's headers.
 
-    DLPack defines it, and torch has it from 2.10 on.
+    DLPack defines the name and what is behind it.
 
     Raises:
         ValueError: this release of torch lacks it.
     """
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is None:
+    # to older releases other packages add one of their own
+    if capsule is None or torch.__version__ < "2.10":
         raise ValueError(f"torch {torch.__version__} has no exchange API of DLPack")
     return capsule
 

@@ -11,6 +11,7 @@ import gc
 import pickle
 import sys
 import weakref
+from itertools import pairwise
 from unittest import mock
 
 import pytest
@@ -276,6 +277,27 @@ def test_allocations_do_not_grow_with_the_tensors(full):
                 optimizer.step()
             counts.append(sum(size > 0 for size in tensor_allocations(optimizer.step)))
     assert counts[0] == counts[1] > 0
+    assert len(full) == 2
+
+
+def test_a_step_keeps_nothing(full, monkeypatch):
+    """Of Python's memory, and whether its gradients are new ones or not."""
+    # a mock would keep its calls
+    monkeypatch.setattr("fused_optim.backends.triton.TritonLaunch._run", lambda *arguments: None)
+    for fresh in (False, True):
+        params = parameters(values([(5,)] * 50, torch.float32))
+        give(params, [torch.ones(5)] * 50)
+        optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend="triton")
+        blocks = []
+        for _ in range(6):
+            for _ in range(20):
+                if fresh:
+                    give(params, [torch.ones(5)] * 50)
+                optimizer.step()
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+        # fewer than one a step: torch's own step takes some, and others free some
+        assert min(after - before for before, after in pairwise(blocks)) < 20
     assert len(full) == 2
 
 

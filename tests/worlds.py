@@ -86,6 +86,12 @@ def give(world):
     param.grad = None if param.grad is not None else torch.zeros_like(param)
 
 
+def other_grad_dtype(param):
+    param.grad = None
+    param.grad_dtype = torch.float32 if param.dtype is torch.float64 else torch.float64
+    param.grad = torch.zeros(param.shape, dtype=param.grad_dtype)
+
+
 def regroup(world):
     first, second = world.groups
     second["params"].insert(0, first["params"].pop())
@@ -168,6 +174,7 @@ EVENTS = {
     "grad requires grad": (with_grad(lambda g: g.clone().requires_grad_()), True),
     "grad comes or goes": (give, False),
     "grad strides": (with_grad(transposed_memory), None),
+    "grad dtype": (with_param(other_grad_dtype), False),
     "grad expanded": (with_grad(lambda g: g.flatten()[:1].expand(g.numel()).view(g.shape)), None),
     "grad negative": (with_grad(negated), False),
     "grad a parameter": (with_grad(lambda g: Parameter(g.clone())), False),

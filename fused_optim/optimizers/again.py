@@ -85,7 +85,7 @@ class StepCache:
         if found is None or not self._check_options(optimizer):
             return None
         # a gradient of another alignment belongs to another kind, and so to another launch
-        if not np.array_equal(found.gradients & self.masks, self.misaligned):
+        if (found.gradients & self.masks != self.misaligned).any():
             return None
         return CachedInputs(found.params, found.tensors, found.gradients, self.recipes)
 

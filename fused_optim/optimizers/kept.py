@@ -68,6 +68,15 @@ def completed(rule: Rule, group: Group) -> Rule:
     return rule
 
 
+def _resolved(gradient: Any) -> Tensor:
+    """Return the gradient as it is in memory: a copy where torch negates or conjugates on reading.
+
+    Autograd leaves that to the reader of imaginary parts and of complex gradients.
+    """
+    resolved: Tensor = gradient.resolve_neg().resolve_conj()
+    return resolved
+
+
 class Kept(torch.optim.Optimizer):
     """What knows how values are kept.
 
@@ -204,10 +213,8 @@ class Kept(torch.optim.Optimizer):
         kept = slots or storage.extras(codecs[0])
         state = self.state[param] if kept else self.state.get(param, {})
         storage.fit_weight(state, codecs[0], param)
-        gradient: Any = param.grad
-        if gradient.is_conj() or gradient.is_neg():
-            gradient = gradient.resolve_conj().resolve_neg()
-        columns: list[Any] = [param, *map(state.get, storage.extras(codecs[0])), gradient]
+        extras = map(state.get, storage.extras(codecs[0]))
+        columns: list[Any] = [param, *extras, _resolved(param.grad)]
         for slot, codec in zip(slots, codecs[2:], strict=True):
             storage.fit_state(state, slot, codec, param, self._start(param, slot, group))
             columns += map(state.get, storage.names(slot, codec))

@@ -6,10 +6,8 @@
    compare it with, and which runs where there was no compiler, where torch has no such API, or for
    tensors that DLPack does not describe in full. */
 
-#define Py_LIMITED_API 0x030A0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
+#include "snapshot.h"
+
 #include <string.h>
 
 #if defined(__GNUC__)
@@ -18,95 +16,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-/* ---- The layouts of DLPack 1, as far as they are read here. */
-
-enum { DLPACK_MAJOR = 1, DLPACK_COMPLEX = 5 };
-
-typedef struct {
-    uint32_t major, minor;
-} DLVersion;
-
-typedef struct {
-    int32_t type, index;
-} DLDevice;
-
-typedef struct {
-    uint8_t code, bits;
-    uint16_t lanes;
-} DLDataType;
-
-typedef struct {
-    void *data;
-    DLDevice device;
-    int32_t ndim;
-    DLDataType dtype;
-    int64_t *shape;
-    int64_t *strides;
-    uint64_t byte_offset;
-} DLTensor;
-
-typedef int (*ReadTensor)(void *object, DLTensor *out);
-
-typedef struct ExchangeAPI {
-    DLVersion version;
-    struct ExchangeAPI *older; /* for a consumer of an older major version */
-    void (*managed_tensor_allocator)(void);
-    void (*managed_tensor_from_py_object_no_sync)(void);
-    void (*managed_tensor_to_py_object_no_sync)(void);
-    ReadTensor dltensor_from_py_object_no_sync; /* may be NULL */
-    void (*current_work_stream)(void);
-} ExchangeAPI;
-
-/* ---- What is kept of the last step: no reference to a tensor, and no address is followed. */
-
-typedef struct {
-    uint64_t address;
-    PyTypeObject *type; /* NULL: of a parameter without a gradient, or of what is not there */
-    const void *object; /* the Python object at the last look */
-    const void *shape;  /* where torch had the sizes at the last look: in its own object */
-    PyObject *name;     /* of a value of the state, a reference; NULL for other tensors */
-    Py_ssize_t dims;    /* where in Snapshot.dims: the sizes, then the strides */
-    DLDataType dtype;
-    DLDevice device;
-    int32_t ndim;
-    int32_t is_single; /* whether there is at most one element */
-} Facts;
-
-typedef struct {
-    const void *key;
-    Py_ssize_t count;
-} Entry; /* of the state: a parameter, and how many values it has */
-
-typedef struct {
-    PyObject_HEAD
-    ReadTensor read;
-    PyObject *is_neg;  /* torch.Tensor.is_neg */
-    PyObject *types;   /* tuple of the types that may be read */
-    PyObject *grad;    /* the name */
-    int is_complete;   /* 0 while the facts are taken; then tensors are compared with them */
-    Py_ssize_t params, gradients, entries, values, dims_used, dims_size;
-    Facts *facts;      /* of each parameter and its gradient in turn, then of the state's values */
-    Entry *state;
-    int64_t *dims;
-} Snapshot;
-
 enum { AHEAD = 12 }; /* facts: so much later, memory that was asked for is there */
-
-static ReadTensor find_reader(PyObject *capsule)
-{
-    ExchangeAPI *api = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-    if (api == NULL) {
-        return NULL;
-    }
-    while (api != NULL && api->version.major != DLPACK_MAJOR) {
-        api = api->older;
-    }
-    if (api == NULL || api->dltensor_from_py_object_no_sync == NULL) {
-        PyErr_SetString(PyExc_ValueError, "torch has no reader of tensors by DLPack 1");
-        return NULL;
-    }
-    return api->dltensor_from_py_object_no_sync;
-}
 
 /* Return 1 if the negative bit is set, which DLPack does not tell; 0 if not; -1: exception. */
 static int is_negative(Snapshot *self, PyObject *tensor)
@@ -189,13 +99,20 @@ static int take_tensor(Snapshot *self, Facts *facts, PyObject *tensor)
 
 static int same_layout(const Facts *facts, const DLTensor *now, const int64_t *dims)
 {
-    size_t size = (size_t)facts->ndim * sizeof(int64_t);
-    if (now->ndim != facts->ndim || memcmp(&now->dtype, &facts->dtype, sizeof now->dtype) != 0 ||
+    int32_t ndim = facts->ndim;
+    if (now->ndim != ndim || memcmp(&now->dtype, &facts->dtype, sizeof now->dtype) != 0 ||
         memcmp(&now->device, &facts->device, sizeof now->device) != 0) {
         return 0;
     }
-    return size == 0 || (now->strides != NULL && memcmp(now->shape, dims, size) == 0 &&
-                         memcmp(now->strides, dims + facts->ndim, size) == 0);
+    if (ndim > 0 && now->strides == NULL) {
+        return 0;
+    }
+    for (int32_t i = 0; i < ndim; i++) { /* few: a call of memcmp would take longer */
+        if (now->shape[i] != dims[i] || now->strides[i] != dims[ndim + i]) {
+            return 0;
+        }
+    }
+    return 1;
 }
 
 /* Compare a tensor. It must be where it was, unless ``address`` takes where it is now. */
@@ -241,12 +158,14 @@ static int look_at(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *add
     }
     /* A later tensor is asked for while this one is read. The addresses may be none by now. Not a
        function of its own: GCC takes one that only prefetches for one that does nothing. */
-    Facts *later = facts + AHEAD;
-    if (later < self->facts + 2 * self->params + self->values) {
+    Py_ssize_t place = facts - self->facts + AHEAD;
+    if (place < 2 * self->params + self->values) {
+        const Facts *later = &self->facts[place];
         PREFETCH(later->object);
         PREFETCH(later->shape); /* and what torch keeps before and behind it */
         PREFETCH((uintptr_t)later->shape - 64);
         PREFETCH((uintptr_t)later->shape + 64);
+        PREFETCH((uintptr_t)later->shape + 128);
     }
     return same_tensor(self, facts, tensor, address);
 }
@@ -341,9 +260,7 @@ static int look_at_state(Snapshot *self, PyObject *state)
     return same == 1 ? count == self->entries : same;
 }
 
-/* ---- The type. */
-
-static int take_all(Snapshot *self, PyObject *params, PyObject *state)
+int snapshot_take(Snapshot *self, PyObject *params, PyObject *state)
 {
     Py_ssize_t position = 0;
     PyObject *key, *own;
@@ -368,119 +285,11 @@ static int take_all(Snapshot *self, PyObject *params, PyObject *state)
         return refuse("the parameters or the state changed meanwhile");
     }
     self->is_complete = 1;
-    return taken;
+    return taken == 1 ? 0 : -1;
 }
 
-static void snapshot_dealloc(PyObject *object)
+int snapshot_compare(Snapshot *self, PyObject *params, PyObject *state, uint64_t *addresses)
 {
-    Snapshot *self = (Snapshot *)object;
-    PyTypeObject *type = Py_TYPE(object);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    for (Py_ssize_t i = 0; self->facts != NULL && i < self->values; i++) {
-        Py_XDECREF(self->facts[2 * self->params + i].name);
-    }
-    Py_XDECREF(self->is_neg);
-    Py_XDECREF(self->types);
-    Py_XDECREF(self->grad);
-    PyMem_Free(self->facts);
-    PyMem_Free(self->state);
-    PyMem_Free(self->dims);
-    release(object);
-    Py_DECREF(type);
-}
-
-static PyObject *snapshot_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
-{
-    PyObject *capsule, *is_neg, *types, *params, *state;
-    (void)keywords; /* there are none */
-    if (!PyArg_ParseTuple(args, "OOO!O!O!", &capsule, &is_neg, &PyTuple_Type, &types, &PyList_Type,
-                          &params, &PyDict_Type, &state)) {
-        return NULL;
-    }
-    ReadTensor read = find_reader(capsule);
-    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    Snapshot *self = read == NULL ? NULL : (Snapshot *)allocate(type, 0); /* all zeros */
-    if (self == NULL) {
-        return NULL;
-    }
-    Py_INCREF(is_neg);
-    Py_INCREF(types);
-    self->read = read;
-    self->is_neg = is_neg;
-    self->types = types;
-    self->grad = PyUnicode_InternFromString("grad");
-    if (self->grad == NULL || take_all(self, params, state) != 1) {
-        Py_DECREF(self);
-        return NULL;
-    }
-    return (PyObject *)self;
-}
-
-static PyObject *snapshot_check(PyObject *object, PyObject *args)
-{
-    Snapshot *self = (Snapshot *)object;
-    PyObject *params, *state;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &params, &PyDict_Type, &state)) {
-        return NULL;
-    }
-    Py_ssize_t size = self->gradients * (Py_ssize_t)sizeof(uint64_t);
-    PyObject *addresses = PyBytes_FromStringAndSize(NULL, size);
-    if (addresses == NULL) {
-        return NULL;
-    }
-    int same = look_at_params(self, params, (uint64_t *)(void *)PyBytes_AsString(addresses));
-    same = same == 1 ? look_at_state(self, state) : same;
-    if (same == 1) {
-        return addresses;
-    }
-    Py_DECREF(addresses);
-    if (same == 0) {
-        Py_INCREF(Py_None);
-    }
-    return same == 0 ? Py_None : NULL;
-}
-
-static PyMethodDef snapshot_methods[] = {
-    {"check", snapshot_check, METH_VARARGS,
-     "check(params, state): Return the addresses of the gradients, uint64 each, if all else is as "
-     "it was; None if it is not."},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot snapshot_slots[] = {
-    {Py_tp_doc,
-     "Snapshot(exchange_api, is_neg, types, params, state): What the tensors of a step are.\n\n"
-     "Raises ValueError, RuntimeError or BufferError if one of them is of none of the types or "
-     "complex, or if DLPack does not describe it."},
-    {Py_tp_new, snapshot_new},
-    {Py_tp_dealloc, snapshot_dealloc},
-    {Py_tp_methods, snapshot_methods},
-    {0, NULL},
-};
-
-static PyType_Spec snapshot_spec = {
-    "fused_optim._host.Snapshot", sizeof(Snapshot), 0, Py_TPFLAGS_DEFAULT, snapshot_slots,
-};
-
-static int add_type(PyObject *module)
-{
-    PyObject *type = PyType_FromSpec(&snapshot_spec);
-    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, "Snapshot", type);
-    Py_XDECREF(type);
-    return result;
-}
-
-static PyModuleDef_Slot module_slots[] = {
-    {Py_mod_exec, add_type},
-    {0, NULL},
-};
-
-static struct PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT, "_host", "Comparison of a step's tensors with those of the last one.",
-    0, NULL, module_slots, NULL, NULL, NULL,
-};
-
-PyMODINIT_FUNC PyInit__host(void)
-{
-    return PyModuleDef_Init(&module_definition);
+    int same = look_at_params(self, params, addresses);
+    return same == 1 ? look_at_state(self, state) : same;
 }
