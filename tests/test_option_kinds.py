@@ -181,7 +181,10 @@ def test_torch_loads_a_checkpoint_with_a_bound():
 def test_a_loaded_tensor_is_one_for_all_groups():
     _, optimizer = clipped(torch.tensor(0.5))
     params, resumed = clipped(None)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    saved = copy.deepcopy(optimizer.state_dict())
+    # as from a file that has each entry by itself
+    saved["param_groups"][1]["max_grad_norm"] = torch.tensor(0.5)
+    resumed.load_state_dict(saved)
     resumed.max_grad_norm.fill_(0.25)
     give(params, [torch.ones(4)] * 2)
     resumed.step()
