@@ -43,10 +43,12 @@ class Check(NamedTuple):
         name: the column of the table.
         arguments: of pytest, which takes those with "compiled" in them for compiled kernels and
             has Triton interpret them otherwise; the first is a file.
+        only: the versions that it is for.
     """
 
     name: str
     arguments: tuple[str, ...]
+    only: SpecifierSet = SpecifierSet()
 
 
 STATIC = "tests/compiled/test_static.py"
@@ -60,6 +62,8 @@ CHECKS = (
     Check("launched", ("tests/compiled/test_launcher.py",)),
     # steps in Triton's interpreter, bit for bit
     Check("interpreted", ("tests/test_twin.py", "-k", "in_other_formats")),
+    # the versions of the machine that the script is run on
+    Check("ci/gpu.sh", ("tests/test_gpu_script.py", "-k", "dry_run"), SpecifierSet("==3.6.*")),
 )
 
 
@@ -195,6 +199,8 @@ def look(version: Version) -> dict[str, Found]:
         variables = environment(place / "site", place / "cache")
         found = {"installed": install(version, place / "site", variables)}
         for check in CHECKS if found["installed"].passed else ():
+            if version not in check.only:
+                continue
             found[check.name] = run(check, variables, place / f"{check.name}.xml")
             print(f"triton {version}: {check.name}: {cell(found[check.name])}", flush=True)
         return found
