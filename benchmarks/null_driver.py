@@ -36,9 +36,13 @@ def use_null_driver() -> None:
     triton.runtime.driver.set_active(null_driver())
 
 
+# in which attribute Triton keeps its driver, and what it means by None, differs by version
+_BEFORE = dict(vars(triton.runtime.driver))
+
+
 def use_real_driver() -> None:
     """Let Triton find the machine's GPU again."""
-    triton.runtime.driver.set_active(None)
+    vars(triton.runtime.driver).update(_BEFORE)
 
 
 class NoKernels:

@@ -21,8 +21,8 @@ _SIZES |= {"8": 1, "16": 2, "32": 4, "64": 8, "96": 12, "128": 16}
 # that repairs the special cases. So fma, rcp and sqrt do appear where nothing is contracted or
 # approximated, but in fixed numbers: per div_fixup and per root, in each precision, these.
 _FMA_PER_DIVISION = {"f32": 5, "f64": 5}
-_FMA_PER_ROOT = {"f32": 2, "f64": 7}
-_ROOT = {"f32": "sqrt", "f64": "rsq"}  # what a root starts from
+# by what a root starts from; in float32 it is the reciprocal root before Triton 3.7
+_FMA_PER_ROOT = {"f32": {"sqrt": 2, "rsq": 5}, "f64": {"rsq": 7}}
 # float64 becomes int64 in two halves, exactly, which is the only use of floor
 _FMA_PER_FLOOR = 1
 # From Triton 3.8 on, what converts an operand from half precision and multiplies or adds it is one
@@ -202,17 +202,21 @@ class Amd:
         # v_dual_* of GFX11 are two instructions of one line
         text = _ONE_ROUNDING.sub("", self.text)
         names = re.findall(r"\bv_(?:dual_|pk_)?((?:[a-z]+_)+[fb]\w*\d+)", text)
+        names += re.findall(r"\bv_pk_(fma_f32)", text)  # which are two
         found = Counter(re.sub(r"_(e32|e64|dpp|sdwa)$", "", name) for name in names)
         wrong = [f"{name}: {n}" for name, n in found.items() if re.match("mad_|mac_|fma_mix", name)]
         for width in ("f32", "f64"):
-            divisions, roots = found[f"div_fixup_{width}"], found[f"{_ROOT[width]}_{width}"]
+            divisions = found[f"div_fixup_{width}"]
+            roots = {name: found[f"{name}_{width}"] for name in _FMA_PER_ROOT[width]}
             fma = found[f"fma_{width}"] + found[f"fmac_{width}"]
             fma += found[f"fmaak_{width}"] + found[f"fmamk_{width}"]
-            allowed = _FMA_PER_DIVISION[width] * divisions + _FMA_PER_ROOT[width] * roots
+            allowed = _FMA_PER_DIVISION[width] * divisions
+            allowed += sum(n * _FMA_PER_ROOT[width][name] for name, n in roots.items())
             allowed += found[f"floor_{width}"] * _FMA_PER_FLOOR
             if fma != allowed or found[f"rcp_{width}"] != divisions:
                 wrong.append(
                     f"{fma} fma and {found[f'rcp_{width}']} rcp of {width}, in {divisions} "
-                    f"divisions and {roots} roots, which have {allowed} and {divisions}"
+                    f"divisions and {sum(roots.values())} roots, which have {allowed} and "
+                    f"{divisions}"
                 )
         return wrong

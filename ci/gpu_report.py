@@ -102,8 +102,16 @@ def benchmarks(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def why_no_benchmarks() -> str:
+    """What the report says where there are no results."""
+    missing = version("pytest-benchmark") is None
+    return "No benchmarks" + (": pytest-benchmark is not installed." if missing else ".")
+
+
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table with a column for every key of any row."""
+    """A Markdown table with a column for every key of any row; nothing of no rows."""
+    if not rows:
+        return []
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns)]
     for row in rows:
@@ -133,7 +141,7 @@ def write(folder: Path, seconds: float) -> bool:
         *(f"- FAILED {name}" for name in result["failed"]),
         *(f"- UNFINISHED {name}" for name in result["unfinished_shards"]),
     ]
-    lines += ["", *table(found["benchmarks"])] if found["benchmarks"] else ["", "No benchmarks."]
+    lines += ["", *(table(found["benchmarks"]) or [why_no_benchmarks()])]
     (folder / "summary.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines[:2] + lines[len(place) + 3 :]))
     print(f"written: {folder}/summary.json, {folder}/summary.md")

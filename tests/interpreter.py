@@ -1,7 +1,8 @@
 """Repairs to Triton's interpreter, so that it computes what the compiled code computes.
 
-The interpreter (3.7) truncates float32 to bfloat16 and misreads denormals; the compiler emits
-``cvt.rn``, which the tests of the compiled kernels execute.
+The interpreter (3.4 to 3.9) truncates float32 to bfloat16 and misreads denormals; the compiler
+emits ``cvt.rn``, which the tests of the compiled kernels execute. Before 3.7 it takes the bounds of
+a loop from arrays of one element in a way that numpy 2.4 refuses.
 """
 
 import numpy as np
@@ -19,6 +20,11 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 def install() -> None:
     """Make casts between float32 and bfloat16 right, and Inf and NaN no cause for warnings."""
     np.seterr(all="ignore")
+    _repair_casts()
+    _repair_indices()
+
+
+def _repair_casts() -> None:
     cast = interpreter.InterpreterBuilder.cast_impl
 
     def cast_impl(self, src, dst_type):
@@ -31,3 +37,14 @@ def install() -> None:
         return cast(self, src, dst_type)
 
     interpreter.InterpreterBuilder.cast_impl = cast_impl
+
+
+def _repair_indices() -> None:
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, *scope):
+        """Do what the interpreter does to the class ``tensor`` at each launch, but for numbers."""
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch_lang_tensor

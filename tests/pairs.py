@@ -29,7 +29,9 @@ def named_class(name):
 
 def widened(value):
     """torch forms scalars in the dtype of a tensor option: float64, as the parameters."""
-    return value.double() if isinstance(value, Tensor) else copy.deepcopy(value)
+    if isinstance(value, Tensor):
+        return value.to(torch.float64, copy=True)
+    return copy.deepcopy(value)
 
 
 class Pair:

@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,12 +25,26 @@ def checkout(tmp_path_factory):
     return target
 
 
-def gpu_script(checkout, out, *arguments):
-    """Run the script, where importing the checkout's package takes the checkout itself."""
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "TRITON", "PYTHON"))
-    }
-    clean |= {"PYTHON": sys.executable, "OUT": str(out), "CUDA_VISIBLE_DEVICES": ""}
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """A Python with torch, triton, numpy and pytest, and with nothing more of this project's."""
+    path = tmp_path_factory.mktemp("python") / "venv"
+    venv.create(path, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(path)}))
+    others = ("pytest_benchmark", "pytest_xdist", "xdist", "rich", "matplotlib", "fused_optim")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith((*others, "__editable__")) and entry.suffix != ".pth":
+            (site / entry.name).symlink_to(entry)
+    return path / "bin" / "python"
+
+
+def gpu_script(checkout, out, *arguments, python=sys.executable):
+    """Run the script, where importing the checkout's package takes the checkout itself.
+
+    What ci/versions.sh puts into PYTHONPATH stays, so that it can be run with another Triton.
+    """
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "TRITON"))}
+    clean |= {"PYTHON": str(python), "OUT": str(out), "CUDA_VISIBLE_DEVICES": ""}
     command = ["bash", str(checkout / "ci" / "gpu.sh"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean, cwd="/", check=False)
 
@@ -61,8 +78,18 @@ def test_a_dry_run_collects_the_tests_and_reports(checkout, tmp_path):
     assert all("cuda" in line or "test_the_gpu_of_the_parameters" in line for line in names)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["machine"]["torch"] == torch.__version__
+    assert summary["machine"]["triton"] == triton.__version__
     assert summary["machine"]["device"] is None
     assert "# No GPU" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_python_with_little_more_than_torch(checkout, bare_python, tmp_path):
+    """Without xdist the shards are processes of their own; benchmarks are left out by name."""
+    result = gpu_script(checkout, tmp_path, "--dry-run", python=bare_python)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "::test_every_optimizer[" in (tmp_path / "tests-0.log").read_text()
+    summary = (tmp_path / "summary.md").read_text()
+    assert "No benchmarks: pytest-benchmark is not installed." in summary
 
 
 def test_the_report_counts_over_shards(checkout, tmp_path):

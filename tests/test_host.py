@@ -20,6 +20,7 @@ from changes import EVENTS, params_of
 from closeness import assert_same_bits
 from models import BACKENDS, KERNELS, give, parameters, state_of, values
 from torch.nn import Parameter
+from versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 
 from benchmarks.allocation import tensor_allocations
 from fused_optim import SGD, AdamW
@@ -157,6 +158,7 @@ def test_a_gradient_comes_and_goes(backend, full):
         last = absent
 
 
+@NEEDS_GRAD_DTYPE
 def test_a_gradient_of_another_dtype(full):
     twins = Twins("fp32", KERNELS)
     twins.step()
@@ -265,6 +267,7 @@ def test_nothing_is_kept_alive(backend, full):
     assert [ref() for ref in seen] == [None] * len(seen)
 
 
+@PROFILER_WARNS
 def test_allocations_do_not_grow_with_the_tensors(full):
     """As many tensors for 300 parameters as for 10."""
     counts = []

@@ -14,6 +14,7 @@ import torch
 from cases import CASES, named
 from closeness import assert_same_bits
 from models import FORMATS, KERNELS, LARGE, SIZES, exact_values, give, parameters, state_of, values
+from versions import NEEDS_GRAD_DTYPE
 
 from fused_optim.formats import STATES, WEIGHTS
 
@@ -200,6 +201,7 @@ def test_step_counts_of_ten_million():
     assert [kernel.state[p]["step"].item() for p in params] == [c + 2 for c in counts]
 
 
+@NEEDS_GRAD_DTYPE
 def test_gradient_dtype_may_differ_from_the_parameters():
     for grad_dtype in (torch.bfloat16, torch.float32):
         grads = [[g.to(grad_dtype) for g in exact_values([1025], torch.float32)]] * 2

@@ -60,6 +60,14 @@ def covering():
         yield Run(fused_optim.AdamW, storage, TARGETS[k % len(TARGETS)], {**LARGER, **MISALIGNED})
 
 
+def few():
+    """Rows of every alignment, sums over each tensor, and states of 8 bits: for many versions."""
+    yield Run(fused_optim.AdamW, PLAIN[0], "sm_90", SORTS)
+    yield Run(fused_optim.LAMB, PLAIN[1], "sm_80", ALIGNED)
+    int8 = next(storage for storage in KEPT if storage[1]["states"] == "int8")
+    yield Run(fused_optim.RMSprop, int8, "sm_100", LARGER)
+
+
 def everything(places=TARGETS):
     """Every optimizer in every storage in each place, with every sort of tensor."""
     for fused, storage, place in product(FAMILIES, STORAGES, places):

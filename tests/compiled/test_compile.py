@@ -11,14 +11,17 @@ import torch
 from compiled.build import (
     CODECS,
     FORMATS,
+    KERNELS,
     TARGETS,
     aligned_builds,
     compiled,
+    few_builds,
     kind_of,
     other_builds,
     unaligned_builds,
 )
 from models import RULES
+from versions import NEEDS_AMD_LINKER
 
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY
@@ -38,6 +41,12 @@ def test_begin_compiles_with_some_of_it():
         compiled(kind, "begin", "sm_90", **dict.fromkeys(missing))
 
 
+@NEEDS_AMD_LINKER
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("gfx")])
+def test_the_assembly_of_amd_is_linked(target):
+    assert compiled(kind_of(RULES["adam"], torch.float32), "update", target).asm["hsaco"]
+
+
 def test_every_pair_is_built():
     """Of rule, codec and target, and of dtypes and target, where rows are aligned."""
     aligned, unaligned = aligned_builds(), unaligned_builds()
@@ -48,6 +57,19 @@ def test_every_pair_is_built():
     assert {(b.format, b.target) for b in aligned} == set(product(FORMATS, TARGETS))
     for axis, every in {**axes, "format": FORMATS}.items():
         assert {getattr(build, axis) for build in unaligned} == set(every)
+
+
+def test_few_builds_have_everything_once():
+    few = few_builds()
+    updates = [build for build in few if build.kernel == "update"]
+    for axis, every in {"rule": RULES, "format": FORMATS, "target": TARGETS}.items():
+        assert {getattr(build, axis) for build in updates} == set(every)
+    assert len(updates) == max(len(RULES), len(FORMATS), len(TARGETS))
+    assert {build.kernel for build in few} == set(KERNELS)
+    begins = [build for build in few if build.kernel == "begin"]
+    assert {build.target for build in begins} == set(TARGETS)
+    formed = [RULES[build.rule].scalars for build in begins]
+    assert sorted(map(id, formed)) == sorted({id(rule.scalars) for rule in RULES.values()})
 
 
 def test_every_kernel_is_built_for_every_target():

@@ -8,22 +8,30 @@ interpreter this sees accesses out of bounds or misaligned, races, contraction a
 import ptxsim
 import pytest
 import torch
+import triton
+import triton.language as tl
 from closeness import assert_same_bits
 from compiled import mixture
 from compiled.devices import GPU, TARGETS, device_named
 from models import give, parameters, state_of, values
+from versions import NEEDS_DENORMALS
 
 import fused_optim
+from fused_optim.kernels.rules.common import divide, root
 from fused_optim.kernels.update import update
+from fused_optim.rules import common as host
 
 
 def pytest_generate_tests(metafunc):
-    """A covering choice; with ``--full`` every combination."""
+    """A covering choice; every combination, or few of them, if asked."""
     if metafunc.function is not test_every_optimizer:
         return
-    full = metafunc.config.getoption("full")
-    runs = [*(mixture.everything() if full else mixture.covering())]
-    runs.append(mixture.Run(fused_optim.AdamW, (torch.float64, {}), "sm_90"))
+    if metafunc.config.getoption("few"):
+        runs = [*mixture.few()]
+    else:
+        full = metafunc.config.getoption("full")
+        runs = [*(mixture.everything() if full else mixture.covering())]
+        runs.append(mixture.Run(fused_optim.AdamW, (torch.float64, {}), "sm_90"))
     found = [pytest.param(run, id=str(run)) for run in runs]
     on_gpu = mixture.everything(["cuda"])
     found += [pytest.param(run, id=str(run), marks=GPU.marks) for run in on_gpu]
@@ -123,6 +131,26 @@ def test_a_step_of_200_tensors_in_3_groups_is_3_launches_of_the_driver():
         optimizer.step()
         grids = [(launch.name, launch.grid[0]) for launch in driver.launches]
     assert grids == [("norm", 200), ("begin", 2), ("update", 200)]
+
+
+@triton.jit
+def divided(x_ptr, y_ptr, quotient_ptr, root_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x, y = tl.load(x_ptr + i), tl.load(y_ptr + i)
+    tl.store(quotient_ptr + i, divide(x, y))
+    tl.store(root_ptr + i, root(x))
+
+
+@NEEDS_DENORMALS
+def test_division_and_root_of_denormals(device):
+    """Of operands, and in what comes out."""
+    x = torch.tensor([1e-45, 3e-39, 1.1754942e-38, 1.1754944e-38, 2e-38, 5e-38, 1.0, 0.0] * 16)
+    y = torch.tensor([1.0, 3.0, 1e-40, 7.0, 1e30, 3e38, 1e-39, 1e-45]).repeat_interleave(16)
+    args = [tensor.to(device.torch) for tensor in (x, y, torch.empty(128), torch.empty(128))]
+    with device.on():
+        divided[(1,)](*args, BLOCK=128, enable_fp_fusion=False)
+    assert_same_bits("quotients", args[2].cpu(), x / y)
+    assert_same_bits("roots", args[3].cpu(), host.root(x))
 
 
 def test_options_and_sizes_compile_nothing(device):

@@ -6,10 +6,32 @@ targets: every pair of them, and everything with ``--full``, as ``python -m benc
 check sees what it is for is shown in ``test_static_seen.py``.
 """
 
-from compiled.build import Build, aligned_builds, made, other_builds, unaligned_builds
+import pytest
+from compiled.build import (
+    Build,
+    aligned_builds,
+    few_builds,
+    made,
+    other_builds,
+    unaligned_builds,
+)
+from versions import OLD_LIBDEVICE
 
 from benchmarks.static_checks import complaints
 from benchmarks.static_facts import Facts
+from benchmarks.static_ptx import Ptx
+
+# IEEE division and root where denormals are zero: test_executed.py has what comes of it
+FLUSHING = ("div.rn.ftz.f32", "sqrt.rn.ftz.f32")
+
+
+@pytest.fixture(autouse=OLD_LIBDEVICE, scope="module")
+def _flushing_is_known():
+    known = Ptx.inexact.fget
+    with pytest.MonkeyPatch.context() as patched:
+        others = property(lambda code: [one for one in known(code) if not one.startswith(FLUSHING)])
+        patched.setattr(Ptx, "inexact", others)
+        yield
 
 
 def facts(build: Build) -> Facts:
@@ -23,9 +45,23 @@ BUILDS = {
 }
 
 
+def among_few(test: str) -> list[Build]:
+    """The builds of --few that are for this test."""
+    update = {"test_the_update": True, "test_the_update_of_unaligned_rows": False}
+    return [
+        build
+        for build in few_builds()
+        if (build.aligned if build.kernel == "update" else None) == update.get(test)
+    ]
+
+
 # a build is one test, whatever is asked of it: so it is compiled in one process only
 def pytest_generate_tests(metafunc):
-    builds = BUILDS[metafunc.function.__name__](metafunc.config.getoption("full"))
+    name = metafunc.function.__name__
+    if metafunc.config.getoption("few"):
+        builds = among_few(name)
+    else:
+        builds = BUILDS[name](metafunc.config.getoption("full"))
     metafunc.parametrize("build", builds, ids=str)
 
 

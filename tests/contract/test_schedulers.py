@@ -12,6 +12,7 @@ import torch
 from models import values
 from pairs import CLASSES, Pair, each_class
 from torch.optim import lr_scheduler as lrs
+from versions import NEEDS_KEPT_TENSOR_LR, SEQUENTIAL_LR_WARNS
 
 START = values([(3,), (2,)], torch.float64)
 SCHEDULERS = {
@@ -35,10 +36,14 @@ SCHEDULERS = {
     "CyclicLR": lambda o: lrs.CyclicLR(o, 0.01, 0.1, 2, cycle_momentum=False),
     "OneCycleLR": lambda o: lrs.OneCycleLR(o, 0.1, 8, cycle_momentum=False),
 }
+# of these, some torch puts another number or tensor in the place of a Tensor lr
+REPLACING = ("CosineAnnealingWarmRestarts", "SequentialLR", "ReduceLROnPlateau")
 CYCLES = {
     "CyclicLR": lambda o: lrs.CyclicLR(o, 0.01, 0.1, 2, base_momentum=0.5, max_momentum=0.75),
     "OneCycleLR": lambda o: lrs.OneCycleLR(o, 0.1, 8, base_momentum=0.5, max_momentum=0.75),
 }
+
+pytestmark = SEQUENTIAL_LR_WARNS
 
 
 @pytest.mark.point("schedulers")
@@ -98,7 +103,13 @@ def test_scheduler(case, name):
 
 
 @pytest.mark.point("schedulers of a Tensor lr")
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=NEEDS_KEPT_TENSOR_LR if name in REPLACING else ())
+        for name in SCHEDULERS
+    ],
+)
 @each_class
 def test_scheduler_of_a_tensor(case, name):
     """It is filled in place: the group keeps its tensor."""
