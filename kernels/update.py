@@ -95,13 +95,11 @@ def noise_of(keys, elements, i: tl.constexpr, SPEC: tl.constexpr):
 
 @triton.jit
 def update_block(
-    row_ptr, start, numel, average, keys, common, h, FULL: tl.constexpr, SPEC: tl.constexpr
+    row_ptr, start, offs, numel, average, keys, common, h, FULL: tl.constexpr, SPEC: tl.constexpr
 ):
     """Load a block through the codecs, run the rule, store; return how many elements stall."""
     VALUES: tl.constexpr = len(SPEC.LOADS)
     STATES: tl.constexpr = VALUES - 2 - SPEC.EMA
-    BLOCK: tl.constexpr = SPEC.BLOCK
-    offs = start + tl.arange(0, BLOCK)
     # without a mask the accesses are 128 bits wide; only the last block of a tensor needs one
     if FULL:
         mask = None
@@ -147,16 +145,28 @@ def update(
         h = values(row_scalars + HEAD, SPEC.SCALARS)
         stalled = 0
         if SPEC.CHUNK == BLOCK:
+            # shared by both branches: with offsets formed in each, ptxas spills registers
+            offs = start + tl.arange(0, BLOCK)
             if start + BLOCK <= numel:
-                stalled = update_block(row_ptr, start, numel, average, keys, common, h, True, SPEC)
+                stalled = update_block(
+                    row_ptr, start, offs, numel, average, keys, common, h, True, SPEC
+                )
             else:
-                stalled = update_block(row_ptr, start, numel, average, keys, common, h, False, SPEC)
+                stalled = update_block(
+                    row_ptr, start, offs, numel, average, keys, common, h, False, SPEC
+                )
         else:
             end = tl.minimum(start + SPEC.CHUNK, numel)
             tail = end - (end - start) % BLOCK
             for first in range(start, tail, BLOCK):
-                stalled += update_block(row_ptr, first, numel, average, keys, common, h, True, SPEC)
+                offs = first + tl.arange(0, BLOCK)
+                stalled += update_block(
+                    row_ptr, first, offs, numel, average, keys, common, h, True, SPEC
+                )
             if tail < end:
-                stalled += update_block(row_ptr, tail, numel, average, keys, common, h, False, SPEC)
+                offs = tail + tl.arange(0, BLOCK)
+                stalled += update_block(
+                    row_ptr, tail, offs, numel, average, keys, common, h, False, SPEC
+                )
         if SPEC.COUNTS:
             tl.store(count_ptr + tl.program_id(0), stalled)

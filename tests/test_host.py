@@ -286,11 +286,11 @@ def test_allocations_do_not_grow_with_the_tensors(full):
 def test_a_step_keeps_nothing(full, monkeypatch):
     """Of Python's memory, and whether its gradients are new ones or not."""
     # a mock would keep its calls
-    monkeypatch.setattr("fused_optim.backends.triton.TritonLaunch._run", lambda *arguments: None)
+    monkeypatch.setattr("fused_optim.backends.tables.TableLaunch._run", lambda *arguments: None)
     for fresh in (False, True):
         params = parameters(values([(5,)] * 50, torch.float32))
         give(params, [torch.ones(5)] * 50)
-        optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend="triton")
+        optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
         blocks = []
         for _ in range(6):
             for _ in range(20):

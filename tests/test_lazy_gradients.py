@@ -7,6 +7,7 @@ in csrc/snapshot.c and in fused_optim/optimizers/guards.py.
 import pytest
 import torch
 from closeness import assert_same_bits
+from models import BACKENDS
 from torch.nn import Parameter
 
 from fused_optim import AdamW
@@ -42,7 +43,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_gradient_is_what_it_reads_as(case, backend):
     """In a full step, and in one that could go on from a step with another gradient."""

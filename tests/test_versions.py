@@ -10,6 +10,7 @@ import pytest
 from packaging.version import Version
 
 pytest.importorskip("tomllib", reason="ci/versions.sh needs Python 3.11")
+pytest.importorskip("rich", reason="ci/versions.sh prints its table with rich")
 
 import versions_run
 from versions_run import Check, Found
