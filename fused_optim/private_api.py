@@ -11,12 +11,10 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,59 +50,6 @@ def _disable_lazily(function: F) -> F:
 # the decorator of torch's own optimizers; torch.compiler.disable would import torch._dynamo, which
 # takes seconds, when the class is defined
 disable_dynamo: Callable[[F], F] = find("torch._compile", "_disable_dynamo") or _disable_lazily
-
-
-class _Saved(torch.autograd.Function):
-    """A node of the graph that saves a tensor, to have autograd look for later writes to it."""
-
-    @staticmethod
-    def forward(ctx: Any, leaf: Tensor, tensor: Tensor) -> Tensor:
-        """Save ``tensor``; the result has this node as its ``grad_fn``."""
-        ctx.save_for_backward(tensor)
-        return leaf.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
-        """Refuse nothing and give nothing: no gradient is ever asked for."""
-        return None, None
-
-
-class SavedVersions:
-    """The writes to tensors, counted by public names alone.
-
-    Autograd refuses to give back a saved tensor that was written since. What is saved is a view
-    without elements, which shares the count of writes of its base.
-    """
-
-    def __init__(self) -> None:
-        self._seen: Any = WeakTensorKeyDictionary()
-
-    def __call__(self, tensor: Tensor) -> int:
-        """Return a number that differs from that of the last call if ``tensor`` was written."""
-        count, node = self._seen.get(tensor, (0, None))
-        if node is not None:
-            try:
-                _ = node.saved_tensors
-            except RuntimeError:
-                node = None
-        if node is None:
-            count += 1
-            self._seen[tensor] = count, self._save(tensor)
-        return int(count)
-
-    @staticmethod
-    def _save(tensor: Tensor) -> Any:
-        leaf, apply = torch.zeros((), requires_grad=True), cast(Any, _Saved.apply)
-        with torch.enable_grad():
-            return apply(leaf, tensor.detach().as_strided((0,), (1,))).grad_fn
-
-
-def _find_version() -> Callable[[Tensor], int]:
-    return attrgetter("_version") if hasattr(Tensor, "_version") else SavedVersions()
-
-
-# how often autograd has seen a tensor written
-version: Callable[[Tensor], int] = _find_version()
 
 
 def dlpack_exchange_api() -> Any:

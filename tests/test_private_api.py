@@ -1,8 +1,8 @@
 """Private names of torch and Triton: in one module, and nothing depends on any of them.
 
-Tried by hand: each fallback changed (a version that never moves, copies in the wrong order, a
-decorator that does not disable, wrappers that are not seen), the import of a private name put into
-fused_optim/optimizers/base.py, and ``param._version`` put back.
+Tried by hand: each fallback changed (copies in the wrong order, a decorator that does not disable,
+wrappers that are not seen), the import of a private name put into fused_optim/optimizers/base.py,
+and ``param._version`` put back.
 """
 
 import ast
@@ -98,11 +98,10 @@ TAKEN = {
     "_disable_dynamo": "torch._compile",
     "_foreach_copy_": "torch",
     "is_traceable_wrapper_subclass": "torch.utils._python_dispatch",
-    "_version": "torch._C.TensorBase",
 }
 
 STEPS = """
-import contextlib, ctypes, gc, hashlib, json, sys
+import contextlib, hashlib, json, sys
 import torch
 import torch._dynamo  # which needs the names itself
 from torch.nn import Parameter
@@ -110,18 +109,12 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 @contextlib.contextmanager
 def without(owner, name):
-    # that of a class is a proxy for the dict in which a name can be deleted
-    names = vars(owner) if not isinstance(owner, type) else gc.get_referents(vars(owner))[0]
-    value = names.pop(name)
+    value = vars(owner).pop(name)
     try:
-        if isinstance(owner, type):
-            ctypes.pythonapi.PyType_Modified(ctypes.py_object(owner))
         assert not hasattr(owner, name)
         yield
     finally:
-        names[name] = value
-        if isinstance(owner, type):
-            ctypes.pythonapi.PyType_Modified(ctypes.py_object(owner))
+        setattr(owner, name, value)
 
 def digest(tensors):
     whole = hashlib.sha256()

@@ -1,8 +1,9 @@
 """AdEMAMix."""
 
-import math
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -10,7 +11,15 @@ from typing_extensions import Unpack
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import ademamix
-from fused_optim.rules.common import Rule
+from fused_optim.rules.common import Rule, log
+
+
+@cache
+def _inverse_log(beta: float) -> float:
+    """``1 / ln(beta)``, whose last bit ``math.log`` leaves to the processor; 0 for 0, its limit."""
+    if beta == 0:
+        return 0.0
+    return 1.0 / log(torch.tensor(beta, dtype=torch.float64, device="cpu")).item()
 
 
 class AdEMAMix(FusedOptimizer):
@@ -87,8 +96,7 @@ class AdEMAMix(FusedOptimizer):
         warmups = (group["alpha_warmup"] or 1, group["beta3_warmup"] or 1)
         inv_logs = [-1.0, -1.0]
         if group["beta3_warmup"]:
-            # the limit at a beta of 0 is 0
-            inv_logs = [1.0 / math.log(b) if b > 0 else 0.0 for b in (betas[0], betas[2])]
+            inv_logs = [_inverse_log(float(beta)) for beta in (betas[0], betas[2])]
         return (lr, *betas, alpha, group["eps"], group["weight_decay"], *warmups, *inv_logs)
 
     def l2(self, group: Group) -> Any:

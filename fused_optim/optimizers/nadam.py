@@ -1,7 +1,9 @@
 """NAdam."""
 
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -9,7 +11,14 @@ from typing_extensions import Unpack
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import nadam
-from fused_optim.rules.common import Rule
+from fused_optim.rules.common import Rule, real_power
+
+
+@cache
+def _warmup(momentum_decay: float) -> float:
+    """``0.96 ** momentum_decay``, whose last bit Python leaves to the processor."""
+    base, exponent = torch.tensor([0.96, momentum_decay], dtype=torch.float64, device="cpu")
+    return real_power(base, exponent).item()
 
 
 class NAdam(FusedOptimizer):
@@ -81,7 +90,7 @@ class NAdam(FusedOptimizer):
 
     def hyper(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
-        warmup = 0.96 ** group["momentum_decay"]
+        warmup = _warmup(float(group["momentum_decay"]))
         decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
         return (group["lr"], *group["betas"], group["eps"], warmup, decay)
 

@@ -47,10 +47,10 @@ class NativeExecutor:
         self.kind = kind
         self.kernels: dict[str, Kernel] = {}
         self.neutral: Mapping[str, Tensor] = {
-            "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64),  # an unknown norm
-            "scale": torch.ones(1),  # the loss is not scaled
-            "found_inf": torch.zeros(1),
-            "report": torch.empty(3, dtype=torch.float64),  # nobody reads it
+            "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64, device="cpu"),
+            "scale": torch.ones(1, device="cpu"),  # the loss is not scaled
+            "found_inf": torch.zeros(1, device="cpu"),
+            "report": torch.empty(3, dtype=torch.float64, device="cpu"),  # nobody reads it
         }
         self._bytes = {
             "norm": float(kind.dtypes[kind.first[1]].itemsize),
