@@ -1,8 +1,7 @@
 """Parameters that are written from outside, in formats that keep more than the parameter.
 
-What is guaranteed is written in docs/formats.md. Tried by hand: the remainder dropped at every
-write; none dropped on request; a remainder that counts beside a zero; kahan's compensation without
-a bound, with the bound of before (``2 ** -7`` of the parameter), and that of bf16 for fp16.
+What is guaranteed is written in docs/formats.md. Tried by hand: none dropped on request; a
+remainder that counts beside a zero; twice the bound of kahan's compensation.
 """
 
 import copy

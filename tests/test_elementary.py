@@ -1,8 +1,7 @@
 """The building blocks of the rules: equal on both pages, and right to a few ulp.
 
-Tried by hand, each seen to fail: 13 for 14 terms in ``exp``, 33 for 35 in ``log``, ``LN2_LOW`` with
-half of its digits, ``torch.exp`` for ``exp``, ``torch.log`` for ``log`` (whose accuracy fails too),
-one root in a thousand a bit off.
+Tried by hand, each seen to fail: 13 for 14 terms in ``exp``, 33 for 35 in ``log``, ``torch.exp``
+for ``exp``, ``torch.log`` for ``log`` (whose accuracy fails too), one root in a thousand a bit off.
 """
 
 from functools import cache

@@ -1,7 +1,6 @@
 """Training scripts that run with torch.optim run here: frozen layers, lazy ones, other modes.
 
-Tried by hand: checks of frozen parameters at construction, none at the step; a gradient taken
-without its conjugation; new tensors for states in ``eval()``; counters on the default device.
+Tried by hand: a gradient taken without its conjugation.
 """
 
 import copy

@@ -1,7 +1,6 @@
 """Numbers among the options in every kind that is accepted: each is read at each step.
 
-Tried by hand: the bound on the norm kept as a float by the setter; a tensor taken for a constant
-in the step that goes on from the last; arrays read through ``float``.
+Tried by hand: the bound on the norm not made one object again after a checkpoint was loaded.
 """
 
 import copy
