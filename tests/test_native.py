@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -98,6 +99,12 @@ def test_a_process_without_openmp_has_threads_of_its_own(two_threads, monkeypatc
     monkeypatch.setattr(threads._Process, "pool", None)
     assert_all_same(run(), expected)
     assert threads._Process.pool is not None
+
+
+def test_the_openmp_of_torch_goes_before_those_of_others():
+    own = str(Path(torch.__file__).parent / "lib" / "libgomp.so.1")
+    assert threads._torchs_first(["/usr/lib/libgomp.so.1", own])[0] == own
+    assert threads._torchs_first(["/usr/lib/libgomp.so.1"]) == ["/usr/lib/libgomp.so.1"]
 
 
 def test_an_interrupt_does_not_leave_threads_behind():

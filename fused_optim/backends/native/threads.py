@@ -9,23 +9,25 @@ threads would compete with them for the cores.
 import ctypes
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 _OPENMP = re.compile(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*\.so[^/\s]*)$", re.MULTILINE)
 
 
 @cache
 def _openmp_parallel() -> Callable[..., Any] | None:
-    """Return ``GOMP_parallel`` of the OpenMP library that this process has loaded, or None."""
+    """Return ``GOMP_parallel`` of the OpenMP library that torch has loaded, or None."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return None
-    for path in dict.fromkeys(_OPENMP.findall(maps)):
+    for path in _torchs_first(dict.fromkeys(_OPENMP.findall(maps))):
         try:
             # RTLD_NOLOAD: this very library, and no other copy of it
             function = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
@@ -35,6 +37,12 @@ def _openmp_parallel() -> Callable[..., Any] | None:
         function.restype = None
         return function
     return None
+
+
+def _torchs_first(paths: Iterable[str]) -> list[str]:
+    """Return libraries with that of torch's package first: other packages bring copies of theirs."""
+    package = str(Path(torch.__file__).parent)
+    return sorted(paths, key=lambda path: not path.startswith(package))
 
 
 class _Process:
