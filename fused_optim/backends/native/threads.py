@@ -40,7 +40,7 @@ def _openmp_parallel() -> Callable[..., Any] | None:
 
 
 def _torchs_first(paths: Iterable[str]) -> list[str]:
-    """Return libraries with that of torch's package first: other packages bring copies of theirs."""
+    """Return the libraries, that of torch's package first: others bring copies of their own."""
     package = str(Path(torch.__file__).parent)
     return sorted(paths, key=lambda path: not path.startswith(package))
 
