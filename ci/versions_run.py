@@ -60,7 +60,9 @@ CHECKS = (
     # through Triton's own launcher
     Check("launched", ("tests/compiled/test_launcher.py", "-k", "every_kernel or past_two")),
     # steps of the kernels that are compiled for the CPU, bit for bit
-    Check("native", ("tests/test_twin.py", "-k", "in_every_format and split24 and (adamw or lamb)")),
+    Check(
+        "native", ("tests/test_twin.py", "-k", "in_every_format and split24 and (adamw or lamb)")
+    ),
     # steps in Triton's interpreter, bit for bit
     Check("interpreted", ("tests/test_twin.py", "--interpret", "-k", "format_interpreted")),
     # the versions of the machine that the script is run on
