@@ -86,3 +86,12 @@ NEEDS_LAZY_ADAGRAD = refused(
     not adagrad_is_lazy(),
     f"Adagrad of torch {torch.__version__} makes states when it is constructed alone",
 )
+
+
+# ---- the processor, as torch uses it
+
+# RMSprop with centered: the variance of squares past the largest float32 is Inf - Inf, or finite
+CENTERED_OVERFLOWS = refused(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    "torch's centered RMSprop gives NaN for gradients that overflow, where it has no vector code",
+)
