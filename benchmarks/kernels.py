@@ -31,7 +31,7 @@ from benchmarks.static_facts import Facts  # noqa: E402
 # what the table has without options: rules of every shape, and the targets of named devices
 RULES_SHOWN = ("adam", "adan", "lion", "sgd_momentum", "lamb")
 TARGETS_SHOWN = tuple(dict.fromkeys(device.target for device in DEVICES.values()))
-TABLED = ("update", "measure", "norm")  # the kernels that go through all elements
+TABLED = ("update", "reduce", "norm")  # the kernels that go through all elements
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def chosen(options: argparse.Namespace) -> list[Any]:
         for kernel in TABLED
         for rule in rules
         if kernel != "norm" or rule == rules[0]
-        if kernel != "measure" or RULES[rule].per_tensor is not None
+        if kernel != "reduce" or RULES[rule].reduction is not None
         for name in (norms.values() if kernel == "norm" else formats)
         for target in targets
         for aligned in alignments
@@ -71,8 +71,8 @@ def chosen(options: argparse.Namespace) -> list[Any]:
 
 def look(build: Any) -> static_table.Line:
     """Compile one kernel and read its facts."""
-    kernel = builds.compiled(build.kind, build.kernel, build.target)
-    facts = Facts(kernel, build.kernel, build.target, build.kind)
+    kernel = builds.compiled(build.key, build.kernel, build.target)
+    facts = Facts(kernel, build.kernel, build.target, build.key)
     return static_table.line(facts, "" if build.kernel == "norm" else build.rule, build.format)
 
 

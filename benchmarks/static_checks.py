@@ -57,7 +57,7 @@ def is_wide(facts: Facts) -> str:
     narrow = []
     for access in facts.full:
         column = facts.columns[access.column]
-        vector = min(facts.kind.vector, facts.elements)
+        vector = min(facts.key.vector, facts.elements)
         least = max(min(WIDEST, vector * column.size), NARROWEST[column.size])
         if column.block == 1 and access.size < least:
             narrow.append(f"column {access.column} in {access.size} bytes, not {least}")
@@ -94,9 +94,9 @@ def has_few_registers(facts: Facts) -> str:
     # 128 of AMD's leave as many threads as 96 of NVIDIA's and more
     wide = wide or facts.target.startswith("gfx")
     bound = REGISTERS_WIDE if wide else REGISTERS
-    if not facts.kind.aligned:
+    if not facts.key.aligned:
         bound = REGISTERS_UNALIGNED
-    bound *= facts.kind.compute.itemsize // 4  # a number in float64 takes two
+    bound *= facts.key.compute.itemsize // 4  # a number in float64 takes two
     return f"{facts.registers} registers, not {bound}" if facts.registers > bound else ""
 
 
@@ -115,8 +115,8 @@ ELEMENTWISE: tuple[Check, ...] = (
 CHECKS: dict[tuple[str, bool], tuple[Check, ...]] = {
     ("update", True): (*ELEMENTWISE, needs_no_shared_memory, moves_the_floor, is_wide),
     ("update", False): (*ELEMENTWISE, needs_no_shared_memory, moves_the_floor, is_element_wise),
-    ("measure", True): (*ELEMENTWISE, is_wide),
-    ("measure", False): (*ELEMENTWISE, is_element_wise),
+    ("reduce", True): (*ELEMENTWISE, is_wide),
+    ("reduce", False): (*ELEMENTWISE, is_element_wise),
     ("norm", True): (*ELEMENTWISE, is_wide),
     ("norm", False): (*ELEMENTWISE, is_element_wise),
 }
@@ -125,7 +125,7 @@ CHECKS: dict[tuple[str, bool], tuple[Check, ...]] = {
 def complaints(facts: Facts) -> list[str]:
     """What does not hold of a kernel."""
     found = {}
-    for check in CHECKS.get((facts.name, facts.kind.aligned), ALWAYS):
+    for check in CHECKS.get((facts.name, facts.key.aligned), ALWAYS):
         found[check] = check(facts)
         if check is has_both_paths and found[check]:
             break  # what follows asks about the one path

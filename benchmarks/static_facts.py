@@ -7,7 +7,7 @@ from benchmarks import static_devices, static_sass
 from benchmarks.static_amd import Amd
 from benchmarks.static_code import Access
 from benchmarks.static_ptx import Ptx
-from fused_optim.backends import Kind
+from fused_optim.backends.base import BucketKey
 from fused_optim.backends.triton import GEOMETRY
 
 
@@ -25,7 +25,7 @@ class Column(NamedTuple):
     written: bool
 
 
-def columns(kind: Kind, name: str) -> list[Column]:
+def columns(kind: BucketKey, name: str) -> list[Column]:
     """The columns of every value, in the order of the table of addresses."""
     gradient = range(kind.first[1], kind.first[2])
     return [
@@ -47,11 +47,11 @@ class Facts:
         elements: that each thread has of a chunk.
     """
 
-    def __init__(self, kernel: Any, name: str, target: str, kind: Kind) -> None:
+    def __init__(self, kernel: Any, name: str, target: str, kind: BucketKey) -> None:
         self.kernel = kernel
         self.name = name
         self.target = target
-        self.kind = kind
+        self.key = kind
         self.columns = columns(kind, name)
         self.threads: int = kernel.metadata.num_warps * kernel.metadata.target.warp_size
         self.elements: int = GEOMETRY.block // self.threads
@@ -63,7 +63,7 @@ class Facts:
         What ``fused_optim.memory`` forecasts: so the forecast is what the code does.
         """
         if self.name == "update":
-            return self.kind.bytes_moved
+            return self.key.bytes_moved
         return self.bytes_per_element
 
     @cached_property

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
-HEAD = """# The contract with torch.optim
+NUM_COMMON_SCALARS = """# The contract with torch.optim
 
 Each point is tested against `torch.optim` in the same process, in `tests/contract/`. This page is
 written from the results of those tests:
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     found = results(arguments.results)
-    arguments.page.write_text(HEAD + table(found))
+    arguments.page.write_text(NUM_COMMON_SCALARS + table(found))
     print(summary(found))
     return 0 if all(map(all, found.values())) else 1
 

@@ -1,6 +1,6 @@
 """Fused optimizers: drop-ins for torch.optim that update all tensors in one pass."""
 
-from fused_optim.footprint import Memory, memory
+from fused_optim.memory_estimate import Memory, memory
 from fused_optim.optimizers.adadelta import Adadelta
 from fused_optim.optimizers.adagrad import Adagrad
 from fused_optim.optimizers.adam import Adam, AdamW
@@ -8,7 +8,7 @@ from fused_optim.optimizers.adamax import Adamax
 from fused_optim.optimizers.adan import Adan
 from fused_optim.optimizers.ademamix import AdEMAMix
 from fused_optim.optimizers.asgd import ASGD
-from fused_optim.optimizers.convert import from_torch
+from fused_optim.optimizers.interop import from_torch
 from fused_optim.optimizers.lamb import LAMB
 from fused_optim.optimizers.lars import LARS
 from fused_optim.optimizers.lion import Lion

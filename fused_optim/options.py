@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from fused_optim.backends import BACKENDS, BackendName
-from fused_optim.formats import STATES, WEIGHTS
+from fused_optim.formats.registry import STATES, WEIGHTS
 
 
 class Additions(TypedDict, total=False):
@@ -64,7 +64,7 @@ class Additions(TypedDict, total=False):
 
 # the first is one bound for all: each group has it, so that it is in every checkpoint and every
 # kind of option is read in the same way
-ADDED_TO_GROUPS: dict[str, Any] = {
+GROUP_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": None,
     "max_grad_value": None,
     "l1": 0.0,
@@ -81,7 +81,7 @@ ADDED_TO_GROUPS: dict[str, Any] = {
 OWN = ("backend", "weights", "states", "count_stalled")
 
 # entries of ``optimizer.state[p]`` that torch.optim does not have, and who has them
-ADDED_TO_STATE = {
+EXTRA_STATE_KEYS = {
     "step": "SGD with dampening, and every optimizer with ema_decay or stochastic rounding",
     "ema": "every optimizer with ema_decay",
     "master": "weights='master'",
@@ -91,7 +91,7 @@ ADDED_TO_STATE = {
 }
 
 # what a checkpoint means that was written before torch.optim had the option
-BEFORE_TORCH_HAD_IT: dict[str, Any] = {
+LEGACY_DEFAULTS: dict[str, Any] = {
     "momentum": 0,
     "nesterov": False,
     "centered": False,
@@ -106,7 +106,7 @@ BEFORE_TORCH_HAD_IT: dict[str, Any] = {
 
 
 # what torch calls an option in its messages
-TORCHS_NAMES = {
+TORCH_WORDS = {
     "lr": "learning rate",
     "eps": "epsilon value",
     **{
@@ -161,7 +161,7 @@ def _words(name: str, value: Any) -> str:
     """What torch says of a bad value, for those who match it; nothing of options that it lacks."""
     if name.startswith("betas["):
         return f"Invalid beta parameter at index {name[6:-1]}: {value}: "
-    return f"Invalid {TORCHS_NAMES[name]}: {value}: " if name in TORCHS_NAMES else ""
+    return f"Invalid {TORCHS_NAMES[name]}: {value}: " if name in TORCH_WORDS else ""
 
 
 def at_least(bound: float, **values: Any) -> None:

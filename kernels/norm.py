@@ -58,7 +58,7 @@ def norm(
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,  # elements that are loaded at once
     CHUNK: tl.constexpr,  # elements of a chunk: BLOCK or a multiple
-    SPAN: tl.constexpr,
+    CHUNKS_PER_SPAN: tl.constexpr,
     CONSECUTIVE: tl.constexpr,  # whether the chunks of a program follow each other in memory
 ):
     """Sum the squares of every chunk that falls to this program, in a fixed order."""
@@ -74,7 +74,7 @@ def norm(
         last = chunks
         step = tl.num_programs(0)
     for chunk in range(first, last, step):
-        row, within = located(first_ptr, span_ptr, chunk, SPAN)
+        row, within = located(first_ptr, span_ptr, chunk, CHUNKS_PER_SPAN)
         row_ptr = table_ptr + row * WIDTH
         pointer = column(row_ptr, GRAD, DTYPE, VECTOR)
         numel = tl.load(row_ptr)

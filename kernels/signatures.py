@@ -27,7 +27,7 @@ class UpdateSpec(NamedTuple):
     EMA: Any
     LOADS: Any
     STORES: Any
-    KEYED: Any
+    STOCHASTIC: Any
     FIRST: Any
     DTYPES: Any
     COMPUTE: Any
@@ -35,7 +35,7 @@ class UpdateSpec(NamedTuple):
     VECTOR: Any
     BLOCK: Any
     CHUNK: Any
-    SPAN: Any
+    CHUNKS_PER_SPAN: Any
     COUNTS: Any
 
 
@@ -49,16 +49,16 @@ class ReduceSpec(NamedTuple):
         EARLY: how many of the rule's scalars are known before the sums.
     """
 
-    MEASURE: Any
-    QUANTITIES: Any
+    MAP_FN: Any
+    NUM_SUMS: Any
     STATES: Any
     LOADS: Any
     FIRST: Any
     DTYPES: Any
     COMPUTE: Any
     SCALARS: Any
-    EARLY: Any
+    NUM_ELEMENTWISE: Any
     VECTOR: Any
     BLOCK: Any
     CHUNK: Any
-    SPAN: Any
+    CHUNKS_PER_SPAN: Any

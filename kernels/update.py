@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.noise import random_bits
-from fused_optim.kernels.rules.common import averaged, gradient
+from fused_optim.kernels.formats.stochastic_rounding import random_bits
+from fused_optim.kernels.rules.common import ema_update, gradient
 
-HEAD = tl.constexpr(8)  # scalars of a row that come before those of the rule
+NUM_COMMON_SCALARS = tl.constexpr(8)  # scalars of a row that come before those of the rule
 
 
 @triton.jit
@@ -19,11 +19,11 @@ def column(row_ptr, i: tl.constexpr, DTYPE: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def located(first_ptr, span_ptr, chunk, SPAN: tl.constexpr):
+def located(first_ptr, span_ptr, chunk, CHUNKS_PER_SPAN: tl.constexpr):
     """The row that a chunk belongs to, and the chunk's number within the row."""
-    row = tl.load(span_ptr + chunk // SPAN)
-    if SPAN > 1:
-        last = tl.load(span_ptr + chunk // SPAN + 1)
+    row = tl.load(span_ptr + chunk // CHUNKS_PER_SPAN)
+    if CHUNKS_PER_SPAN > 1:
+        last = tl.load(span_ptr + chunk // CHUNKS_PER_SPAN + 1)
         # for a tensor that fills the span there is nothing to search
         while row < last:
             middle = (row + last + 1) // 2
@@ -87,7 +87,7 @@ def lost(old, p, kept, mask):
 def noise_of(keys, elements, i: tl.constexpr, SPEC: tl.constexpr):
     """Random bits for each element of value ``i``; if that needs none, anything at all."""
     # before Triton 3.7 a jit function cannot return None
-    if SPEC.KEYED[i]:
+    if SPEC.STOCHASTIC[i]:
         return random_bits(keys, elements, i)
     else:
         return elements
@@ -108,7 +108,7 @@ def update_block(
     pointers, found = loaded(row_ptr, start, offs, mask, SPEC)
     p, state = SPEC.RULE(found[0], gradient(found[1], found[0], common), states(found, STATES), h)
     if SPEC.EMA:
-        state = state + (averaged(found[VALUES - 1], p, average),)
+        state = state + (ema_update(found[VALUES - 1], p, average),)
     elements = tl.load(row_ptr + 1) + offs
     noise = noise_of(keys, elements, 0, SPEC)
     kept = SPEC.STORES[0](pointers[0], start, offs, mask, p, noise)
@@ -133,16 +133,16 @@ def update(
     """Update CHUNK consecutive elements of one parameter and its state, in place."""
     BLOCK: tl.constexpr = SPEC.BLOCK
     COLUMNS: tl.constexpr = len(SPEC.DTYPES)
-    row, chunk = located(first_ptr, span_ptr, tl.program_id(0), SPEC.SPAN)
+    row, chunk = located(first_ptr, span_ptr, tl.program_id(0), SPEC.CHUNKS_PER_SPAN)
     start = chunk * SPEC.CHUNK
     row_ptr = table_ptr + row * (2 + COLUMNS)
-    row_scalars = scalar_ptr + row * (HEAD + SPEC.SCALARS)
+    row_scalars = scalar_ptr + row * (NUM_COMMON_SCALARS + SPEC.SCALARS)
     if tl.load(row_scalars) == 0:
         numel = tl.load(row_ptr)
         average = tl.load(row_scalars + 1)
         keys = values(row_scalars + 2, 2)
         common = values(row_scalars + 4, 4)
-        h = values(row_scalars + HEAD, SPEC.SCALARS)
+        h = values(row_scalars + NUM_COMMON_SCALARS, SPEC.SCALARS)
         stalled = 0
         if SPEC.CHUNK == BLOCK:
             # shared by both branches: with offsets formed in each, ptxas spills registers

@@ -60,7 +60,7 @@ def edited(optimizer):
         params_of(optimizer)[1].mul_(0.5)
 
 
-def averaged(optimizer):
+def ema_update(optimizer):
     """A group more with an average, or a group less."""
     group = optimizer.param_groups[0]
     group["ema_decay"] = 0.9 if group["ema_decay"] is None else None
@@ -110,7 +110,7 @@ EVENTS = {
     "maximize": (in_group(1, maximize=True), True),
     "weights": (in_group(1, weights="kahan"), False),
     "states": (in_group(0, states="bf16"), False),
-    "average": (averaged, False),
+    "average": (ema_update, False),
     "reference": (in_group(1, backend="reference"), False),
     KERNELS: (in_group(1, backend=KERNELS), False),
     "an option more": (in_group(1, mine=1.0), False),

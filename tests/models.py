@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_optim.rules
-from fused_optim.formats import STATES, WEIGHTS
+from fused_optim.formats.registry import STATES, WEIGHTS
 from fused_optim.rules.common import Rule
 
 PAGES = [

@@ -12,7 +12,7 @@ from cases import CASES, named
 from models import give, parameters, state_of, values
 from torch import Tensor
 
-from fused_optim.options import ADDED_TO_STATE
+from fused_optim.options import EXTRA_STATE_KEYS
 
 PEERS = [case for case in CASES if case.peer is not None and not case.additions]
 each_case = pytest.mark.parametrize("case", PEERS, ids=named)
@@ -75,11 +75,11 @@ class Pair:
     def check(self):
         """Parameters and states are equal, with the keys and dtypes of torch."""
         torch.testing.assert_close(*self.params)
-        counters = self.counters()
+        counters = self.scalar_state()
         dampened = any(g.get("dampening") for g in self.optimizers[0].param_groups)
         for pair in zip(*self.params, strict=True):
             mine, other = map(state_of, self.optimizers, pair)
-            added = {"step"} & ADDED_TO_STATE.keys() if dampened else set()
+            added = {"step"} & EXTRA_STATE_KEYS.keys() if dampened else set()
             assert mine.keys() - added == other.keys() - added
             for name in other.keys() - added:
                 # a torch that has loaded a checkpoint has counters in the parameter's dtype
@@ -89,4 +89,4 @@ class Pair:
     def counters(self):
         """Names of the counters beside the step."""
         optimizer = self.optimizers[0]
-        return optimizer.rule(optimizer.param_groups[0]).counters[1:]
+        return optimizer.rule(optimizer.param_groups[0]).scalar_state[1:]

@@ -16,7 +16,7 @@ from models import BACKENDS, give, parameters, values
 from torch import nn
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW, storage
-from fused_optim.formats import WEIGHTS
+from fused_optim.formats.registry import WEIGHTS
 
 BF16 = torch.bfloat16
 BESIDE = [name for name, format in WEIGHTS.items() if storage.extras(format.codec)]

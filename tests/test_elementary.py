@@ -35,11 +35,11 @@ def elementary(x_ptr, y_ptr, out_ptr, FUNCTION: tl.constexpr, BLOCK: tl.constexp
     elif FUNCTION == "log":
         out = device.log(x)
     elif FUNCTION == "real_power":
-        out = device.real_power(x, y)
+        out = device.pow_real(x, y)
     elif FUNCTION == "clip_factor":
         out = device.clip_factor(x, y)
     elif FUNCTION == "averaged":
-        out = device.averaged(x, y, 0.25)
+        out = device.ema_update(x, y, 0.25)
     else:
         out = device.gradient(x, y, (0.7, 0.9, 0.1, 0.2))
     tl.store(out_ptr + i, out)
@@ -51,9 +51,9 @@ HOST = {
     "power": host.power,
     "exp": lambda x, y: host.exp(x),
     "log": lambda x, y: host.log(x),
-    "real_power": host.real_power,
+    "real_power": host.pow_real,
     "clip_factor": host.clip_factor,
-    "averaged": lambda x, y: host.averaged(x, y, torch.full_like(x, 0.25)),
+    "averaged": lambda x, y: host.ema_update(x, y, torch.full_like(x, 0.25)),
     "gradient": lambda x, y: host.gradient(x, y, host.Gradient(x.new_tensor(0.7), 0.9, 0.1, 0.2)),
 }
 # an ulp is between 1.1e-16 and 2.2e-16 of a number
@@ -125,4 +125,4 @@ def test_accuracy(name):
 
 def test_powers_of_zero():
     zero, exponents = torch.zeros(2, dtype=torch.float64), torch.tensor([0.0, 2.0]).double()
-    assert host.real_power(zero, exponents).tolist() == [1.0, 0.0]
+    assert host.pow_real(zero, exponents).tolist() == [1.0, 0.0]

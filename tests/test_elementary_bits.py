@@ -53,7 +53,7 @@ def assert_same(name, actual, expected):
     assert actual.dtype == expected.dtype, f"{name}: {actual.dtype} is not {expected.dtype}"
     bits = f"V{actual.itemsize}" if actual.itemsize > 8 else f"u{actual.itemsize}"
     same = actual.view(bits) == expected.view(bits)
-    if expected.dtype.kind == "f" and not same.all():
+    if expected.dtype.key == "f" and not same.all():
         same |= np.isnan(actual) & np.isnan(expected)
     if not same.all():
         i = int(np.argmin(same))

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 import fused_optim
 from fused_optim import AdamW, memory
-from fused_optim.formats import STATES, WEIGHTS
+from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
 # bytes a parameter: states, and what a step moves without the norm

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 import fused_optim
 from fused_optim import AdamW, codecs, storage
-from fused_optim.formats import STATES, WEIGHTS, formats
+from fused_optim.formats.registry import STATES, WEIGHTS, formats
 
 BF16 = torch.bfloat16
 
@@ -142,7 +142,7 @@ def test_to_torch_and_back():
     assert packed["state"][0]["exp_avg"].dtype is torch.float32
     assert packed["state"][0]["master"].dtype is torch.float32
     assert "exp_avg_scale" not in packed["state"][0]
-    assert not fused_optim.options.ADDED_TO_GROUPS.keys() & packed["param_groups"][0].keys()
+    assert not fused_optim.options.GROUP_DEFAULTS.keys() & packed["param_groups"][0].keys()
     peer.load_state_dict(packed)
     wide[0].grad = grads[0][0].float()
     peer.step()

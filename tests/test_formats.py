@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 import fused_optim
 from fused_optim import AdamW, storage
-from fused_optim.formats import STATES, WEIGHTS
+from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
 CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
@@ -293,7 +293,7 @@ def test_scales_reach_far(size, states):
 
 @pytest.mark.parametrize("states", ["int8", "fp8"])
 def test_zero_stays_zero_and_nothing_else_becomes_zero(states):
-    codec = STATES[states].unsigned
+    codec = STATES[states].nonnegative
     value = torch.zeros(256)
     value[::7] = 1e-20
     value[3] = 1.0

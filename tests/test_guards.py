@@ -20,7 +20,7 @@ from test_host import Twins
 from test_packaging import COMPILER
 from worlds import EVENTS, World
 
-from fused_optim.optimizers import guards
+from fused_optim.step import guards
 from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.private_api import dlpack_exchange_api, find
 
@@ -108,7 +108,7 @@ def test_steps_with_and_without_the_c_module(event, monkeypatch):
         if not module:
             monkeypatch.setitem(sys.modules, "fused_optim._host", None)
         full = mock.patch.object(
-            FusedOptimizer, "_update_anew", autospec=True, side_effect=FusedOptimizer._update_anew
+            FusedOptimizer, "_update_anew", autospec=True, side_effect=FusedOptimizer._full_step
         )
         with full as count:
             twins = Twins("fp32", "reference")

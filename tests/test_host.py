@@ -24,8 +24,8 @@ from versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 
 from benchmarks.allocation import tensor_allocations
 from fused_optim import SGD, AdamW
-from fused_optim.backends import CompileError
-from fused_optim.optimizers import guards
+from fused_optim.backends.base import CompileError
+from fused_optim.step import guards
 from fused_optim.optimizers.base import FusedOptimizer
 
 SHAPES = [(40,), (3, 50), (40,), (8, 9)]
@@ -40,7 +40,7 @@ RUNS = [("fp32", "reference"), ("fp32", KERNELS), ("formats", "reference")]
 def full(monkeypatch):
     """The optimizers that have looked at everything, one entry a step."""
     steps = []
-    original = FusedOptimizer._update_anew
+    original = FusedOptimizer._full_step
 
     def spy(self, scaler):
         steps.append(self)
@@ -225,7 +225,7 @@ def test_what_cannot_be_compiled_is_done_anew(full):
     twins = Twins("fp32", "reference")
     twins.step()
     full.clear()
-    with mock.patch("fused_optim.plan.Plan.again", side_effect=CompileError("stop")):
+    with mock.patch("fused_optim.step.plan.Plan.again", side_effect=CompileError("stop")):
         twins.step()
     assert full.count(twins.optimizers[0]) == 1
 
@@ -274,7 +274,7 @@ def test_allocations_do_not_grow_with_the_tensors(full):
     for tensors in (10, 300):
         params = parameters(values([(5,)] * tensors, torch.float32))
         optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
-        with mock.patch("fused_optim.backends.tables.TableLaunch._run"):
+        with mock.patch("fused_optim.backends.kernel_runner.TableLaunch._run"):
             for _ in range(2):
                 give(params, [torch.ones(5)] * tensors)
                 optimizer.step()
@@ -286,7 +286,7 @@ def test_allocations_do_not_grow_with_the_tensors(full):
 def test_a_step_keeps_nothing(full, monkeypatch):
     """Of Python's memory, and whether its gradients are new ones or not."""
     # a mock would keep its calls
-    monkeypatch.setattr("fused_optim.backends.tables.TableLaunch._run", lambda *arguments: None)
+    monkeypatch.setattr("fused_optim.backends.kernel_runner.TableLaunch._run", lambda *arguments: None)
     for fresh in (False, True):
         params = parameters(values([(5,)] * 50, torch.float32))
         give(params, [torch.ones(5)] * 50)

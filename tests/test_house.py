@@ -12,8 +12,8 @@ from models import PAGES, RULES
 
 import fused_optim
 from fused_optim import codecs, formats, noise
-from fused_optim.backends import COMMON_OPTIONS
-from fused_optim.backends.triton import device_twin
+from fused_optim.backends.base import COMMON_OPTIONS
+from fused_optim.backends.triton import kernel_counterpart
 
 ROOT = Path(__file__).parent.parent
 # what each room may import of the project, besides itself
@@ -105,11 +105,11 @@ def unpacked(function, name):
 def test_the_two_pages_agree(name):
     """Guards the order of options, scalars and states, which reach the kernel by position."""
     rule = RULES[name]
-    update, scalars = device_twin(rule.update), device_twin(rule.scalars)
+    update, scalars = kernel_counterpart(rule.update), kernel_counterpart(rule.scalars)
     assert unpacked(scalars, "hyper") == rule.hyper._fields
     assert unpacked(update, "h") == rule.h._fields
-    if rule.slots:
-        assert unpacked(update, "state") == rule.slots
+    if rule.state_keys:
+        assert unpacked(update, "state") == rule.state_keys
     for ours, theirs in ((rule.update, update), (rule.scalars, scalars)):
         assert inspect.getdoc(ours).splitlines()[0] == inspect.getdoc(theirs.fn).splitlines()[0]
 
@@ -134,7 +134,7 @@ def test_every_format_is_on_both_pages():
     weights = {codec for codec, _ in formats.WEIGHTS.values()}
     found = {f.__name__ for codec in weights.union(*formats.STATES.values()) for f in codec[:2]}
     ours = [n for n in functions(codecs, types.FunctionType) if n.startswith(("load", "store"))]
-    twin = importlib.import_module("fused_optim.kernels.codecs")
+    twin = importlib.import_module("fused_optim.kernels.formats.codecs")
     device = functions(twin, triton.JITFunction)
     assert [name for name in device if name.startswith(("load", "store"))] == ours
     assert found == set(ours), "a format that has no name cannot be had"
@@ -144,8 +144,8 @@ def test_every_format_is_on_both_pages():
 @pytest.mark.parametrize("name", RULES)
 def test_the_kinds_of_states_are_states(name):
     rule = RULES[name]
-    assert {*dict(rule.unsigned), *rule.exact} <= set(rule.slots)
-    assert {option for _, option in rule.unsigned} <= {None, *rule.hyper._fields}
+    assert {*dict(rule.nonnegative), *rule.fp32_keys} <= set(rule.state_keys)
+    assert {option for _, option in rule.nonnegative} <= {None, *rule.hyper._fields}
 
 
 def test_common_options_are_those_begin_reads():

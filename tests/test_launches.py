@@ -8,7 +8,7 @@ import torch
 from models import KERNELS, give, parameters, values
 
 from fused_optim import AdamW
-from fused_optim.backends import tables, triton
+from fused_optim.backends import kernel_runner, triton
 
 # the numbers of programs are those of the Triton backend
 pytestmark = pytest.mark.interpreted(only=True)
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.interpreted(only=True)
 def launched(monkeypatch):
     """Names and grids of the kernels that run."""
     calls = []
-    run = tables.TableLaunch._run
+    run = tables.KernelRunner._run
 
     def spy(self, name, programs, *args):
         if programs:  # nothing runs otherwise
             calls.append((name, programs))
         run(self, name, programs, *args)
 
-    monkeypatch.setattr(tables.TableLaunch, "_run", spy)
+    monkeypatch.setattr(tables.KernelRunner, "_run", spy)
     return calls
 
 
@@ -60,14 +60,14 @@ def test_200_tensors_in_3_groups_take_3_launches(launched):
         launched.clear()
         give(params, [torch.ones_like(p) for p in params])
         optimizer.step()
-        assert launched == [("norm", 200), ("begin", 2), ("update", 200)]
+        assert launched == [("norm", 200), ("prepare", 2), ("update", 200)]
 
 
 def test_without_clipping_2_launches(launched):
     params, optimizer = three_groups(9)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    assert launched == [("begin", 1), ("update", 9)]
+    assert launched == [("prepare", 1), ("update", 9)]
 
 
 def test_one_more_kind_is_three_more_launches(launched):
@@ -76,7 +76,7 @@ def test_one_more_kind_is_three_more_launches(launched):
     params += optimizer.param_groups[-1]["params"]
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    assert [name for name, _ in launched] == ["norm"] * 2 + ["begin"] * 2 + ["update"] * 2
+    assert [name for name, _ in launched] == ["norm"] * 2 + ["prepare"] * 2 + ["update"] * 2
 
 
 def test_only_empty_tensors_need_no_update(launched):
@@ -84,7 +84,7 @@ def test_only_empty_tensors_need_no_update(launched):
     optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
     give(params, [torch.zeros(0), torch.zeros(3, 0)])
     optimizer.step()
-    assert launched == [("begin", 1)]
+    assert launched == [("prepare", 1)]
     assert optimizer.grad_norm == 0
     assert optimizer.state[params[0]]["step"] == 1
 
@@ -150,13 +150,13 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     ((kind, launch),) = optimizer._plan.launches.items()
-    launch.kind = kind._replace(device=torch.device("cuda"))
+    launch.key = kind._replace(device=torch.device("cuda"))
     tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
     for name in tables:
         setattr(launch, name, Table())
     for stream in ("first", "second"):
         held.clear()
-        launch._hold()
+        launch._record_streams()
         assert [(getattr(launch, name), stream) for name in tables] == sorted(
             held, key=lambda pair: [getattr(launch, n) for n in tables].index(pair[0])
         )
@@ -204,9 +204,9 @@ def test_the_norm_has_at_most_1024_programs(launched):
 
 def launch_norm_only(optimizer):
     """A step whose update is left out: thousands of programs take long in the interpreter."""
-    original = tables.TableLaunch.update
-    tables.TableLaunch.update = lambda self: None
+    original = tables.KernelRunner.update
+    tables.KernelRunner.update = lambda self: None
     try:
         optimizer.step()
     finally:
-        tables.TableLaunch.update = original
+        tables.KernelRunner.update = original

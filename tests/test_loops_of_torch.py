@@ -15,7 +15,7 @@ from torch import nn
 
 import fused_optim
 from fused_optim import SGD, Adagrad, AdamW, ScheduleFreeAdamW
-from fused_optim.formats import WEIGHTS
+from fused_optim.formats.registry import WEIGHTS
 
 CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
 each_class = pytest.mark.parametrize("case", CLASSES, ids=named)

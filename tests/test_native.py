@@ -22,7 +22,7 @@ from models import KERNELS, give, parameters, state_of, values
 
 import fused_optim
 from fused_optim import backends
-from fused_optim.backends import CompileError
+from fused_optim.backends.base import CompileError
 
 pytestmark = pytest.mark.skipif(KERNELS != "native", reason="the interpreter is on")
 

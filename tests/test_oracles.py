@@ -74,7 +74,7 @@ def run_beside_oracle(case, dtype):
         for width in (getattr(np, str(dtype).split(".")[1]), np.float64)
     )
     found = {"param": (joined(params), joined(peer[0]), joined(exact[0]))}
-    for slot in optimizer.rule(optimizer.param_groups[0]).slots:
+    for slot in optimizer.rule(optimizer.param_groups[0]).state_keys:
         ours = joined([optimizer.state[p][slot] for p in params])
         others = [joined([state[slot] for state in states]) for _, states in (peer, exact)]
         found[slot] = (ours, *others)

@@ -6,7 +6,7 @@ from closeness import assert_same_bits
 from models import give, parameters, state_of, values
 
 from fused_optim import SGD, AdamW
-from fused_optim.backends import packing, reference
+from fused_optim.backends import reference, small_tensors
 
 SMALL = [3, 1, 700, 0, 41, packing.SMALL - 1, 64, 5000, 2, packing.SMALL, 900, 6000, 7000, 8000]
 
@@ -34,7 +34,7 @@ def compare(actual, expected):
 def alone(monkeypatch):
     """From now on every row is updated for itself, with its own scalars."""
     monkeypatch.setattr(packing, "SMALL", 0)
-    monkeypatch.setattr(reference.ReferenceLaunch, "_unique", each_row)
+    monkeypatch.setattr(reference.ReferenceRunner, "_unique", each_row)
 
 
 def each_row(launch):

@@ -173,12 +173,12 @@ def test_stable_adamw_is_adamw_while_its_updates_are_small():
 
 
 def test_two_more_launches(monkeypatch):
-    from fused_optim.backends.tables import TableLaunch
+    from fused_optim.backends.kernel_runner import KernelRunner
 
     names = []
-    run = TableLaunch._run
+    run = KernelRunner._run
     monkeypatch.setattr(
-        TableLaunch,
+        KernelRunner,
         "_run",
         lambda self, name, *args: (names.append(name), run(self, name, *args)),
     )
@@ -186,4 +186,4 @@ def test_two_more_launches(monkeypatch):
     optimizer = fused_optim.LAMB(params, backend=KERNELS, max_grad_norm=1.0)
     give(params, values(SHAPES, torch.float32))
     optimizer.step()
-    assert names == ["norm", "begin", "measure", "finish", "update"]
+    assert names == ["norm", "prepare", "reduce", "finalize", "update"]

@@ -17,7 +17,7 @@ from models import KERNELS
 from torch.nn import Parameter
 
 from fused_optim import AdamW, private_api
-from fused_optim.backends import why_not_triton
+from fused_optim.backends.select import triton_unavailable_reason
 
 ROOT = Path(__file__).parent.parent
 OWNER = ROOT / "fused_optim" / "private_api.py"
@@ -255,7 +255,7 @@ def test_the_device_of_triton_is_that_of_torch_without_its_driver(monkeypatch):
     found = torch.device("cuda", 0)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: found)
     assert private_api.triton_device() == found
-    assert "on cuda" in why_not_triton(torch.device("cpu"))
-    assert why_not_triton(found) is None
+    assert "on cuda" in triton_unavailable_reason(torch.device("cpu"))
+    assert triton_unavailable_reason(found) is None
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: None)
-    assert "no accelerator" in why_not_triton(found)
+    assert "no accelerator" in triton_unavailable_reason(found)

@@ -16,7 +16,7 @@ from closeness import assert_same_bits
 from models import FORMATS, KERNELS, LARGE, SIZES, exact_values, give, parameters, state_of, values
 from versions import NEEDS_GRAD_DTYPE
 
-from fused_optim.formats import STATES, WEIGHTS
+from fused_optim.formats.registry import STATES, WEIGHTS
 
 CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -43,7 +43,7 @@ def run_twins(make, start, steps, grads=None, make_params=parameters):
     assert (kernel.backend_used, reference.backend_used) == (KERNELS, "reference")
     for i, (param, other) in enumerate(zip(params, others, strict=True)):
         same = assert_same_bits
-        if param.dtype is torch.float64 and kernel.rule(kernel.param_groups[0]).per_tensor:
+        if param.dtype is torch.float64 and kernel.rule(kernel.param_groups[0]).reduction:
             same = assert_same_but_for_sums
         same(f"param {i} {tuple(param.shape)}", param.detach(), other.detach())
         ours, theirs = state_of(kernel, param), state_of(reference, other)

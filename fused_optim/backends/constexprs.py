@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fused_optim.backends import Kind
+from fused_optim.backends.base import BucketKey
 from fused_optim.kernels.signatures import ReduceSpec, UpdateSpec
 
 Constexprs = dict[str, Any]
@@ -38,20 +38,20 @@ class Geometry(NamedTuple):
     consecutive: bool
 
 
-def constants(kind: Kind, geometry: Geometry) -> dict[str, Constexprs]:
+def constants(key: BucketKey, geometry: Geometry) -> dict[str, Constexprs]:
     """Return the constexpr arguments of each kernel that rows of ``kind`` need, by its name.
 
     No option of a group is among them: another learning rate compiles nothing.
     """
-    found = {"norm": _norm(kind, geometry), "begin": _begin(kind, geometry)}
-    found["update"] = {"SPEC": _update(kind, geometry)}
-    if kind.rule.per_tensor is not None:
-        found["measure"] = {"SPEC": _measure(kind, geometry)}
-        found["finish"] = {
-            "FINISH": kind.rule.per_tensor.finish,
-            "QUANTITIES": kind.rule.per_tensor.quantities,
-            "WIDTH": 2 + len(kind.dtypes),
-            **_scalars(kind),
+    found = {"norm": _norm(key, geometry), "prepare": _begin(key, geometry)}
+    found["update"] = {"SPEC": _update(key, geometry)}
+    if key.rule.reduction is not None:
+        found["reduce"] = {"SPEC": _measure(key, geometry)}
+        found["finalize"] = {
+            "FINISH": key.rule.reduction.finish,
+            "QUANTITIES": key.rule.reduction.num_sums,
+            "WIDTH": 2 + len(key.dtypes),
+            **_scalars(key),
             "BLOCK": geometry.partials,
         }
     return found
@@ -82,23 +82,23 @@ def argument_types(compute: torch.dtype) -> dict[str, str]:
     return {**_TYPES, "scalar_ptr": "*fp64" if compute is torch.float64 else "*fp32"}
 
 
-def _dtypes(kind: Kind) -> tuple[torch.dtype, ...]:
+def _dtypes(key: BucketKey) -> tuple[torch.dtype, ...]:
     # a byte is a byte to the kernel: not every GPU has the float8 types
-    return tuple(torch.uint8 if dtype.itemsize == 1 else dtype for dtype in kind.dtypes)
+    return tuple(torch.uint8 if dtype.itemsize == 1 else dtype for dtype in key.dtypes)
 
 
-def _scalars(kind: Kind) -> Constexprs:
-    scalars = len(kind.rule.h._fields)
-    return {"COMPUTE": kind.compute, "SCALARS": scalars, "EARLY": kind.rule.early}
+def _scalars(key: BucketKey) -> Constexprs:
+    scalars = len(key.rule.h._fields)
+    return {"COMPUTE": key.compute, "SCALARS": scalars, "EARLY": key.rule.num_elementwise_scalars}
 
 
-def _norm(kind: Kind, geometry: Geometry) -> Constexprs:
-    dtypes, grad = _dtypes(kind), kind.first[1]
+def _norm(key: BucketKey, geometry: Geometry) -> Constexprs:
+    dtypes, grad = _dtypes(key), key.first[1]
     return {
         "GRAD": grad,
         "DTYPE": dtypes[grad],
         "WIDTH": 2 + len(dtypes),
-        "VECTOR": kind.vector,
+        "VECTOR": key.vector,
         "BLOCK": geometry.norm_block,
         "CHUNK": geometry.chunk,
         "SPAN": geometry.span,
@@ -106,51 +106,51 @@ def _norm(kind: Kind, geometry: Geometry) -> Constexprs:
     }
 
 
-def _begin(kind: Kind, geometry: Geometry) -> Constexprs:
+def _begin(key: BucketKey, geometry: Geometry) -> Constexprs:
     return {
-        "FORM": kind.rule.scalars,
-        "COUNTERS": len(kind.rule.counters),
-        "COUNTER": kind.counter_dtype,
-        "HYPERS": len(kind.rule.hyper._fields),
-        **_scalars(kind),
+        "FORM": key.rule.scalars,
+        "COUNTERS": len(key.rule.scalar_state),
+        "COUNTER": key.counter_dtype,
+        "HYPERS": len(key.rule.hparams._fields),
+        **_scalars(key),
         "MAX_PARTIALS": geometry.partials,
         "ROWS": geometry.rows,
     }
 
 
-def _update(kind: Kind, geometry: Geometry) -> UpdateSpec:
+def _update(key: BucketKey, geometry: Geometry) -> UpdateSpec:
     return UpdateSpec(
-        RULE=kind.rule.update,
-        EMA=int(kind.ema),
-        LOADS=tuple(codec.load for codec in kind.codecs),
-        STORES=tuple(codec.store for codec in kind.codecs),
-        KEYED=tuple(codec.keyed for codec in kind.codecs),
-        FIRST=kind.first,
-        DTYPES=_dtypes(kind),
-        COMPUTE=kind.compute,
-        SCALARS=len(kind.rule.h._fields),
-        VECTOR=kind.vector,
+        RULE=key.rule.update,
+        EMA=int(key.ema),
+        LOADS=tuple(codec.load for codec in key.codecs),
+        STORES=tuple(codec.store for codec in key.codecs),
+        STOCHASTIC=tuple(codec.stochastic for codec in key.codecs),
+        FIRST=key.first,
+        DTYPES=_dtypes(key),
+        COMPUTE=key.compute,
+        SCALARS=len(key.rule.h._fields),
+        VECTOR=key.vector,
         BLOCK=geometry.block,
         CHUNK=geometry.chunk,
-        SPAN=geometry.span,
-        COUNTS=kind.counts,
+        CHUNKS_PER_SPAN=geometry.span,
+        COUNTS=key.counts,
     )
 
 
-def _measure(kind: Kind, geometry: Geometry) -> ReduceSpec:
-    assert kind.rule.per_tensor is not None
+def _measure(key: BucketKey, geometry: Geometry) -> ReduceSpec:
+    assert key.rule.reduction is not None
     return ReduceSpec(
-        MEASURE=kind.rule.per_tensor.measure,
-        QUANTITIES=kind.rule.per_tensor.quantities,
-        STATES=len(kind.codecs) - 2 - kind.ema,
-        LOADS=tuple(codec.load for codec in kind.codecs),
-        FIRST=kind.first,
-        DTYPES=_dtypes(kind),
-        VECTOR=kind.vector,
+        MAP_FN=key.rule.reduction.measure,
+        NUM_SUMS=key.rule.reduction.num_sums,
+        STATES=len(key.codecs) - 2 - key.ema,
+        LOADS=tuple(codec.load for codec in key.codecs),
+        FIRST=key.first,
+        DTYPES=_dtypes(key),
+        VECTOR=key.vector,
         BLOCK=geometry.block,
         CHUNK=geometry.chunk,
-        SPAN=geometry.span,
-        **_scalars(kind),
+        CHUNKS_PER_SPAN=geometry.span,
+        **_scalars(key),
     )
 
 

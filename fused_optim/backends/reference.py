@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fused_optim.backends import COMMON_OPTIONS, Bucket, Kind, Options, Scaler, packing
-from fused_optim.backends.packing import Columns, Packs
+from fused_optim.backends.base import COMMON_OPTIONS, Bucket, BucketKey, Options, AmpState, packing
+from fused_optim.backends.small_tensors import Columns, FlatBufferPool
 from fused_optim.backends.sums import WIDTH, Sum, total
-from fused_optim.layout import Row
-from fused_optim.noise import random_bits, row_keys
-from fused_optim.rules.common import Gradient, averaged, clip_factor, gradient, root
+from fused_optim.step.rows import Row
+from fused_optim.formats.stochastic_rounding import random_bits, make_row_keys
+from fused_optim.rules.common import Gradient, ema_update, clip_factor, gradient, sqrt_rn
 
 CHUNK = WIDTH  # elements a thread, which torch gives no fewer than half of these
 WHOLE = 1 << 62  # elements: what is never cut
@@ -42,25 +42,25 @@ class Piece(NamedTuple):
     restore: Callable[[], None]
 
 
-class ReferenceLaunch:
+class ReferenceRunner:
     """Rows of one kind.
 
     On a device other than the CPU it waits for that where it must see a value: to skip, and to read
     an option that is a tensor there.
     """
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.on_cpu = kind.device.type == "cpu"
-        self.spans = [slice(*ends) for ends in zip(kind.first, kind.first[1:], strict=False)]
+    def __init__(self, key: BucketKey) -> None:
+        self.key = key
+        self.on_cpu = key.device.type == "cpu"
+        self.spans = [slice(*ends) for ends in zip(key.first, key.first[1:], strict=False)]
         # rows of one key, or of whole blocks, cannot be packed into one
-        self.can_pack = self.on_cpu and not kind.keyed
-        self.packs = Packs(kind.device)
+        self.can_pack = self.on_cpu and not key.stochastic
+        self.packs = FlatBufferPool(key.device)
 
     @property
     def chunk(self) -> int:
         """Elements of a piece."""
-        if self.kind.device.type == "meta":
+        if self.key.device.type == "meta":
             return WHOLE  # what has no data needs no cache
         return CHUNK * torch.get_num_threads()
 
@@ -80,28 +80,28 @@ class ReferenceLaunch:
 
     def norm(self) -> Tensor:
         """See :class:`~fused_optim.backends.Launch`."""
-        codec, span = self.kind.codecs[1], self.spans[1]
+        codec, span = self.key.codecs[1], self.spans[1]
         rows = [row.columns[span] for row in self.bucket.rows]
-        blocks = self.kind.blocks[span]
+        blocks = self.key.blocks[span]
         sum_of_squares = self._new_sum(row[0].numel() for row in rows)
         for piece in self._pieces(rows, blocks):
-            wide = codec.load(piece.columns, self.kind.compute).double()
+            wide = codec.load(piece.columns, self.key.compute).double()
             sum_of_squares.add(wide * wide)
         squares = sum_of_squares.total()
         bad = torch.zeros_like(squares)
         # on the CPU a look at the sum is free, and a finite one has no Inf or NaN in it
         if not (self.on_cpu and squares.isfinite()):
             for piece in self._pieces(rows, blocks):
-                finite = codec.load(piece.columns, self.kind.compute).isfinite()
+                finite = codec.load(piece.columns, self.key.compute).isfinite()
                 bad = torch.where(finite.all(), bad, 1.0)
         return torch.stack([squares, bad])[None]
 
-    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: Scaler) -> None:
+    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: AmpState) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
         options = torch.tensor(
             [[float(option) for option in group] for group in self.bucket.options],
             dtype=torch.float64,
-            device=self.kind.device,
+            device=self.key.device,
         )
         norm, bad, unscale, found = self._known(partials, scaler)
         if report is not None:
@@ -111,21 +111,21 @@ class ReferenceLaunch:
         factors = rows[0] * (clip_factor(norm, rows[1]) * unscale)
         self.skips = torch.where(bad, rows[5], 0.0) + found
         self.may_skip = scaler.found_inf is not None or any(o[5] for o in self.bucket.options)
-        step, h = self._advance(self.kind.rule.hyper(*rows[len(COMMON_OPTIONS) :]))
+        step, h = self._advance(self.key.rule.hparams(*rows[len(COMMON_OPTIONS) :]))
         average = torch.where(step == 1, 1.0, 1.0 - rows[7])
         keys = (step, step)  # of no use
-        if self.kind.keyed:
+        if self.key.stochastic:
             index = [row.place.number for row in self.bucket.rows]
-            keys = row_keys(rows[8], step, torch.tensor(index, device=self.kind.device))
-        self.scalars = torch.stack([average, factors, *keys, *h], dim=1).to(self.kind.compute)
+            keys = make_row_keys(rows[8], step, torch.tensor(index, device=self.key.device))
+        self.scalars = torch.stack([average, factors, *keys, *h], dim=1).to(self.key.compute)
 
-    def _known(self, partials: Tensor | None, scaler: Scaler) -> tuple[Tensor, ...]:
+    def _known(self, partials: Tensor | None, scaler: AmpState) -> tuple[Tensor, ...]:
         """Norm, whether a gradient is Inf or NaN, what unscales, whether the scaler skips."""
-        norm = torch.full((), torch.nan, dtype=torch.float64, device=self.kind.device)
-        bad = torch.zeros((), dtype=torch.bool, device=self.kind.device)
+        norm = torch.full((), torch.nan, dtype=torch.float64, device=self.key.device)
+        bad = torch.zeros((), dtype=torch.bool, device=self.key.device)
         if partials is not None:
             squares, nonfinite = total(partials)
-            norm, bad = root(squares), nonfinite != 0
+            norm, bad = sqrt_rn(squares), nonfinite != 0
         unscale, found = torch.ones_like(norm), torch.zeros_like(norm)
         if scaler.scale is not None:
             unscale = 1.0 / scaler.scale.squeeze().double()
@@ -133,22 +133,22 @@ class ReferenceLaunch:
             found = (scaler.found_inf.squeeze() != 0).double()
         return norm * unscale, bad, unscale, found
 
-    def _advance(self, hyper: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _advance(self, hparams: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Move the counters of the rows that are not skipped, and form step and scalars."""
-        rule = self.kind.rule
-        if not rule.counters:
+        rule = self.key.rule
+        if not rule.scalar_state:
             step = torch.ones_like(self.skips)
-            return step, tuple(rule.scalars(hyper, step))
-        rows = [row.counters for row in self.bucket.rows]
+            return step, tuple(rule.scalars(hparams, step))
+        rows = [row.scalar_state for row in self.bucket.rows]
         pack = self.packs.pack(rows)
         restore = pack.fill(rows)
         # copies: scalars may be one of these, and the pack is written below
         step, *old = [column.to(torch.float64, copy=True) for column in pack.columns]
         step += 1.0
         if old:
-            running, h = rule.scalars(hyper, step, tuple(old))
+            running, h = rule.scalars(hparams, step, tuple(old))
         else:
-            running, h = (), rule.scalars(hyper, step)
+            running, h = (), rule.scalars(hparams, step)
         for column, after in zip(pack.columns, (step, *running), strict=True):
             column.copy_(torch.where(self.skips == 0, after.to(column.dtype), column))
         restore()
@@ -156,14 +156,14 @@ class ReferenceLaunch:
 
     def update(self) -> Tensor | None:
         """See :class:`~fused_optim.backends.Launch`."""
-        counts = [torch.zeros((), dtype=torch.int64, device=self.kind.device)]
+        counts = [torch.zeros((), dtype=torch.int64, device=self.key.device)]
         for rows, scalars in self._batches():
-            for piece in self._pieces([row.columns for row in rows], self.kind.blocks):
+            for piece in self._pieces([row.columns for row in rows], self.key.blocks):
                 count = self._update_piece(piece, scalars, rows[0].place.offset)
                 counts += [] if count is None else [count]
                 piece.restore()
         del self.bucket  # the gradients are not ours to keep
-        return torch.stack(counts) if self.kind.counts else None
+        return torch.stack(counts) if self.key.counts else None
 
     def _batches(self) -> Iterator[tuple[list[Row], Scalars]]:
         """Rows that share all scalars, with those; skipped rows are left out."""
@@ -171,7 +171,7 @@ class ReferenceLaunch:
         for i, key in enumerate(zip(self.bucket.members, self._unique(), strict=True)):
             groups.setdefault(key, []).append(i)
         # a meta tensor has no value
-        if self.may_skip and self.kind.device.type != "meta":
+        if self.may_skip and self.key.device.type != "meta":
             skips = self.skips.tolist()
             left = ((key, [i for i in rows if not skips[i]]) for key, rows in groups.items())
             groups = {key: rows for key, rows in left if rows}
@@ -180,16 +180,16 @@ class ReferenceLaunch:
             scalars = Scalars(
                 Gradient(factor, *self._terms(member)), tuple(h), average, (first, second)
             )
-            if self.kind.rule.per_tensor is not None:
+            if self.key.rule.reduction is not None:
                 late = self._measured(self.bucket.rows[rows[0]].columns, scalars)
                 scalars = scalars._replace(rule=(*h, *late))
-            rule = self.kind.rule.h._make(scalars.rule)
+            rule = self.key.rule.h._make(scalars.rule)
             yield [self.bucket.rows[i] for i in rows], scalars._replace(rule=rule)
 
     def _unique(self) -> Sequence[Any]:
         """For each row what it shares with all rows that may be in one batch with it."""
         # what is measured differs from row to row; elsewhere than on the CPU values are waited for
-        if not self.can_pack or self.kind.rule.per_tensor is not None:
+        if not self.can_pack or self.key.rule.reduction is not None:
             return range(len(self.bucket.rows))
         # without the two keys of stochastic rounding, which no two rows share
         shared = torch.cat([self.scalars[:, :2], self.scalars[:, 4:]], dim=1).numpy()
@@ -201,72 +201,72 @@ class ReferenceLaunch:
         """Limit, L2 and L1 of a group."""
         # rounded as the kernel gets them, so that a term is off for both or for neither
         options = [float(option) for option in self.bucket.options[member][2:5]]
-        rounded: list[float] = torch.tensor(options, dtype=self.kind.compute, device="cpu").tolist()
+        rounded: list[float] = torch.tensor(options, dtype=self.key.compute, device="cpu").tolist()
         return rounded
 
     def _measured(self, columns: Columns, scalars: Scalars) -> list[Tensor]:
         """The scalars that depend on sums over the whole tensor."""
-        rule = self.kind.rule
-        assert rule.per_tensor is not None
+        rule = self.key.rule
+        assert rule.reduction is not None
         sums = self._sums(columns, scalars)
         numel = torch.full_like(sums[0], columns[0].numel())
-        early = tuple(scalar.double() for scalar in scalars.rule)
-        late = rule.per_tensor.finish(sums, numel, early)
-        return [scalar.to(self.kind.compute) for scalar in late]
+        num_elementwise_scalars = tuple(scalar.double() for scalar in scalars.rule)
+        late = rule.reduction.finish(sums, numel, num_elementwise_scalars)
+        return [scalar.to(self.key.compute) for scalar in late]
 
     def _sums(self, columns: Columns, scalars: Scalars) -> tuple[Tensor, ...]:
         """The sum of each quantity over the whole tensor, float64 []."""
-        assert self.kind.rule.per_tensor is not None
-        count = self.kind.rule.per_tensor.quantities
+        assert self.key.rule.reduction is not None
+        count = self.key.rule.reduction.num_sums
         sums = [self._new_sum([columns[0].numel()]) for _ in range(count)]
-        for piece in self._pieces([columns], self.kind.blocks):
+        for piece in self._pieces([columns], self.key.blocks):
             for one, quantity in zip(sums, self._quantities(piece, scalars), strict=True):
                 one.add(quantity.double())
         return tuple(one.total() for one in sums)
 
     def _quantities(self, piece: Piece, scalars: Scalars) -> tuple[Tensor, ...]:
         """What the rule measures, of each element of a piece."""
-        per_tensor = self.kind.rule.per_tensor
-        assert per_tensor is not None
+        reduction = self.key.rule.reduction
+        assert reduction is not None
         p, g, *state = self._loaded(piece.columns)
-        own = tuple(state[:-1] if self.kind.ema else state)
-        return per_tensor.measure(p, gradient(g, p, scalars.gradient), own, scalars.rule)
+        own = tuple(state[:-1] if self.key.ema else state)
+        return reduction.measure(p, gradient(g, p, scalars.gradient), own, scalars.rule)
 
     def _new_sum(self, sizes: Iterable[int]) -> Sum:
         """A sum over rows of these sizes."""
-        return Sum(sum(sizes), self.kind.device)
+        return Sum(sum(sizes), self.key.device)
 
     def _loaded(self, columns: Columns) -> list[Tensor]:
         return [
-            codec.load(columns[span], self.kind.compute)
-            for codec, span in zip(self.kind.codecs, self.spans, strict=True)
+            codec.load(columns[span], self.key.compute)
+            for codec, span in zip(self.key.codecs, self.spans, strict=True)
         ]
 
     def _update_piece(self, piece: Piece, scalars: Scalars, offset: int) -> Tensor | None:
         """Update the elements; if ``kind.counts``, how many of them rounding leaves alone."""
         old, g, *state = self._loaded(piece.columns)
-        if self.kind.counts:
+        if self.key.counts:
             old = old.clone()  # which may be the column itself
         g = gradient(g, old, scalars.gradient)
-        own = state[:-1] if self.kind.ema else state
-        p, new_state = self.kind.rule.update(old, g, tuple(own), scalars.rule)
-        if self.kind.ema:
-            new_state = (*new_state, averaged(state[-1], p, scalars.average))
+        own = state[:-1] if self.key.ema else state
+        p, new_state = self.key.rule.update(old, g, tuple(own), scalars.rule)
+        if self.key.ema:
+            new_state = (*new_state, ema_update(state[-1], p, scalars.average))
         self._store(piece, (p, *new_state), scalars.keys, offset)
-        if not self.kind.counts:
+        if not self.key.counts:
             return None
-        kept = self.kind.codecs[0].load(piece.columns[self.spans[0]], self.kind.compute)
+        kept = self.key.codecs[0].load(piece.columns[self.spans[0]], self.key.compute)
         return torch.count_nonzero((p != old) & (kept == old))
 
     def _store(
         self, piece: Piece, values: tuple[Tensor, ...], keys: tuple[Tensor, Tensor], offset: int
     ) -> None:
         """Write parameter and states; each value has random bits of its own."""
-        start, numel = offset + piece.start, len(values[0]) if self.kind.keyed else 0
-        elements = torch.arange(numel, device=self.kind.device) + start
-        for number, value in zip((0, *range(2, len(self.kind.codecs))), values, strict=True):
-            codec = self.kind.codecs[number]
-            noise = partial(random_bits, keys, elements, number) if codec.keyed else None
+        start, numel = offset + piece.start, len(values[0]) if self.key.stochastic else 0
+        elements = torch.arange(numel, device=self.key.device) + start
+        for number, value in zip((0, *range(2, len(self.key.codecs))), values, strict=True):
+            codec = self.key.codecs[number]
+            noise = partial(random_bits, keys, elements, number) if codec.stochastic else None
             codec.store(piece.columns[self.spans[number]], value, noise)
 
     def _pieces(self, rows: list[Columns], blocks: Sequence[int]) -> Iterator[Piece]:
@@ -280,7 +280,7 @@ class ReferenceLaunch:
                 for start in range(0, numel, size):
                     ends = [(start // n, -(-(start + size) // n)) for n in blocks]
                     parts = [c[a:b] for c, (a, b) in zip(columns, ends, strict=True)]
-                    yield Piece(tuple(parts), start, _nothing)
+                    yield Piece(tuple(parts), start, _no_copy_back)
             elif numel > room:
                 yield self._packed(small)
                 small, room = [row], packing.SIZE - numel
@@ -293,10 +293,10 @@ class ReferenceLaunch:
     def _packed(self, rows: list[Columns]) -> Piece:
         """Small rows as one piece."""
         if len(rows) == 1:
-            return Piece(tuple(column.view(-1) for column in rows[0]), 0, _nothing)
+            return Piece(tuple(column.view(-1) for column in rows[0]), 0, _no_copy_back)
         pack = self.packs.pack(rows)
         return Piece(pack.columns, 0, pack.fill(rows, range(len(rows[0]))[self.spans[1]]))
 
 
-def _nothing() -> None:
+def _no_copy_back() -> None:
     """What is updated in place needs no way back."""

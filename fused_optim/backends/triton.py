@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fused_optim.backends import COMMON_OPTIONS, Kind
+from fused_optim.backends.base import COMMON_OPTIONS, BucketKey
 from fused_optim.backends.constexprs import Constexprs, Geometry, constants, mapped
-from fused_optim.backends.tables import Argument
+from fused_optim.backends.kernel_runner import Argument
 from fused_optim.kernels import begin, measure, norm, update
 
 KERNELS = {
     "norm": norm.norm,
-    "begin": begin.begin,
-    "measure": measure.measure,
-    "finish": measure.finish,
+    "prepare": begin.begin,
+    "reduce": measure.measure,
+    "finalize": measure.finish,
     "update": update.update,
 }
 # 1024 programs of norm are enough for any device, and one block for begin
@@ -45,48 +45,48 @@ class Target(Protocol):
     warp_size: int
 
 
-class NoTarget:
+class InterpreterTarget:
     """The interpreter's: nothing depends on it."""
 
     backend, warp_size = "interpreter", 32
 
 
-def options(kind: Kind, name: str, target: Target) -> dict[str, Any]:
+def options(key: BucketKey, name: str, target: Target) -> dict[str, Any]:
     """How the kernel ``name`` is compiled.
 
     Random bits beside every value take registers: with 8 elements a thread up to 240, which leaves
     few warps to hide the memory's latency; with 4 about half of that. Warps of 64 have 4 anyway.
     """
     found = dict(OPTIONS)
-    if name not in ("norm", "measure", "update"):
+    if name not in ("norm", "reduce", "update"):
         return found  # these go through rows, not elements
-    if kind.keyed and name != "norm" and target.warp_size == 32:
+    if key.stochastic and name != "norm" and target.warp_size == 32:
         found["num_warps"] = 8
     if target.backend == "cuda":
-        found["maxnreg"] = registers(kind, name)
+        found["maxnreg"] = registers(key, name)
     return found
 
 
-def registers(kind: Kind, name: str) -> int:
+def registers(key: BucketKey, name: str) -> int:
     """How many registers a thread may take: told nothing, ptxas spills to need fewer than these.
 
     Rows that are not aligned have an address and a predicate for each element.
     """
-    most = 96 if name == "update" and len(kind.dtypes) < 7 else 128
-    if not kind.aligned:
+    most = 96 if name == "update" and len(key.dtypes) < 7 else 128
+    if not key.aligned:
         most = 168
-    return min(most * kind.compute.itemsize // 4, 255)
+    return min(most * key.compute.itemsize // 4, 255)
 
 
 def active_target() -> Target:
     """Of the active device."""
     if triton.knobs.runtime.interpret:
-        return NoTarget()
+        return InterpreterTarget()
     target: Target = triton.runtime.driver.active.get_current_target()
     return target
 
 
-def device_twin(function: Callable[..., Any]) -> Any:
+def kernel_counterpart(function: Callable[..., Any]) -> Any:
     """The jit function of the same name, on the page of the same name in ``kernels``."""
     page = function.__module__.replace("fused_optim.", "fused_optim.kernels.", 1)
     return getattr(importlib.import_module(page), function.__name__)
@@ -98,12 +98,12 @@ def resolve(constexprs: Constexprs) -> Constexprs:
     def to_triton(value: Any) -> Any:
         if isinstance(value, torch.dtype):
             return DTYPES[value]
-        return device_twin(value) if callable(value) else value
+        return kernel_counterpart(value) if callable(value) else value
 
     return cast(Constexprs, mapped(constexprs, to_triton))
 
 
-class Ready:
+class CachedKernel:
     """A kernel with its constants and options, launched past what Triton does at each call.
 
     To bind the arguments and to look for the kernel takes Triton 60 us, most of them for constants
@@ -119,7 +119,7 @@ class Ready:
         if not isinstance(self.kernel, triton.JITFunction) or self.kernel.pre_run_hooks:
             self.kernel[(programs,)](*args, **self.fixed)
             return
-        key = (triton.runtime.driver.active, *map(self._special, args))
+        key = (triton.runtime.driver.active, *map(self._specialization_key, args))
         found = self.compiled.get(key)
         if found is None:
             kernel = self.kernel[(programs,)](*args, **self.fixed)
@@ -130,7 +130,7 @@ class Ready:
             kernel[(programs, 1, 1)](*args, *rest)
 
     @staticmethod
-    def _special(arg: Tensor | int | None) -> Any:
+    def _specialization_key(arg: Tensor | int | None) -> Any:
         """What a kernel may depend on: dtype and alignment of memory; the width of a number."""
         if isinstance(arg, Tensor):
             return arg.dtype, arg.data_ptr() % 16 == 0
@@ -144,19 +144,19 @@ class TritonExecutor:
     geometry = GEOMETRY
     neutral: Mapping[str, Tensor] = {}
 
-    def __init__(self, kind: Kind) -> None:
-        self.device = kind.device
+    def __init__(self, key: BucketKey) -> None:
+        self.device = key.device
         target = active_target()
         self.ready = {
-            name: Ready(KERNELS[name], {**resolve(constexprs), **options(kind, name, target)})
-            for name, constexprs in constants(kind, GEOMETRY).items()
+            name: CachedKernel(KERNELS[name], {**resolve(constexprs), **options(key, name, target)})
+            for name, constexprs in constants(key, GEOMETRY).items()
         }
 
     def prepare(self) -> None:
-        """See :class:`~fused_optim.backends.tables.Executor`; Triton compiles at a launch."""
+        """See :class:`~fused_optim.backends.kernel_runner.Executor`; Triton compiles at a launch."""
 
     def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
-        """See :class:`~fused_optim.backends.tables.Executor`."""
+        """See :class:`~fused_optim.backends.kernel_runner.Executor`."""
         guard = contextlib.nullcontext()
         if self.device.type != "cpu":  # a launch goes to the current device, whatever its arguments
             guard = torch.get_device_module(self.device).device(self.device)

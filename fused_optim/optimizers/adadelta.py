@@ -72,7 +72,7 @@ class Adadelta(FusedOptimizer):
         """See the base class."""
         return adadelta.ADADELTA
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], group["rho"], group["eps"])
 

@@ -90,7 +90,7 @@ class Adagrad(FusedOptimizer):
         """See the base class."""
         return adagrad.ADAGRAD
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], group["lr_decay"], group["eps"])
 
@@ -98,7 +98,7 @@ class Adagrad(FusedOptimizer):
         """See the base class."""
         return group["weight_decay"]
 
-    def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor:
+    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor:
         """See the base class."""
         start = float(self.defaults["initial_accumulator_value"])
         value = complex(start, start) if param.is_complex() else start

@@ -82,7 +82,7 @@ class Adam(FusedOptimizer):
         """See the base class."""
         return adam.ADAM_AMSGRAD if group["amsgrad"] else adam.ADAM
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         beta1, beta2 = group["betas"]
         decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0

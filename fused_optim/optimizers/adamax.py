@@ -72,7 +72,7 @@ class Adamax(FusedOptimizer):
         """See the base class."""
         return adamax.ADAMAX
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], *group["betas"], group["eps"])
 

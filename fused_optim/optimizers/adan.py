@@ -74,7 +74,7 @@ class Adan(FusedOptimizer):
         """See the base class."""
         return adan.ADAN_NO_PROX if group["no_prox"] else adan.ADAN
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 

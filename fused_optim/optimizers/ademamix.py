@@ -89,7 +89,7 @@ class AdEMAMix(FusedOptimizer):
         """See the base class."""
         return ademamix.ADEMAMIX_SLOW if group["betas"][0] == 0 else ademamix.ADEMAMIX
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         lr, betas, alpha = group["lr"], group["betas"], group["alpha"]
         # a warmup of one step is none: the first step is already past it

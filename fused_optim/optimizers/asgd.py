@@ -74,7 +74,7 @@ class ASGD(FusedOptimizer):
         """See the base class."""
         return asgd.ASGD
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], group["lambd"], group["alpha"], group["t0"])
 

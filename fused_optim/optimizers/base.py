@@ -13,15 +13,15 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from fused_optim import formats, options, tensors
-from fused_optim.backends import CompileError, Kind, Options, Scaler, resolve
-from fused_optim.layout import Place, Row, make_row
-from fused_optim.optimizers import counters
-from fused_optim.optimizers.again import StepCache
-from fused_optim.optimizers.average import Average
+from fused_optim.backends.base import CompileError, BucketKey, Options, AmpState, resolve
+from fused_optim.step.rows import NoiseKey, Row, make_row
+from fused_optim.optimizers import scalar_state
+from fused_optim.step.cache import StepCache
+from fused_optim.optimizers.ema import Average
 from fused_optim.optimizers.decay import warn_of_decay
-from fused_optim.optimizers.kept import Aside, Shard, completed
-from fused_optim.optimizers.kept import Group as Group
-from fused_optim.plan import Plan, kind_of
+from fused_optim.formats.weights import Aside, Shard, completed
+from fused_optim.formats.weights import Group as Group
+from fused_optim.step.plan import Plan, make_bucket_key
 from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
 
@@ -43,10 +43,10 @@ class FusedOptimizer(Average):
             TypeError: an option is no number, or a parameter no tensor.
         """
         options.known(additions)
-        self._forget()
-        super().__init__(params, {**defaults, **options.ADDED_TO_GROUPS, **additions})
+        self._reset_caches()
+        super().__init__(params, {**defaults, **options.GROUP_DEFAULTS, **additions})
 
-    def _forget(self) -> None:
+    def _reset_caches(self) -> None:
         """Drop what must not travel with a copy: addresses, results, resolved backends."""
         self._plan = Plan()
         self._last = None
@@ -60,7 +60,7 @@ class FusedOptimizer(Average):
 
     # ---- what a subclass says, by the entries of the group alone: it is asked when one changes
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """The options of the rule, in the order of ``rule(group).hyper``."""
         raise NotImplementedError
 
@@ -144,7 +144,7 @@ class FusedOptimizer(Average):
     @property
     def backend_used(self) -> str | None:
         """The backends of the last step, as in ``"reference, triton"``; None before the first."""
-        return ", ".join(sorted({kind.backend for kind in self._plan.launches})) or None
+        return ", ".join(sorted({key.backend for key in self._plan.launches})) or None
 
     # ---- torch.optim.Optimizer
 
@@ -191,7 +191,7 @@ class FusedOptimizer(Average):
             if param.requires_grad and not is_lazy(param):
                 self._check_param(param, name, index)
         rule = self.rule(group)
-        warn_of_decay(rule, rule.hyper._make(self.hyper(group)), group)
+        warn_of_decay(rule, rule.hparams._make(self.hparams(group)), group)
 
     def _check_param(self, param: Tensor, name: str | None, index: int) -> None:
         group = self.param_groups[index]
@@ -207,19 +207,19 @@ class FusedOptimizer(Average):
         super().__setstate__(state)
         shards = self.__dict__.get("_shards", {})
         aside = self.__dict__.get("_aside") or Aside()
-        self._forget()
+        self._reset_caches()
         self._shards, self._aside = shards, aside.arrive()
         for i, group in enumerate(self.param_groups):
-            own = {} if before is None else {n: before[i][n] for n in options.ADDED_TO_GROUPS}
+            own = {} if before is None else {n: before[i][n] for n in options.GROUP_DEFAULTS}
             if before is not None:
                 group.update({name: own[name] for name in options.OWN})
                 if group.get("max_grad_norm") is None:  # nothing turns off a clipping silently
                     group["max_grad_norm"] = own["max_grad_norm"]
-            for name, value in {**self.defaults, **options.BEFORE_TORCH_HAD_IT, **own}.items():
+            for name, value in {**self.defaults, **options.LEGACY_DEFAULTS, **own}.items():
                 if name in self.defaults:
                     group.setdefault(name, value)
             for param in group["params"]:
-                counters.as_tensors(param, self.state.get(param, {}))
+                scalar_state.as_tensors(param, self.state.get(param, {}))
         self.max_grad_norm = self.max_grad_norm  # one object again
         self._take_back()
 
@@ -255,11 +255,11 @@ class FusedOptimizer(Average):
             with torch.inference_mode(False), torch.no_grad():
                 return self._update()
         # GradScaler sets these around a step
-        scaler = Scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        scaler = AmpState(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         # a step that fails leaves nothing to go on from
         last, self._last = self._last, None
-        if last is None or not self._goes_on(last, scaler):
-            last = self._update_anew(scaler)
+        if last is None or not self._try_cached_step(last, scaler):
+            last = self._full_step(scaler)
         self._last = last
         if self._report is None:
             device = next((param.device for param in self._params()), None)
@@ -268,7 +268,7 @@ class FusedOptimizer(Average):
         self._average_rest(self._report, scaler.found_inf)
         self._warn_of_stalling()
 
-    def _goes_on(self, last: StepCache, scaler: Scaler) -> bool:
+    def _try_cached_step(self, last: StepCache, scaler: AmpState) -> bool:
         """A step with what was made for the last one; False, and nothing done, if it cannot be."""
         same = last.check(self)
         if same is None:
@@ -279,23 +279,23 @@ class FusedOptimizer(Average):
             return False
         return True
 
-    def _update_anew(self, scaler: Scaler) -> StepCache | None:
+    def _full_step(self, scaler: AmpState) -> StepCache | None:
         """A step that looks at everything; what the next one may go on from."""
         skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
         values = [self._options(group, skips) for group in self.param_groups]
         rows = self.prepared()
         self._counted = sum(
-            row.columns[0].numel() for kind, row in rows if kind.counts
+            row.columns[0].numel() for key, row in rows if key.counts
         )  # what self.stalled is a share of
         try:
             self._report = self._plan.step(rows, values, self.measures(), scaler)
         except CompileError as reason:  # and nothing has been changed
-            self._compile_no_more(reason)
+            self._fall_back_to_reference(reason)
             rows = self.prepared()
             self._report = self._plan.step(rows, values, self.measures(), scaler)
         return StepCache.build(self, rows, values)
 
-    def _compile_no_more(self, reason: CompileError) -> None:
+    def _fall_back_to_reference(self, reason: CompileError) -> None:
         """Leave the CPU to the reference, unless the user asked for the native backend."""
         if any(name == "native" for name, _ in self._resolved):
             raise reason
@@ -307,16 +307,16 @@ class FusedOptimizer(Average):
         skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
         return self.max_grad_norm is not None or skips
 
-    def prepared(self) -> list[tuple[Kind, Row]]:
+    def prepared(self) -> list[tuple[BucketKey, Row]]:
         """What the next step updates; states are created here, and brought into their formats."""
         # all checks come before the first change
-        return [self._row(*entry) for entry in self._with_gradient()]
+        return [self._row(*entry) for entry in self._collect_grads()]
 
     def _warn_of_stalling(self) -> None:
         share = self.stalled
         if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
             return
-        if any(kind.counts and kind.codecs[0].keyed for kind in self._plan.launches):
+        if any(key.counts and key.codecs[0].stochastic for key in self._plan.launches):
             return  # these stand still or jump, and move in the mean
         self._has_warned = True
         warnings.warn(
@@ -325,7 +325,7 @@ class FusedOptimizer(Average):
             stacklevel=4,
         )
 
-    def _with_gradient(self) -> list[tuple[int, Rule, str, Tensor, int]]:
+    def _collect_grads(self) -> list[tuple[int, Rule, str, Tensor, int]]:
         """Group, rule, backend, parameter and its index wherever there is a gradient: checked."""
         found = []
         number = itertools.count()
@@ -362,7 +362,7 @@ class FusedOptimizer(Average):
             any_skips,
             0.0 if group["ema_decay"] is None else group["ema_decay"],
             group["seed"],
-            *self.hyper(group),
+            *self.hparams(group),
         )
         # a tensor on an accelerator is read there: to read it here would wait for the device
         return tuple(
@@ -374,22 +374,22 @@ class FusedOptimizer(Average):
 
     def _row(
         self, index: int, rule: Rule, backend: str, param: Tensor, number: int
-    ) -> tuple[Kind, Row]:
+    ) -> tuple[BucketKey, Row]:
         """The row of a parameter; its state is created here, at its first step."""
         group = self.param_groups[index]
-        if group["ema_decay"] is not None and counters.begins(self.state[param], rule):
+        if group["ema_decay"] is not None and scalar_state.begins(self.state[param], rule):
             self._keep_average(param)
-        counts = tuple(self._counter(param, rule, name, group) for name in rule.counters)
+        counts = tuple(self._counter(param, rule, name, group) for name in rule.scalar_state)
         shard = self._shards.get(param, Shard(number, 0, param.numel()))
         codecs = formats.formats(
             rule, param.dtype, shard.numel < formats.SMALL, group["weights"], group["states"]
         )
-        columns = self._columns(param, codecs, rule.slots, group)
+        columns = self._columns(param, codecs, rule.state_keys, group)
         stalls = bool(group["count_stalled"])
-        place = Place(shard.number, shard.offset)
+        place = NoiseKey(shard.number, shard.offset)
         row = make_row(columns, counts, index, place, grad=len(codecs[0].columns))
-        return kind_of(row, rule, codecs, backend, group["ema_decay"] is not None, stalls), row
+        return make_bucket_key(row, rule, codecs, backend, group["ema_decay"] is not None, stalls), row
 
     def _counter(self, param: Tensor, rule: Rule, name: str, group: Group) -> Tensor:
         start = partial(self.new_counter, name, group)
-        return counters.fitted(self.state[param], name, rule, param, start)
+        return scalar_state.fitted(self.state[param], name, rule, param, start)

@@ -10,7 +10,7 @@ from fused_optim import formats
 from fused_optim.rules.common import Rule
 
 
-def warn_of_decay(rule: Rule, hyper: Any, group: dict[str, Any]) -> None:
+def warn_of_decay(rule: Rule, hparams: Any, group: dict[str, Any]) -> None:
     """Warn of a state of ``group`` that its own rounding would keep from growing smaller.
 
     Args:
@@ -19,11 +19,11 @@ def warn_of_decay(rule: Rule, hyper: Any, group: dict[str, Any]) -> None:
         group: with parameters, of which those that are trained matter.
     """
     trained = {param.dtype for param in group["params"] if param.requires_grad}
-    for slot, option in rule.unsigned:
-        if option is None or isinstance(getattr(hyper, option), Tensor):
+    for state_key, option in rule.nonnegative:
+        if option is None or isinstance(getattr(hparams, option), Tensor):
             continue
         for dtype in trained & set(formats.HALVES):
-            moves = 1.0 - getattr(hyper, option)
+            moves = 1.0 - getattr(hparams, option)
             if group["states"] == "param" and moves < torch.finfo(dtype).eps / 4:
                 warnings.warn(
                     f"{slot} in {dtype} cannot decay: {option} takes {moves:.2g} of it a step, "

@@ -76,7 +76,7 @@ class LAMB(FusedOptimizer):
         """See the base class."""
         return lamb.LAMB
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         adam = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
         return (*adam, group["adapt"], *group["norm_bounds"])

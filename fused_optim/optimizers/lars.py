@@ -67,7 +67,7 @@ class LARS(FusedOptimizer):
         """See the base class."""
         return lars.LARS
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         rates = (group["lr"], group["momentum"], group["weight_decay"])
         return (*rates, group["trust_coefficient"], group["eps"])

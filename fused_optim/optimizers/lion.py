@@ -55,7 +55,7 @@ class Lion(FusedOptimizer):
         """See the base class."""
         return lion.LION
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], *group["betas"], group["weight_decay"])
 

@@ -11,14 +11,14 @@ from typing_extensions import Unpack
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import nadam
-from fused_optim.rules.common import Rule, real_power
+from fused_optim.rules.common import Rule, pow_real
 
 
 @cache
 def _warmup(momentum_decay: float) -> float:
     """``0.96 ** momentum_decay``, whose last bit Python leaves to the processor."""
     base, exponent = torch.tensor([0.96, momentum_decay], dtype=torch.float64, device="cpu")
-    return real_power(base, exponent).item()
+    return pow_real(base, exponent).item()
 
 
 class NAdam(FusedOptimizer):
@@ -88,7 +88,7 @@ class NAdam(FusedOptimizer):
         """See the base class."""
         return nadam.NADAM
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         warmup = _warmup(float(group["momentum_decay"]))
         decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0

@@ -75,7 +75,7 @@ class RAdam(FusedOptimizer):
         """See the base class."""
         return radam.RADAM
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
         return (group["lr"], *group["betas"], group["eps"], decay)

@@ -80,7 +80,7 @@ class RMSprop(FusedOptimizer):
             return rmsprop.RMSPROP_CENTERED_MOMENTUM if moving else rmsprop.RMSPROP_CENTERED
         return rmsprop.RMSPROP_MOMENTUM if group["momentum"] > 0 else rmsprop.RMSPROP
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], group["alpha"], group["eps"], group["momentum"])
 

@@ -62,9 +62,9 @@ class ScheduleFree(FusedOptimizer):
             )
         return super().step(closure)
 
-    def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor | None:
+    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
         """See the base class; z starts where the parameter does."""
-        return self._weight(param) if slot == "z" else super().new_state(param, slot, group)
+        return self._weight(param) if state_key == "z" else super().new_state(param, state_key, group)
 
     def new_counter(self, name: str, group: Group) -> Tensor:
         """Float64: in float32 a sum of millions of weights would stand still."""
@@ -162,7 +162,7 @@ class ScheduleFreeAdamW(ScheduleFree):
             return schedule_free.SCHEDULE_FREE_ADAMW
         return schedule_free.SCHEDULE_FREE_ADAMW_DECAY
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         average = (group["warmup_steps"], group["r"], group["weight_lr_power"])
         return (group["lr"], *group["betas"], group["eps"], group["weight_decay"], *average)
@@ -240,7 +240,7 @@ class ScheduleFreeSGD(ScheduleFree):
         """See the base class."""
         return schedule_free.SCHEDULE_FREE_SGD
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         names = ("lr", "momentum", "warmup_steps", "r", "weight_lr_power")
         return tuple(group[name] for name in names)

@@ -87,7 +87,7 @@ class SGD(FusedOptimizer):
             return sgd.SGD_NESTEROV
         return sgd.SGD_DAMPENED if group["dampening"] else sgd.SGD_MOMENTUM
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], group["momentum"], group["dampening"])
 

@@ -67,7 +67,7 @@ class StableAdamW(FusedOptimizer):
         """See the base class."""
         return stable_adamw.STABLE_ADAMW
 
-    def hyper(self, group: Group) -> tuple[Any, ...]:
+    def hparams(self, group: Group) -> tuple[Any, ...]:
         """See the base class."""
         return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, keep, root
+from fused_optim.rules.common import Rule, State, decay, sqrt_rn
 
 
-class AdadeltaHyper(NamedTuple):
+class AdadeltaHparams(NamedTuple):
     """Options of Adadelta."""
 
     lr: Tensor
@@ -23,26 +23,26 @@ class AdadeltaScalars(NamedTuple):
     eps: Tensor
 
 
-def adadelta_scalars(hyper: AdadeltaHyper, step: Tensor) -> AdadeltaScalars:
+def adadelta_scalars(hparams: AdadeltaHparams, step: Tensor) -> AdadeltaScalars:
     """Scalars of :func:`adadelta`."""
-    return AdadeltaScalars(hyper.lr, 1.0 - hyper.rho, hyper.eps)
+    return AdadeltaScalars(hparams.lr, 1.0 - hparams.rho, hparams.eps)
 
 
-def adadelta(p: Tensor, g: Tensor, state: State, h: AdadeltaScalars) -> tuple[Tensor, State]:
+def adadelta(p: Tensor, g: Tensor, state: State, s: AdadeltaScalars) -> tuple[Tensor, State]:
     """Adadelta, Zeiler 2012, algorithm 1 (https://arxiv.org/abs/1212.5701)."""
     square_avg, acc_delta = state
-    square_avg = keep(square_avg, h.weight) + (h.weight * g) * g
-    delta = (root(acc_delta + h.eps) / root(square_avg + h.eps)) * g
-    acc_delta = keep(acc_delta, h.weight) + (h.weight * delta) * delta
-    return p - h.lr * delta, (square_avg, acc_delta)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    delta = (sqrt_rn(acc_delta + s.eps) / sqrt_rn(square_avg + s.eps)) * g
+    acc_delta = decay(acc_delta, s.weight) + (s.weight * delta) * delta
+    return p - s.lr * delta, (square_avg, acc_delta)
 
 
 ADADELTA = Rule(
     adadelta,
     adadelta_scalars,
-    AdadeltaHyper,
+    AdadeltaHparams,
     AdadeltaScalars,
     ("square_avg", "acc_delta"),
-    counters=("step",),
-    unsigned=(("square_avg", "rho"), ("acc_delta", "rho")),
+    scalar_state=("step",),
+    nonnegative=(("square_avg", "rho"), ("acc_delta", "rho")),
 )

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, root
+from fused_optim.rules.common import Rule, State, sqrt_rn
 
 
-class AdagradHyper(NamedTuple):
+class AdagradHparams(NamedTuple):
     """Options of Adagrad."""
 
     lr: Tensor
@@ -22,25 +22,25 @@ class AdagradScalars(NamedTuple):
     eps: Tensor
 
 
-def adagrad_scalars(hyper: AdagradHyper, step: Tensor) -> AdagradScalars:
+def adagrad_scalars(hparams: AdagradHparams, step: Tensor) -> AdagradScalars:
     """Scalars of :func:`adagrad`."""
-    lr, lr_decay, eps = hyper
+    lr, lr_decay, eps = hparams
     return AdagradScalars(lr / (1.0 + (step - 1.0) * lr_decay), eps)
 
 
-def adagrad(p: Tensor, g: Tensor, state: State, h: AdagradScalars) -> tuple[Tensor, State]:
+def adagrad(p: Tensor, g: Tensor, state: State, s: AdagradScalars) -> tuple[Tensor, State]:
     """Adagrad, Duchi et al. 2011, figure 1, diagonal (https://jmlr.org/papers/v12/duchi11a)."""
     (sum,) = state
     sum = sum + g * g
-    return p - h.step_size * (g / (root(sum) + h.eps)), (sum,)
+    return p - s.step_size * (g / (sqrt_rn(sum) + s.eps)), (sum,)
 
 
 ADAGRAD = Rule(
     adagrad,
     adagrad_scalars,
-    AdagradHyper,
+    AdagradHparams,
     AdagradScalars,
     ("sum",),
-    counters=("step",),
-    unsigned=(("sum", None),),
+    scalar_state=("step",),
+    nonnegative=(("sum", None),),
 )

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, keep, power, root
+from fused_optim.rules.common import Rule, State, decay, pow_int, sqrt_rn
 
 
-class AdamHyper(NamedTuple):
+class AdamHparams(NamedTuple):
     """Options of Adam; ``weight_decay`` is the decoupled one."""
 
     lr: Tensor
@@ -30,46 +30,46 @@ class AdamScalars(NamedTuple):
     eps: Tensor
 
 
-def adam_scalars(hyper: AdamHyper, step: Tensor) -> AdamScalars:
+def adam_scalars(hparams: AdamHparams, step: Tensor) -> AdamScalars:
     """Scalars of :func:`adam` and :func:`adam_amsgrad`."""
-    lr, beta1, beta2, eps, weight_decay = hyper
+    lr, beta1, beta2, eps, weight_decay = hparams
     decay = lr * weight_decay
-    step_size = lr / (1.0 - power(beta1, step))
-    inv_bias2_sqrt = 1.0 / root(1.0 - power(beta2, step))
+    step_size = lr / (1.0 - pow_int(beta1, step))
+    inv_bias2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(beta2, step))
     return AdamScalars(decay, beta1, 1.0 - beta1, 1.0 - beta2, step_size, inv_bias2_sqrt, eps)
 
 
-def adam(p: Tensor, g: Tensor, state: State, h: AdamScalars) -> tuple[Tensor, State]:
+def adam(p: Tensor, g: Tensor, state: State, s: AdamScalars) -> tuple[Tensor, State]:
     """Adam, Kingma and Ba 2015, algorithm 1 (https://arxiv.org/abs/1412.6980)."""
     exp_avg, exp_avg_sq = state
-    exp_avg = h.beta1 * exp_avg + h.weight1 * g
-    exp_avg_sq = keep(exp_avg_sq, h.weight2) + (h.weight2 * g) * g
-    denom = root(exp_avg_sq) * h.inv_bias2_sqrt + h.eps
-    return keep(p, h.decay) - h.step_size * (exp_avg / denom), (exp_avg, exp_avg_sq)
+    exp_avg = s.beta1 * exp_avg + s.weight1 * g
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    return decay(p, s.decay) - s.step_size * (exp_avg / denom), (exp_avg, exp_avg_sq)
 
 
-def adam_amsgrad(p: Tensor, g: Tensor, state: State, h: AdamScalars) -> tuple[Tensor, State]:
+def adam_amsgrad(p: Tensor, g: Tensor, state: State, s: AdamScalars) -> tuple[Tensor, State]:
     """AMSGrad, Reddi et al. 2018, algorithm 2 (https://openreview.net/forum?id=ryQu7f-RZ)."""
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
-    exp_avg = h.beta1 * exp_avg + h.weight1 * g
-    exp_avg_sq = keep(exp_avg_sq, h.weight2) + (h.weight2 * g) * g
+    exp_avg = s.beta1 * exp_avg + s.weight1 * g
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
     max_exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-    denom = root(max_exp_avg_sq) * h.inv_bias2_sqrt + h.eps
-    p = keep(p, h.decay) - h.step_size * (exp_avg / denom)
+    denom = sqrt_rn(max_exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    p = decay(p, s.decay) - s.step_size * (exp_avg / denom)
     return p, (exp_avg, exp_avg_sq, max_exp_avg_sq)
 
 
 ADAM = Rule(
     adam,
     adam_scalars,
-    AdamHyper,
+    AdamHparams,
     AdamScalars,
     ("exp_avg", "exp_avg_sq"),
-    counters=("step",),
-    unsigned=(("exp_avg_sq", "beta2"),),
+    scalar_state=("step",),
+    nonnegative=(("exp_avg_sq", "beta2"),),
 )
 ADAM_AMSGRAD = ADAM._replace(
     update=adam_amsgrad,
-    slots=(*ADAM.slots, "max_exp_avg_sq"),
-    unsigned=(*ADAM.unsigned, ("max_exp_avg_sq", None)),
+    state_keys=(*ADAM.state_keys, "max_exp_avg_sq"),
+    nonnegative=(*ADAM.nonnegative, ("max_exp_avg_sq", None)),
 )

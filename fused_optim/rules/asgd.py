@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, keep, real_power
+from fused_optim.rules.common import Rule, State, decay, pow_real
 
 
-class ASGDHyper(NamedTuple):
+class ASGDHparams(NamedTuple):
     """Options of ASGD."""
 
     lr: Tensor
@@ -26,30 +26,30 @@ class ASGDScalars(NamedTuple):
 
 
 def asgd_scalars(
-    hyper: ASGDHyper, step: Tensor, running: tuple[Tensor, ...]
+    hparams: ASGDHparams, step: Tensor, running: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], ASGDScalars]:
     """Scalars of :func:`asgd`, and those of the next step: torch.optim forms them one ahead."""
-    lr, lambd, alpha, t0 = hyper
+    lr, lambd, alpha, t0 = hparams
     eta, mu = running
-    h = ASGDScalars(lambd * eta, eta, mu)
-    eta = lr / real_power(1.0 + lambd * lr * step, alpha)
+    s = ASGDScalars(lambd * eta, eta, mu)
+    eta = lr / pow_real(1.0 + lambd * lr * step, alpha)
     mu = 1.0 / torch.where(step - t0 > 1.0, step - t0, 1.0)
-    return (eta, mu), h
+    return (eta, mu), s
 
 
-def asgd(p: Tensor, g: Tensor, state: State, h: ASGDScalars) -> tuple[Tensor, State]:
+def asgd(p: Tensor, g: Tensor, state: State, s: ASGDScalars) -> tuple[Tensor, State]:
     """ASGD, Polyak and Juditsky 1992 (https://doi.org/10.1137/0330046), as torch.optim has it."""
     (ax,) = state
-    p = keep(p, h.decay) - h.eta * g
-    return p, (torch.where(h.mu == 1.0, p, ax + h.mu * (p - ax)),)
+    p = decay(p, s.decay) - s.eta * g
+    return p, (torch.where(s.mu == 1.0, p, ax + s.mu * (p - ax)),)
 
 
 ASGD = Rule(
     asgd,
     asgd_scalars,
-    ASGDHyper,
+    ASGDHparams,
     ASGDScalars,
     ("ax",),
-    counters=("step", "eta", "mu"),
-    exact=("ax",),
+    scalar_state=("step", "eta", "mu"),
+    fp32_keys=("ax",),
 )

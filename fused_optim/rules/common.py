@@ -14,7 +14,7 @@ LN2_LOW = 1.9082149292705877e-10
 State = tuple[Tensor, ...]
 
 
-class PerTensor(NamedTuple):
+class Reduction(NamedTuple):
     """Sums over each tensor that a rule needs before its update.
 
     Attributes:
@@ -26,7 +26,7 @@ class PerTensor(NamedTuple):
 
     measure: Callable[..., tuple[Tensor, ...]]
     finish: Callable[..., tuple[Tensor, ...]]
-    quantities: int
+    num_sums: int
     scalars: int
 
 
@@ -50,22 +50,22 @@ class Rule(NamedTuple):
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
     scalars: Callable[..., Any]
-    hyper: Any
-    h: Any
-    slots: tuple[str, ...] = ()
-    counters: tuple[str, ...] = ()
-    per_tensor: PerTensor | None = None
-    unsigned: tuple[tuple[str, str | None], ...] = ()
-    exact: tuple[str, ...] = ()
+    hparams: Any
+    s: Any
+    state_keys: tuple[str, ...] = ()
+    scalar_state: tuple[str, ...] = ()
+    reduction: Reduction | None = None
+    nonnegative: tuple[tuple[str, str | None], ...] = ()
+    fp32_keys: tuple[str, ...] = ()
 
     @property
-    def early(self) -> int:
+    def num_elementwise_scalars(self) -> int:
         """How many of the scalars are known before anything is measured."""
-        late = 0 if self.per_tensor is None else self.per_tensor.scalars
-        return len(self.h._fields) - late
+        late = 0 if self.reduction is None else self.reduction.scalars
+        return len(self.s._fields) - late
 
 
-def root(x: Tensor) -> Tensor:
+def sqrt_rn(x: Tensor) -> Tensor:
     """IEEE square root: what ``torch.sqrt`` gives on the CPU depends on the processor.
 
     Where torch calls a library of vector functions for it, one result in six may be a bit off.
@@ -78,13 +78,13 @@ def root(x: Tensor) -> Tensor:
     return x.sqrt()
 
 
-def keep(x: Tensor, rate: Tensor) -> Tensor:
+def decay(x: Tensor, rate: Tensor) -> Tensor:
     """``(1 - rate) * x`` without forming ``1 - rate``; an infinite x stays as it is."""
     bound = torch.finfo(x.dtype).max
     return x - rate * x.clamp(-bound, bound)
 
 
-def power(base: Tensor, step: Tensor) -> Tensor:
+def pow_int(base: Tensor, step: Tensor) -> Tensor:
     """``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
     exponent = step.long()
     result = torch.ones_like(base)
@@ -106,7 +106,7 @@ def exp(x: Tensor) -> Tensor:
     for n in range(14, 0, -1):
         # on a GPU torch multiplies by the reciprocal of a divisor that is a number
         result = 1.0 + rest / torch.full_like(rest, n) * result
-    scale = power(torch.full_like(x, 2.0), twos.abs())
+    scale = pow_int(torch.full_like(x, 2.0), twos.abs())
     return torch.where(twos < 0, result / scale, result * scale)
 
 
@@ -127,7 +127,7 @@ def log(x: Tensor) -> Tensor:
     return torch.where(small, -result, result)
 
 
-def real_power(base: Tensor, exponent: Tensor) -> Tensor:
+def pow_real(base: Tensor, exponent: Tensor) -> Tensor:
     """``base ** exponent`` in float64, for ``base`` >= 0 and any ``exponent`` >= 0."""
     positive = exp(exponent * log(torch.where(base > 0, base, 1.0)))
     return torch.where(base > 0, positive, torch.where(exponent > 0, 0.0, 1.0))
@@ -169,6 +169,6 @@ def gradient(g: Tensor, p: Tensor, common: Gradient) -> Tensor:
     return g
 
 
-def averaged(ema: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+def ema_update(ema: Tensor, p: Tensor, weight: Tensor) -> Tensor:
     """The exponential moving average of the parameter; its first value is the parameter."""
     return torch.where(weight == 1.0, p, ema + weight * (p - ema))

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, keep
+from fused_optim.rules.common import Rule, State, decay
 
 
-class LionHyper(NamedTuple):
+class LionHparams(NamedTuple):
     """Options of Lion; ``weight_decay`` is the decoupled one."""
 
     lr: Tensor
@@ -27,19 +27,19 @@ class LionScalars(NamedTuple):
     weight2: Tensor
 
 
-def lion_scalars(hyper: LionHyper, step: Tensor) -> LionScalars:
+def lion_scalars(hparams: LionHparams, step: Tensor) -> LionScalars:
     """Scalars of :func:`lion`."""
-    lr, beta1, beta2, weight_decay = hyper
+    lr, beta1, beta2, weight_decay = hparams
     return LionScalars(lr * weight_decay, lr, beta1, 1.0 - beta1, 1.0 - beta2)
 
 
-def lion(p: Tensor, g: Tensor, state: State, h: LionScalars) -> tuple[Tensor, State]:
+def lion(p: Tensor, g: Tensor, state: State, s: LionScalars) -> tuple[Tensor, State]:
     """Lion, Chen et al. 2023, algorithm 2 (https://arxiv.org/abs/2302.06675)."""
     (exp_avg,) = state
-    mixed = h.beta1 * exp_avg + h.weight1 * g
+    mixed = s.beta1 * exp_avg + s.weight1 * g
     # the sign of NaN is NaN: a bad gradient must be seen, and torch.sign would hide it as 0
     sign = torch.where(mixed != mixed, mixed, (mixed > 0).to(p.dtype) - (mixed < 0).to(p.dtype))
-    return keep(p, h.decay) - h.lr * sign, (keep(exp_avg, h.weight2) + h.weight2 * g,)
+    return decay(p, s.decay) - s.lr * sign, (decay(exp_avg, s.weight2) + s.weight2 * g,)
 
 
-LION = Rule(lion, lion_scalars, LionHyper, LionScalars, ("exp_avg",))
+LION = Rule(lion, lion_scalars, LionHparams, LionScalars, ("exp_avg",))

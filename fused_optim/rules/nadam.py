@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, keep, power, root
+from fused_optim.rules.common import Rule, State, decay, pow_int, sqrt_rn
 
 
-class NAdamHyper(NamedTuple):
+class NAdamHparams(NamedTuple):
     """Options of NAdam; ``warmup`` is ``0.96 ** momentum_decay``, ``weight_decay`` decoupled."""
 
     lr: Tensor
@@ -33,15 +33,15 @@ class NAdamScalars(NamedTuple):
 
 
 def nadam_scalars(
-    hyper: NAdamHyper, step: Tensor, running: tuple[Tensor, ...]
+    hparams: NAdamHparams, step: Tensor, running: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], NAdamScalars]:
     """Scalars of :func:`nadam`, and the product of all momenta so far."""
-    lr, beta1, beta2, eps, warmup, weight_decay = hyper
+    lr, beta1, beta2, eps, warmup, weight_decay = hparams
     (mu_product,) = running
-    mu = beta1 * (1.0 - 0.5 * power(warmup, step))
-    mu_next = beta1 * (1.0 - 0.5 * power(warmup, step + 1.0))
+    mu = beta1 * (1.0 - 0.5 * pow_int(warmup, step))
+    mu_next = beta1 * (1.0 - 0.5 * pow_int(warmup, step + 1.0))
     mu_product = mu_product * mu
-    h = NAdamScalars(
+    s = NAdamScalars(
         lr * weight_decay,
         beta1,
         1.0 - beta1,
@@ -49,28 +49,28 @@ def nadam_scalars(
         lr,
         (1.0 - mu) / (1.0 - mu_product),
         mu_next / (1.0 - mu_product * mu_next),
-        1.0 / root(1.0 - power(beta2, step)),
+        1.0 / sqrt_rn(1.0 - pow_int(beta2, step)),
         eps,
     )
-    return (mu_product,), h
+    return (mu_product,), s
 
 
-def nadam(p: Tensor, g: Tensor, state: State, h: NAdamScalars) -> tuple[Tensor, State]:
+def nadam(p: Tensor, g: Tensor, state: State, s: NAdamScalars) -> tuple[Tensor, State]:
     """NAdam, Dozat 2016 (https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ)."""
     exp_avg, exp_avg_sq = state
-    exp_avg = h.beta1 * exp_avg + h.weight1 * g
-    exp_avg_sq = keep(exp_avg_sq, h.weight2) + (h.weight2 * g) * g
-    denom = root(exp_avg_sq) * h.inv_bias2_sqrt + h.eps
-    ahead = h.grad_share * g + h.avg_share * exp_avg
-    return keep(p, h.decay) - h.lr * (ahead / denom), (exp_avg, exp_avg_sq)
+    exp_avg = s.beta1 * exp_avg + s.weight1 * g
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    ahead = s.grad_share * g + s.avg_share * exp_avg
+    return decay(p, s.decay) - s.lr * (ahead / denom), (exp_avg, exp_avg_sq)
 
 
 NADAM = Rule(
     nadam,
     nadam_scalars,
-    NAdamHyper,
+    NAdamHparams,
     NAdamScalars,
     ("exp_avg", "exp_avg_sq"),
-    counters=("step", "mu_product"),
-    unsigned=(("exp_avg_sq", "beta2"),),
+    scalar_state=("step", "mu_product"),
+    nonnegative=(("exp_avg_sq", "beta2"),),
 )

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, keep, root
+from fused_optim.rules.common import Rule, State, decay, sqrt_rn
 
 
-class RMSpropHyper(NamedTuple):
+class RMSpropHparams(NamedTuple):
     """Options of RMSprop."""
 
     lr: Tensor
@@ -34,14 +34,14 @@ class RMSpropMomentumScalars(NamedTuple):
     momentum: Tensor
 
 
-def rmsprop_scalars(hyper: RMSpropHyper, step: Tensor) -> RMSpropScalars:
+def rmsprop_scalars(hparams: RMSpropHparams, step: Tensor) -> RMSpropScalars:
     """Scalars of :func:`rmsprop` and :func:`rmsprop_centered`."""
-    return RMSpropScalars(hyper.lr, 1.0 - hyper.alpha, hyper.eps)
+    return RMSpropScalars(hparams.lr, 1.0 - hparams.alpha, hparams.eps)
 
 
-def rmsprop_momentum_scalars(hyper: RMSpropHyper, step: Tensor) -> RMSpropMomentumScalars:
+def rmsprop_momentum_scalars(hparams: RMSpropHparams, step: Tensor) -> RMSpropMomentumScalars:
     """Scalars of :func:`rmsprop_momentum` and :func:`rmsprop_centered_momentum`."""
-    return RMSpropMomentumScalars(hyper.lr, 1.0 - hyper.alpha, hyper.eps, hyper.momentum)
+    return RMSpropMomentumScalars(hparams.lr, 1.0 - hparams.alpha, hparams.eps, hparams.momentum)
 
 
 def toward(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -57,63 +57,63 @@ def variance(square_avg: Tensor, grad_avg: Tensor) -> Tensor:
     return torch.where(difference < 0.0, 0.0, difference)
 
 
-def rmsprop(p: Tensor, g: Tensor, state: State, h: RMSpropScalars) -> tuple[Tensor, State]:
+def rmsprop(p: Tensor, g: Tensor, state: State, s: RMSpropScalars) -> tuple[Tensor, State]:
     """RMSprop, Hinton 2012, lecture 6 (https://www.cs.toronto.edu/~tijmen/csc321)."""
     (square_avg,) = state
-    square_avg = keep(square_avg, h.weight) + (h.weight * g) * g
-    return p - h.lr * (g / (root(square_avg) + h.eps)), (square_avg,)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    return p - s.lr * (g / (sqrt_rn(square_avg) + s.eps)), (square_avg,)
 
 
 def rmsprop_momentum(
-    p: Tensor, g: Tensor, state: State, h: RMSpropMomentumScalars
+    p: Tensor, g: Tensor, state: State, s: RMSpropMomentumScalars
 ) -> tuple[Tensor, State]:
     """RMSprop whose steps enter a momentum buffer, as torch.optim.RMSprop defines it."""
     square_avg, momentum_buffer = state
-    square_avg = keep(square_avg, h.weight) + (h.weight * g) * g
-    momentum_buffer = h.momentum * momentum_buffer + g / (root(square_avg) + h.eps)
-    return p - h.lr * momentum_buffer, (square_avg, momentum_buffer)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    momentum_buffer = s.momentum * momentum_buffer + g / (sqrt_rn(square_avg) + s.eps)
+    return p - s.lr * momentum_buffer, (square_avg, momentum_buffer)
 
 
-def rmsprop_centered(p: Tensor, g: Tensor, state: State, h: RMSpropScalars) -> tuple[Tensor, State]:
+def rmsprop_centered(p: Tensor, g: Tensor, state: State, s: RMSpropScalars) -> tuple[Tensor, State]:
     """Centered RMSprop, Graves 2013, section 4.2 (https://arxiv.org/abs/1308.0850)."""
     square_avg, grad_avg = state
-    square_avg = keep(square_avg, h.weight) + (h.weight * g) * g
-    grad_avg = toward(grad_avg, g, h.weight)
-    denom = root(variance(square_avg, grad_avg)) + h.eps
-    return p - h.lr * (g / denom), (square_avg, grad_avg)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    grad_avg = toward(grad_avg, g, s.weight)
+    denom = sqrt_rn(variance(square_avg, grad_avg)) + s.eps
+    return p - s.lr * (g / denom), (square_avg, grad_avg)
 
 
 def rmsprop_centered_momentum(
-    p: Tensor, g: Tensor, state: State, h: RMSpropMomentumScalars
+    p: Tensor, g: Tensor, state: State, s: RMSpropMomentumScalars
 ) -> tuple[Tensor, State]:
     """Centered RMSprop with momentum, Graves 2013, section 4.2 (arXiv 1308.0850)."""
     square_avg, momentum_buffer, grad_avg = state
-    square_avg = keep(square_avg, h.weight) + (h.weight * g) * g
-    grad_avg = toward(grad_avg, g, h.weight)
-    denom = root(variance(square_avg, grad_avg)) + h.eps
-    momentum_buffer = h.momentum * momentum_buffer + g / denom
-    return p - h.lr * momentum_buffer, (square_avg, momentum_buffer, grad_avg)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    grad_avg = toward(grad_avg, g, s.weight)
+    denom = sqrt_rn(variance(square_avg, grad_avg)) + s.eps
+    momentum_buffer = s.momentum * momentum_buffer + g / denom
+    return p - s.lr * momentum_buffer, (square_avg, momentum_buffer, grad_avg)
 
 
 RMSPROP = Rule(
     rmsprop,
     rmsprop_scalars,
-    RMSpropHyper,
+    RMSpropHparams,
     RMSpropScalars,
     ("square_avg",),
-    counters=("step",),
-    unsigned=(("square_avg", "alpha"),),
+    scalar_state=("step",),
+    nonnegative=(("square_avg", "alpha"),),
 )
 CENTERED = ("square_avg", "grad_avg")  # the variance is a difference of the two
-RMSPROP_CENTERED = RMSPROP._replace(update=rmsprop_centered, slots=CENTERED, exact=CENTERED)
+RMSPROP_CENTERED = RMSPROP._replace(update=rmsprop_centered, state_keys=CENTERED, fp32_keys=CENTERED)
 RMSPROP_MOMENTUM = RMSPROP._replace(
     update=rmsprop_momentum,
     scalars=rmsprop_momentum_scalars,
-    h=RMSpropMomentumScalars,
-    slots=("square_avg", "momentum_buffer"),
+    s=RMSpropMomentumScalars,
+    state_keys=("square_avg", "momentum_buffer"),
 )
 RMSPROP_CENTERED_MOMENTUM = RMSPROP_MOMENTUM._replace(
     update=rmsprop_centered_momentum,
-    slots=("square_avg", "momentum_buffer", "grad_avg"),
-    exact=CENTERED,
+    state_keys=("square_avg", "momentum_buffer", "grad_avg"),
+    fp32_keys=CENTERED,
 )

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.rules.common import Rule, State, keep, power, real_power, root
+from fused_optim.rules.common import Rule, State, decay, pow_int, pow_real, sqrt_rn
 
 Running = tuple[Tensor, ...]
 
 
-class ScheduleFreeSGDHyper(NamedTuple):
+class ScheduleFreeSGDHparams(NamedTuple):
     """Options of schedule-free SGD."""
 
     lr: Tensor
@@ -28,7 +28,7 @@ class ScheduleFreeSGDScalars(NamedTuple):
     y_rate: Tensor
 
 
-class ScheduleFreeAdamWHyper(NamedTuple):
+class ScheduleFreeAdamWHparams(NamedTuple):
     """Options of schedule-free AdamW."""
 
     lr: Tensor
@@ -63,17 +63,17 @@ def averaging(
     """The share of the new z in the average, and the sum of weights it comes from."""
     weight_sum, lr_max = running
     lr_max = torch.where(rate > lr_max, rate, lr_max)
-    weight = real_power(step, r) * real_power(lr_max, weight_lr_power)
+    weight = pow_real(step, r) * pow_real(lr_max, weight_lr_power)
     weight_sum = weight_sum + weight
     # a rate that has always been 0 has moved nothing
     return (weight_sum, lr_max), torch.where(weight_sum > 0, weight / weight_sum, 0.0)
 
 
 def schedule_free_sgd_scalars(
-    hyper: ScheduleFreeSGDHyper, step: Tensor, running: Running
+    hparams: ScheduleFreeSGDHparams, step: Tensor, running: Running
 ) -> tuple[Running, ScheduleFreeSGDScalars]:
     """Scalars of :func:`schedule_free_sgd`."""
-    lr, momentum, warmup_steps, r, weight_lr_power = hyper
+    lr, momentum, warmup_steps, r, weight_lr_power = hparams
     rate = warmed_up(lr, step, warmup_steps)
     running, share = averaging(rate, step, r, weight_lr_power, running)
     y_rate = rate * (1.0 - momentum * (1.0 - share))
@@ -81,66 +81,66 @@ def schedule_free_sgd_scalars(
 
 
 def schedule_free_adamw_scalars(
-    hyper: ScheduleFreeAdamWHyper, step: Tensor, running: Running
+    hparams: ScheduleFreeAdamWHparams, step: Tensor, running: Running
 ) -> tuple[Running, ScheduleFreeAdamWScalars]:
     """Scalars of :func:`schedule_free_adamw` and :func:`schedule_free_adamw_decay`."""
-    lr, beta1, beta2, eps, weight_decay, warmup_steps, r, weight_lr_power = hyper
-    rate = warmed_up(lr, step, warmup_steps) * root(1.0 - power(beta2, step))
+    lr, beta1, beta2, eps, weight_decay, warmup_steps, r, weight_lr_power = hparams
+    rate = warmed_up(lr, step, warmup_steps) * sqrt_rn(1.0 - pow_int(beta2, step))
     running, share = averaging(rate, step, r, weight_lr_power, running)
     y_rate = rate * (1.0 - beta1 * (1.0 - share))
-    h = ScheduleFreeAdamWScalars(share, rate, y_rate, 1.0 - beta2, eps, weight_decay)
-    return running, h
+    s = ScheduleFreeAdamWScalars(share, rate, y_rate, 1.0 - beta2, eps, weight_decay)
+    return running, s
 
 
 def schedule_free_sgd(
-    p: Tensor, g: Tensor, state: State, h: ScheduleFreeSGDScalars
+    p: Tensor, g: Tensor, state: State, s: ScheduleFreeSGDScalars
 ) -> tuple[Tensor, State]:
     """Schedule-free SGD, Defazio et al. 2024, equations 2-4 (https://arxiv.org/abs/2405.15682)."""
     (z,) = state
-    p = p + (h.share * (z - p) - h.y_rate * g)
-    return p, (z - h.rate * g,)
+    p = p + (s.share * (z - p) - s.y_rate * g)
+    return p, (z - s.rate * g,)
 
 
 def schedule_free_adamw(
-    p: Tensor, g: Tensor, state: State, h: ScheduleFreeAdamWScalars
+    p: Tensor, g: Tensor, state: State, s: ScheduleFreeAdamWScalars
 ) -> tuple[Tensor, State]:
     """Schedule-free AdamW, Defazio et al. 2024, algorithm 1 (https://arxiv.org/abs/2405.15682)."""
     z, exp_avg_sq = state
-    exp_avg_sq = keep(exp_avg_sq, h.weight2) + (h.weight2 * g) * g
-    length = g / (root(exp_avg_sq) + h.eps)
-    p = p + (h.share * (z - p) - h.y_rate * length)
-    return p, (z - h.rate * length, exp_avg_sq)
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    length = g / (sqrt_rn(exp_avg_sq) + s.eps)
+    p = p + (s.share * (z - p) - s.y_rate * length)
+    return p, (z - s.rate * length, exp_avg_sq)
 
 
 def schedule_free_adamw_decay(
-    p: Tensor, g: Tensor, state: State, h: ScheduleFreeAdamWScalars
+    p: Tensor, g: Tensor, state: State, s: ScheduleFreeAdamWScalars
 ) -> tuple[Tensor, State]:
     """Schedule-free AdamW with its weight decay, which is taken at y."""
     z, exp_avg_sq = state
-    exp_avg_sq = keep(exp_avg_sq, h.weight2) + (h.weight2 * g) * g
-    length = g / (root(exp_avg_sq) + h.eps) + h.decay * p
-    p = p + (h.share * (z - p) - h.y_rate * length)
-    return p, (z - h.rate * length, exp_avg_sq)
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    length = g / (sqrt_rn(exp_avg_sq) + s.eps) + s.decay * p
+    p = p + (s.share * (z - p) - s.y_rate * length)
+    return p, (z - s.rate * length, exp_avg_sq)
 
 
-COUNTERS = ("step", "weight_sum", "lr_max")
+NUM_SCALAR_STATE = ("step", "weight_sum", "lr_max")
 SCHEDULE_FREE_SGD = Rule(
     schedule_free_sgd,
     schedule_free_sgd_scalars,
-    ScheduleFreeSGDHyper,
+    ScheduleFreeSGDHparams,
     ScheduleFreeSGDScalars,
     ("z",),
-    COUNTERS,
-    exact=("z",),
+    NUM_SCALAR_STATE,
+    fp32_keys=("z",),
 )
 SCHEDULE_FREE_ADAMW = Rule(
     schedule_free_adamw,
     schedule_free_adamw_scalars,
-    ScheduleFreeAdamWHyper,
+    ScheduleFreeAdamWHparams,
     ScheduleFreeAdamWScalars,
     ("z", "exp_avg_sq"),
-    COUNTERS,
-    unsigned=(("exp_avg_sq", "beta2"),),
-    exact=("z",),
+    NUM_SCALAR_STATE,
+    nonnegative=(("exp_avg_sq", "beta2"),),
+    fp32_keys=("z",),
 )
 SCHEDULE_FREE_ADAMW_DECAY = SCHEDULE_FREE_ADAMW._replace(update=schedule_free_adamw_decay)

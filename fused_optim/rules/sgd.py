@@ -8,7 +8,7 @@ from torch import Tensor
 from fused_optim.rules.common import Rule, State
 
 
-class SGDHyper(NamedTuple):
+class SGDHparams(NamedTuple):
     """Options of SGD."""
 
     lr: Tensor
@@ -30,44 +30,44 @@ class MomentumScalars(NamedTuple):
     weight: Tensor
 
 
-def sgd_scalars(hyper: SGDHyper, step: Tensor) -> SGDScalars:
+def sgd_scalars(hparams: SGDHparams, step: Tensor) -> SGDScalars:
     """Scalars of :func:`sgd`."""
-    return SGDScalars(hyper.lr)
+    return SGDScalars(hparams.lr)
 
 
-def sgd(p: Tensor, g: Tensor, state: State, h: SGDScalars) -> tuple[Tensor, State]:
+def sgd(p: Tensor, g: Tensor, state: State, s: SGDScalars) -> tuple[Tensor, State]:
     """Gradient descent without momentum."""
-    return p - h.lr * g, state
+    return p - s.lr * g, state
 
 
-def sgd_momentum_scalars(hyper: SGDHyper, step: Tensor) -> MomentumScalars:
+def sgd_momentum_scalars(hparams: SGDHparams, step: Tensor) -> MomentumScalars:
     """Scalars of :func:`sgd_momentum` and :func:`sgd_nesterov`, without dampening."""
-    return MomentumScalars(hyper.lr, hyper.momentum, torch.ones_like(hyper.momentum))
+    return MomentumScalars(hparams.lr, hparams.momentum, torch.ones_like(hparams.momentum))
 
 
-def sgd_dampened_scalars(hyper: SGDHyper, step: Tensor) -> MomentumScalars:
+def sgd_dampened_scalars(hparams: SGDHparams, step: Tensor) -> MomentumScalars:
     """Scalars of :func:`sgd_momentum`: the first gradient enters the buffer undampened."""
-    lr, momentum, dampening = hyper
+    lr, momentum, dampening = hparams
     return MomentumScalars(lr, momentum, torch.where(step == 1, 1.0, 1.0 - dampening))
 
 
-def sgd_momentum(p: Tensor, g: Tensor, state: State, h: MomentumScalars) -> tuple[Tensor, State]:
+def sgd_momentum(p: Tensor, g: Tensor, state: State, s: MomentumScalars) -> tuple[Tensor, State]:
     """Heavy-ball momentum as torch.optim.SGD defines it: the rate stays outside the buffer."""
     (momentum_buffer,) = state
-    momentum_buffer = h.momentum * momentum_buffer + h.weight * g
-    return p - h.lr * momentum_buffer, (momentum_buffer,)
+    momentum_buffer = s.momentum * momentum_buffer + s.weight * g
+    return p - s.lr * momentum_buffer, (momentum_buffer,)
 
 
-def sgd_nesterov(p: Tensor, g: Tensor, state: State, h: MomentumScalars) -> tuple[Tensor, State]:
+def sgd_nesterov(p: Tensor, g: Tensor, state: State, s: MomentumScalars) -> tuple[Tensor, State]:
     """Nesterov momentum, Sutskever et al. 2013 (https://proceedings.mlr.press/v28/sutskever13)."""
     (momentum_buffer,) = state
-    momentum_buffer = h.momentum * momentum_buffer + h.weight * g
-    return p - h.lr * (g + h.momentum * momentum_buffer), (momentum_buffer,)
+    momentum_buffer = s.momentum * momentum_buffer + s.weight * g
+    return p - s.lr * (g + s.momentum * momentum_buffer), (momentum_buffer,)
 
 
-SGD = Rule(sgd, sgd_scalars, SGDHyper, SGDScalars)
+SGD = Rule(sgd, sgd_scalars, SGDHparams, SGDScalars)
 SGD_MOMENTUM = Rule(
-    sgd_momentum, sgd_momentum_scalars, SGDHyper, MomentumScalars, ("momentum_buffer",)
+    sgd_momentum, sgd_momentum_scalars, SGDHparams, MomentumScalars, ("momentum_buffer",)
 )
-SGD_DAMPENED = SGD_MOMENTUM._replace(scalars=sgd_dampened_scalars, counters=("step",))
+SGD_DAMPENED = SGD_MOMENTUM._replace(scalars=sgd_dampened_scalars, scalar_state=("step",))
 SGD_NESTEROV = SGD_MOMENTUM._replace(update=sgd_nesterov)

@@ -11,7 +11,7 @@ LN2_LOW = tl.constexpr(1.9082149292705877e-10)
 
 
 @triton.jit
-def divide(x, y):
+def div_rn(x, y):
     """IEEE division: ``/`` is approximate in float32, ``div_rn`` has no float64."""
     if x.dtype == tl.float64:
         return x / y
@@ -20,7 +20,7 @@ def divide(x, y):
 
 
 @triton.jit
-def root(x):
+def sqrt_rn(x):
     """IEEE square root: ``sqrt`` is approximate in float32, ``sqrt_rn`` has no float64."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
@@ -29,7 +29,7 @@ def root(x):
 
 
 @triton.jit
-def keep(x, rate):
+def decay(x, rate):
     """``(1 - rate) * x`` without forming ``1 - rate``; an infinite x stays as it is."""
     if x.dtype == tl.float64:
         bound: tl.constexpr = FLOAT64_MAX
@@ -39,7 +39,7 @@ def keep(x, rate):
 
 
 @triton.jit
-def power(base, step):
+def pow_int(base, step):
     """``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
     exponent = step.to(tl.int64)
     result = base * 0.0 + 1.0
@@ -59,7 +59,7 @@ def exp(x):
     result = x * 0.0 + 1.0
     for n in tl.static_range(14, 0, -1):
         result = 1.0 + rest / n * result
-    scale = power(x * 0.0 + 2.0, tl.abs(twos))
+    scale = pow_int(x * 0.0 + 2.0, tl.abs(twos))
     return tl.where(twos < 0, result / scale, result * scale)
 
 
@@ -82,7 +82,7 @@ def log(x):
 
 
 @triton.jit
-def real_power(base, exponent):
+def pow_real(base, exponent):
     """``base ** exponent`` in float64, for ``base`` >= 0 and any ``exponent`` >= 0."""
     positive = exp(exponent * log(tl.where(base > 0, base, 1.0)))
     return tl.where(base > 0, positive, tl.where(exponent > 0, 0.0, 1.0))
@@ -107,6 +107,6 @@ def gradient(g, p, common):
 
 
 @triton.jit
-def averaged(ema, p, weight):
+def ema_update(ema, p, weight):
     """The exponential moving average of the parameter; its first value is the parameter."""
     return tl.where(weight == 1.0, p, ema + weight * (p - ema))

@@ -3,18 +3,18 @@
 import triton
 import triton.language as tl  # noqa: F401  the interpreter looks for it on each page
 
-from fused_optim.kernels.rules.common import divide, keep, power, root
+from fused_optim.kernels.rules.common import div_rn, decay, pow_int, sqrt_rn
 
 
 @triton.jit
-def nadam_scalars(hyper, step, running):
+def nadam_scalars(hparams, step, running):
     """Scalars of :func:`nadam`, and the product of all momenta so far."""
-    lr, beta1, beta2, eps, warmup, weight_decay = hyper
+    lr, beta1, beta2, eps, warmup, weight_decay = hparams
     (mu_product,) = running
-    mu = beta1 * (1.0 - 0.5 * power(warmup, step))
-    mu_next = beta1 * (1.0 - 0.5 * power(warmup, step + 1.0))
+    mu = beta1 * (1.0 - 0.5 * pow_int(warmup, step))
+    mu_next = beta1 * (1.0 - 0.5 * pow_int(warmup, step + 1.0))
     mu_product = mu_product * mu
-    h = (
+    s = (
         lr * weight_decay,
         beta1,
         1.0 - beta1,
@@ -22,19 +22,19 @@ def nadam_scalars(hyper, step, running):
         lr,
         (1.0 - mu) / (1.0 - mu_product),
         mu_next / (1.0 - mu_product * mu_next),
-        1.0 / root(1.0 - power(beta2, step)),
+        1.0 / sqrt_rn(1.0 - pow_int(beta2, step)),
         eps,
     )
-    return (mu_product,), h
+    return (mu_product,), s
 
 
 @triton.jit
-def nadam(p, g, state, h):
+def nadam(p, g, state, s):
     """NAdam, Dozat 2016 (https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ)."""
     exp_avg, exp_avg_sq = state
-    decay, beta1, weight1, weight2, lr, grad_share, avg_share, inv_bias2_sqrt, eps = h
+    decay, beta1, weight1, weight2, lr, grad_share, avg_share, inv_bias2_sqrt, eps = s
     exp_avg = beta1 * exp_avg + weight1 * g
-    exp_avg_sq = keep(exp_avg_sq, weight2) + (weight2 * g) * g
-    denom = root(exp_avg_sq) * inv_bias2_sqrt + eps
+    exp_avg_sq = decay(exp_avg_sq, weight2) + (weight2 * g) * g
+    denom = sqrt_rn(exp_avg_sq) * inv_bias2_sqrt + eps
     ahead = grad_share * g + avg_share * exp_avg
-    return keep(p, decay) - lr * divide(ahead, denom), (exp_avg, exp_avg_sq)
+    return decay(p, decay) - lr * div_rn(ahead, denom), (exp_avg, exp_avg_sq)

@@ -21,11 +21,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from versions import NO_AMD_LINKER
 
-from fused_optim.backends import Kind
+from fused_optim.backends.base import BucketKey
 from fused_optim.backends.constexprs import argument_types, constants
 from fused_optim.backends.triton import GEOMETRY, KERNELS, resolve
 from fused_optim.backends.triton import options as launch_options
-from fused_optim.formats import PLAIN, formats
+from fused_optim.formats.registry import PLAIN, formats
 from fused_optim.rules.common import Rule
 
 # benchmarks/, beside tests/, has what reads the compiled code
@@ -44,52 +44,52 @@ TARGETS = {
 }
 
 
-def kind_of(rule: Rule, *dtypes: torch.dtype, aligned: bool = True) -> Kind:
+def make_bucket_key(rule: Rule, *dtypes: torch.dtype, aligned: bool = True) -> BucketKey:
     """Rows of ``rule`` with the given dtypes of parameter, gradient and every state."""
     param, grad, state = dtypes * 3 if len(dtypes) == 1 else dtypes
-    columns = (param, grad, *[state] * len(rule.slots))
-    counter = torch.float32 if rule.counters else None
+    columns = (param, grad, *[state] * len(rule.state_keys))
+    counter = torch.float32 if rule.scalar_state else None
     device = torch.device("cuda")
-    return Kind("triton", device, rule, (PLAIN,) * len(columns), columns, counter, aligned)
+    return BucketKey("triton", device, rule, (PLAIN,) * len(columns), columns, counter, aligned)
 
 
-def plain(*dtypes: torch.dtype) -> Callable[[Rule], Kind]:
+def plain(*dtypes: torch.dtype) -> Callable[[Rule], BucketKey]:
     """Every value in one column, of these dtypes: see :func:`kind_of`."""
-    return lambda rule: kind_of(rule, *dtypes)
+    return lambda rule: make_bucket_key(rule, *dtypes)
 
 
-def averaged(*dtypes: torch.dtype) -> Callable[[Rule], Kind]:
+def ema_update(*dtypes: torch.dtype) -> Callable[[Rule], BucketKey]:
     """The same with the average of the parameter in a float32 column at the end."""
 
-    def averaged_kind(rule: Rule) -> Kind:
-        kind = kind_of(rule, *dtypes)
+    def averaged_kind(rule: Rule) -> BucketKey:
+        kind = make_bucket_key(rule, *dtypes)
         codecs, columns = (*kind.codecs, PLAIN), (*kind.dtypes, torch.float32)
         return kind._replace(codecs=codecs, dtypes=columns, ema=True)
 
     return averaged_kind
 
 
-def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], Kind]:
+def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], BucketKey]:
     """Formats by their names in fused_optim/formats.py, in tensors that are not small."""
 
-    def kept_kind(rule: Rule) -> Kind:
+    def kept_kind(rule: Rule) -> BucketKey:
         codecs = formats(rule, param, False, weights, states)
         columns = [column for codec in codecs for column in codec.columns]
         dtypes = tuple(column.dtype or param for column in columns)
-        return kind_of(rule, param)._replace(codecs=codecs, dtypes=dtypes)
+        return make_bucket_key(rule, param)._replace(codecs=codecs, dtypes=dtypes)
 
     return kept_kind
 
 
 # storage formats: a name, and what rows of a rule are like
-FORMATS: dict[str, Callable[[Rule], Kind]] = {
+FORMATS: dict[str, Callable[[Rule], BucketKey]] = {
     "fp32": plain(torch.float32),
     "bf16": plain(torch.bfloat16),
     "fp16": plain(torch.float16),
     "fp64": plain(torch.float64),
     "bf16-fp32-states": plain(torch.bfloat16, torch.bfloat16, torch.float32),
     "fp32-bf16-grads": plain(torch.float32, torch.bfloat16, torch.float32),
-    "fp32-ema": averaged(torch.float32),
+    "fp32-ema": ema_update(torch.float32),
     "fp32-int8": kept(torch.float32, "plain", "int8"),
 }
 KEPT_NAMES = {"-".join(names.values()): names for names in KEPT[1:]}
@@ -109,7 +109,7 @@ class Build(NamedTuple):
     kernel: str = "update"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> BucketKey:
         """What the rows have in common."""
         return FORMATS[self.format](RULES[self.rule])._replace(aligned=self.aligned)
 
@@ -119,7 +119,7 @@ class Build(NamedTuple):
         return "-".join((*kernel, self.rule, self.format, self.target, *alignment))
 
 
-def _signature(kind: Kind, name: str) -> dict[str, str]:
+def _signature(kind: BucketKey, name: str) -> dict[str, str]:
     """The types of the arguments that are not constexpr."""
     types = argument_types(kind.compute)
     return {
@@ -129,7 +129,7 @@ def _signature(kind: Kind, name: str) -> dict[str, str]:
     }
 
 
-def changed(kind: Kind, name: str, changes: dict[str, object]) -> dict[str, object]:
+def changed(kind: BucketKey, name: str, changes: dict[str, object]) -> dict[str, object]:
     """The constexpr arguments of a kernel, some of them replaced."""
     found = resolve(constants(kind, GEOMETRY)[name])
     if "SPEC" in found and changes:
@@ -138,7 +138,7 @@ def changed(kind: Kind, name: str, changes: dict[str, object]) -> dict[str, obje
 
 
 def compiled(
-    kind: Kind,
+    kind: BucketKey,
     name: str,
     target: str,
     options: dict[str, object] | None = None,
@@ -146,7 +146,7 @@ def compiled(
 ) -> CompiledKernel:
     """The kernel ``name`` for rows of ``kind``; ``changes`` are constexpr that are to differ."""
     signature, consts = _signature(kind, name), changed(kind, name, changes)
-    if name == "begin" and kind.counter_dtype is None:
+    if name == "prepare" and kind.counter_dtype is None:
         consts = {"counter_ptr": None, **consts}
     if name == "update" and not kind.counts:
         consts = {"count_ptr": None, **consts}
@@ -164,7 +164,7 @@ def compiled(
 @cache
 def made(build: Build) -> CompiledKernel:
     """The compiled kernel, once a process."""
-    return compiled(build.kind, build.kernel, build.target)
+    return compiled(build.key, build.kernel, build.target)
 
 
 # What the sweep over everything (python -m benchmarks.kernels --all) once found: ptxas spilled to
@@ -173,8 +173,8 @@ def made(build: Build) -> CompiledKernel:
 FOUND = [
     Build("sgd_nesterov", "master-fp32", "sm_100"),
     Build("radam", "fp32-int8", "sm_80", False),
-    Build("lars", "split-bf16", "sm_80", False, "measure"),
-    Build("lamb", "split-bf16", "sm_100", False, "measure"),
+    Build("lars", "split-bf16", "sm_80", False, "reduce"),
+    Build("lamb", "split-bf16", "sm_100", False, "reduce"),
     Build("adan", "master-fp32", "gfx90a"),
     Build("asgd", "fp64", "gfx1100"),
     Build("rmsprop_centered_momentum", "fp32-ema", "gfx1100"),
@@ -207,9 +207,9 @@ def few_builds() -> list[Build]:
         found.append(turn)
         if RULES[rule].scalars not in formed:  # rules share them
             formed.add(RULES[rule].scalars)
-            found.append(turn._replace(format="fp32", kernel="begin"))
-        if RULES[rule].per_tensor is not None:
-            found += [turn._replace(kernel=kernel) for kernel in ("measure", "finish")]
+            found.append(turn._replace(format="fp32", kernel="prepare"))
+        if RULES[rule].reduction is not None:
+            found += [turn._replace(kernel=kernel) for kernel in ("reduce", "finalize")]
     for i, name in enumerate(("fp32", "bf16", "fp16", "fp64")):
         found.append(Build("adam", name, targets[3 * i % len(targets)], True, "norm"))
     return found
@@ -249,17 +249,17 @@ def _others() -> Iterator[Build]:
     for i, rule in enumerate(RULES):
         turn = targets[i % len(targets) :] + targets[: i % len(targets)]
         # from NVIDIA's to AMD's and back
-        yield Build(rule, "fp32", turn[0 if i % 2 else len(targets) // 2], kernel="begin")
-        if RULES[rule].per_tensor is not None:
+        yield Build(rule, "fp32", turn[0 if i % 2 else len(targets) // 2], kernel="prepare")
+        if RULES[rule].reduction is not None:
             for j, name in enumerate(FORMATS):  # there are more of them than targets
-                yield Build(rule, name, turn[j % len(turn)], kernel="measure")
-            yield Build(rule, "bf16", turn[3], False, "measure")
-    measured = [rule for rule in RULES if RULES[rule].per_tensor is not None]
+                yield Build(rule, name, turn[j % len(turn)], kernel="reduce")
+            yield Build(rule, "bf16", turn[3], False, "reduce")
+    measured = [rule for rule in RULES if RULES[rule].reduction is not None]
     for i, target in enumerate(targets):
-        yield Build(measured[i % len(measured)], "fp32", target, kernel="finish")
-    kinds = {name: Build("adam", name, "").kind for name in FORMATS}
+        yield Build(measured[i % len(measured)], "fp32", target, kernel="finalize")
+    kinds = {name: Build("adam", name, "").key for name in FORMATS}
     for target in targets:
-        yield Build("adam", "fp64", target, kernel="begin")
+        yield Build("adam", "fp64", target, kernel="prepare")
     # the norm reads one column, in vectors of the widest
     norms = {(kind.dtypes[kind.first[1]], kind.vector): name for name, kind in kinds.items()}
     for i, (name, target) in enumerate(product(norms.values(), targets)):
@@ -272,6 +272,6 @@ def other_builds(every: bool = False) -> list[Build]:
     """Some of every kernel other than the update; ``every`` one that sums over tensors."""
     if every:
         both = [*aligned_builds(every), *unaligned_builds(every)]
-        sums = [one for one in both if RULES[one.rule].per_tensor is not None]
-        return sorted({*_others(), *(one._replace(kernel="measure") for one in sums)})
-    return sorted({*_others(), *_found("measure", aligned=False)})
+        sums = [one for one in both if RULES[one.rule].reduction is not None]
+        return sorted({*_others(), *(one._replace(kernel="reduce") for one in sums)})
+    return sorted({*_others(), *_found("reduce", aligned=False)})

@@ -34,7 +34,7 @@ from compiled.launches import (
 from models import give, values
 
 import fused_optim
-from fused_optim.backends.triton import Ready
+from fused_optim.backends.triton import CachedKernel
 
 pytestmark = needs_compiler
 # what lives on from step to step
@@ -187,7 +187,7 @@ def test_empty_grids(stub):
     with stub() as driver:
         with asked_of_triton() as asked:
             pair.step()
-        assert names(driver.launches) == ["begin"]
+        assert names(driver.launches) == ["prepare"]
         assert len(asked) == 1  # nothing is compiled either
         partials = driver.launches[0].arguments[0]
         assert (partials.name, partials.value.shape) == ("partial_ptr", (0, 2))
@@ -210,7 +210,7 @@ def test_a_count_past_two_to_the_31(stub):
     wide = norm_arguments(fixed, chunks, programs, grad)
     with stub() as driver:
         driver.blocks = lambda name, count: [5 if count == programs else 2]
-        ready = Ready(norm, fixed)
+        ready = CachedKernel(norm, fixed)
         for _ in range(2):  # each once through Triton and once past it
             ready.launch(4, *narrow)
             wide[3][10] = 0

@@ -14,7 +14,7 @@ from cases import both, named
 from models import give, parameters, state_of, values
 from pairs import PEERS, Pair, each_case, each_class
 
-from fused_optim.options import ADDED_TO_GROUPS
+from fused_optim.options import GROUP_DEFAULTS
 
 ADAMS = [case for case in PEERS if case.fused.__name__ in ("Adam", "AdamW")]
 
@@ -73,7 +73,7 @@ def test_the_checkpoint_is_that_of_torch(case):
         assert list(ours["state"]) == list(theirs["state"]) or case.options.get("dampening")
         for mine, other in zip(ours["param_groups"], theirs["param_groups"], strict=True):
             assert type(mine) is dict
-            assert {k: v for k, v in mine.items() if k not in ADDED_TO_GROUPS} == other
+            assert {k: v for k, v in mine.items() if k not in GROUP_DEFAULTS} == other
 
 
 @pytest.mark.point("casting, moving, aliasing")

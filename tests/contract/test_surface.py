@@ -14,11 +14,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from fused_optim.options import ADDED_TO_GROUPS
+from fused_optim.options import GROUP_DEFAULTS
 
 
 def without_additions(group):
-    return {name: value for name, value in group.items() if name not in ADDED_TO_GROUPS}
+    return {name: value for name, value in group.items() if name not in GROUP_DEFAULTS}
 
 
 def described(groups):
@@ -31,10 +31,10 @@ def described(groups):
 def test_signature(case):
     """torch's arguments in torch's order, then ours by keyword."""
     mine, theirs = (list(inspect.signature(c).parameters.values()) for c in (case.fused, case.peer))
-    assert [(p.name, p.default, p.kind) for p in mine[: len(theirs)]] == [
-        (p.name, p.default, p.kind) for p in theirs
+    assert [(p.name, p.default, p.key) for p in mine[: len(theirs)]] == [
+        (p.name, p.default, p.key) for p in theirs
     ]
-    assert [p.kind for p in mine[len(theirs) :]] == [inspect.Parameter.VAR_KEYWORD]
+    assert [p.key for p in mine[len(theirs) :]] == [inspect.Parameter.VAR_KEYWORD]
 
 
 @pytest.mark.point("signature")
@@ -43,7 +43,7 @@ def test_positional_arguments(case):
     positional = [
         p.default
         for p in inspect.signature(case.peer).parameters.values()
-        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
+        if p.key is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
     ]
     param = torch.zeros(2, requires_grad=True)
     positional[0] = 0.125
@@ -63,10 +63,10 @@ def test_defaults_groups_and_repr(case):
     assert isinstance(ours, torch.optim.Optimizer)
     assert type(ours).__name__ == type(peer).__name__
     assert without_additions(ours.defaults) == peer.defaults
-    assert ours.defaults.keys() == peer.defaults.keys() | ADDED_TO_GROUPS.keys()
+    assert ours.defaults.keys() == peer.defaults.keys() | GROUP_DEFAULTS.keys()
     assert described(ours.param_groups) == described(peer.param_groups)
-    assert ours.param_groups[0].keys() == peer.param_groups[0].keys() | ADDED_TO_GROUPS.keys()
-    added = tuple(f"    {name}: " for name in ADDED_TO_GROUPS)
+    assert ours.param_groups[0].keys() == peer.param_groups[0].keys() | GROUP_DEFAULTS.keys()
+    added = tuple(f"    {name}: " for name in GROUP_DEFAULTS)
     lines = [line for line in repr(ours).splitlines() if not line.startswith(added)]
     assert lines == repr(peer).splitlines()
 

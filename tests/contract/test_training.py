@@ -137,14 +137,14 @@ def test_swa(case):
     """AveragedModel, SWALR and update_bn around the steps."""
     results = []
     for model, optimizer in models(case):
-        averaged = swa_utils.AveragedModel(model)
+        ema_update = swa_utils.AveragedModel(model)
         schedule = swa_utils.SWALR(optimizer, swa_lr=0.01, anneal_epochs=3)
         for seed in range(5):
             train(model, optimizer, seed)
-            averaged.update_parameters(model)
+            ema_update.update_parameters(model)
             schedule.step()
-        swa_utils.update_bn([batch(9)], averaged)
-        results.append((optimizer.param_groups[0]["lr"], dict(averaged.state_dict())))
+        swa_utils.update_bn([batch(9)], ema_update)
+        results.append((optimizer.param_groups[0]["lr"], dict(ema_update.state_dict())))
     torch.testing.assert_close(*results)
 
 
@@ -154,11 +154,11 @@ def test_ema_of_swa_utils(case):
     results = []
     for model, optimizer in models(case):
         multi = swa_utils.get_ema_multi_avg_fn(0.75)
-        averaged = swa_utils.AveragedModel(model, multi_avg_fn=multi, use_buffers=True)
+        ema_update = swa_utils.AveragedModel(model, multi_avg_fn=multi, use_buffers=True)
         for seed in range(4):
             train(model, optimizer, seed)
-            averaged.update_parameters(model)
-        results.append(dict(averaged.state_dict()))
+            ema_update.update_parameters(model)
+        results.append(dict(ema_update.state_dict()))
     torch.testing.assert_close(*results)
 
 
@@ -168,14 +168,14 @@ def test_ema_decay(case):
     """The average in the pass is that of AveragedModel, and part of the checkpoint."""
     ours = parameters(values(SHAPES, torch.float64))
     optimizer = case.fused(ours, ema_decay=0.75, backend="reference")
-    averaged = swa_utils.AveragedModel(
+    ema_update = swa_utils.AveragedModel(
         nn.ParameterList(ours), multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.75)
     )
     for seed in range(4):
         give(ours, values(SHAPES, torch.float64, seed))
         optimizer.step()
-        averaged.update_parameters(nn.ParameterList(ours))
-    expected = [p.detach() for p in averaged.module]
+        ema_update.update_parameters(nn.ParameterList(ours))
+    expected = [p.detach() for p in ema_update.module]
     torch.testing.assert_close(list(optimizer.ema_parameters()), expected)
     trained = [p.detach().clone() for p in ours]
     with optimizer.swap_ema():

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from native.kernels import Case, loaded, run
 
-from fused_optim.backends import HEAD, Kind
+from fused_optim.backends.base import NUM_COMMON_SCALARS, BucketKey
 from fused_optim.backends.native.executor import GEOMETRY
-from fused_optim.backends.tables import chunk_maps
+from fused_optim.backends.kernel_runner import chunk_maps
 
 LENGTHS = [*range(1, 66), 127, 128, 4095, 4096, 4097, 8192 + 77]
 PAGES = 18  # of data: the longest row in float64, and more
@@ -54,7 +54,7 @@ class Guarded:
         assert (around == FILL).all(), "written beside the values"
 
 
-def columns(kind: Kind, numel: int) -> list[np.ndarray]:
+def columns(kind: BucketKey, numel: int) -> list[np.ndarray]:
     """Some values for every column."""
     generator = torch.Generator().manual_seed(numel)
     found = []
@@ -78,7 +78,7 @@ class Launch:
 
     def elements(self, case: Case, level: str, numel: int, lie: int) -> None:
         """One row through a kernel that goes through elements."""
-        kind = case.kind
+        kind = case.key
         firsts, spans = chunk_maps([numel + lie], GEOMETRY)
         addresses = [self.put(column) for column in columns(kind, numel)]
         table = self.put(np.array([[numel + lie, 5, *addresses]], np.int64))
@@ -87,17 +87,17 @@ class Launch:
         if case.kernel == "norm":
             arguments += [self.put(np.zeros((chunks, 2))), chunks]
         else:
-            scalars = np.full(HEAD + len(kind.rule.h._fields), 0.125)
+            scalars = np.full(NUM_COMMON_SCALARS + len(kind.rule.h._fields), 0.125)
             scalars[0] = 0  # not skipped
             arguments.append(self.put(scalars.astype(str(kind.compute)[6:])))
-        if case.kernel == "measure":
-            arguments.append(self.put(np.zeros((chunks, kind.rule.per_tensor.quantities))))
+        if case.kernel == "reduce":
+            arguments.append(self.put(np.zeros((chunks, kind.rule.reduction.num_sums))))
         run(loaded(case, level), *arguments, programs=chunks)
 
     def begin(self, case: Case, level: str, rows: int, partials: int, lie: int) -> None:
         """Some rows through begin."""
-        rule = case.kind.rule
-        counters = len(rule.counters)
+        rule = case.key.rule
+        counters = len(rule.scalar_state)
         count = self.put(np.full(rows * max(counters, 1), 3.0, np.float32))
         addresses = count + 4 * np.arange(rows * counters, dtype=np.int64)
         arguments = [
@@ -107,7 +107,7 @@ class Launch:
             self.put(np.full((1, 9 + len(rule.hyper._fields)), 0.125)),
             self.put(np.ones(1, np.float32)),
             self.put(np.zeros(1, np.float32)),
-            self.put(np.zeros((rows, HEAD + len(rule.h._fields)), np.float32)),
+            self.put(np.zeros((rows, NUM_COMMON_SCALARS + len(rule.h._fields)), np.float32)),
             self.put(np.zeros(3)),
         ]
         programs = -(-(rows + lie) // GEOMETRY.rows)
@@ -115,13 +115,13 @@ class Launch:
 
     def finish(self, case: Case, level: str, rows: int, chunks: int, lie: int) -> None:
         """Some rows, of so many chunks each, through finish."""
-        rule, width = case.kind.rule, 2 + len(case.kind.dtypes)
-        sums = np.ones((rows * chunks, rule.per_tensor.quantities))
+        rule, width = case.key.rule, 2 + len(case.key.dtypes)
+        sums = np.ones((rows * chunks, rule.reduction.num_sums))
         arguments = [
             self.put(np.ones((rows, width), np.int64)),
             self.put(np.arange(rows + 1, dtype=np.int64) * chunks),
             self.put(sums),
-            self.put(np.ones((rows, HEAD + len(rule.h._fields)), np.float32)),
+            self.put(np.ones((rows, NUM_COMMON_SCALARS + len(rule.h._fields)), np.float32)),
         ]
         run(loaded(case, level), *arguments, programs=rows + lie)
 
@@ -134,7 +134,7 @@ class Launch:
 def through_elements(level: str, formats: str, lie: int, memory: list[Guarded]) -> None:
     """Every kernel that goes through elements, every length, both ends of the memory."""
     for name in formats.split(","):
-        for kernel, rule in (("update", "adam"), ("norm", "adam"), ("measure", "lamb")):
+        for kernel, rule in (("update", "adam"), ("norm", "adam"), ("reduce", "lamb")):
             for numel, at_end in itertools.product(LENGTHS, (True, False)):
                 launch = Launch(memory, at_end)
                 launch.elements(Case(kernel, rule, name), level, numel, lie)
@@ -146,11 +146,11 @@ def through_rows(level: str, lie: int, memory: list[Guarded]) -> None:
     for rows, at_end in itertools.product(range(1, 2 * GEOMETRY.rows + 2), (True, False)):
         for rule, partials in (("adam", 1), ("asgd", 64), ("sgd", 65)):
             launch = Launch(memory, at_end)
-            launch.begin(Case("begin", rule, "fp32"), level, rows, partials, lie)
+            launch.begin(Case("prepare", rule, "fp32"), level, rows, partials, lie)
             launch.check()
         for chunks in (1, 63, 64, 65):
             launch = Launch(memory, at_end)
-            launch.finish(Case("finish", "lamb", "fp32"), level, rows, chunks, lie)
+            launch.finish(Case("finalize", "lamb", "fp32"), level, rows, chunks, lie)
             launch.check()
 
 

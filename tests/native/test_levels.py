@@ -12,10 +12,10 @@ import pytest
 import torch
 from native.kernels import HERE, PER_TENSOR, Case, covering, loaded, run
 
-from fused_optim.backends import HEAD
+from fused_optim.backends.base import NUM_COMMON_SCALARS
 from fused_optim.backends.native import levels
 from fused_optim.backends.native.executor import GEOMETRY
-from fused_optim.backends.tables import chunk_maps
+from fused_optim.backends.kernel_runner import chunk_maps
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, torch.inf, -torch.inf, torch.nan, 1.0]
 NUMEL = 4096 + 77  # a whole chunk, a block and a tail
@@ -41,19 +41,19 @@ def columns(kind):
 
 def executed(case, level):
     """All that a kernel writes for one row."""
-    kind, tensors = case.kind, columns(case.kind)
+    kind, tensors = case.key, columns(case.key)
     firsts, spans = (torch.from_numpy(a) for a in chunk_maps([NUMEL], GEOMETRY))
     chunks = int(firsts[-1])
     table = torch.tensor([[NUMEL, 5, *[tensor.data_ptr() for tensor in tensors]]])
-    scalars = torch.full((HEAD + len(kind.rule.h._fields),), 0.125, dtype=kind.compute)
+    scalars = torch.full((NUM_COMMON_SCALARS + len(kind.rule.h._fields),), 0.125, dtype=kind.compute)
     # not skipped, average, keys; factor, limit, L2, L1
-    scalars[:HEAD] = torch.tensor([0, 0.5, 123, 456, 0.75, 2.0, 0.25, 0.125])
+    scalars[:NUM_COMMON_SCALARS] = torch.tensor([0, 0.5, 123, 456, 0.75, 2.0, 0.25, 0.125])
     if case.kernel == "norm":
         out = torch.zeros(chunks, 2, dtype=torch.float64)
         run(loaded(case, level), table, firsts, spans, out, chunks, programs=chunks)
         return [out]
-    if case.kernel == "measure":
-        out = torch.zeros(chunks, kind.rule.per_tensor.quantities, dtype=torch.float64)
+    if case.kernel == "reduce":
+        out = torch.zeros(chunks, kind.rule.reduction.num_sums, dtype=torch.float64)
         run(loaded(case, level), table, firsts, spans, scalars, out, programs=chunks)
         return [out]
     run(loaded(case, level), table, firsts, spans, scalars, programs=chunks)
@@ -75,7 +75,7 @@ def assert_all_same(ours, theirs):
     assert not any(is_nan.all() for is_nan in nans)
 
 
-ELEMENTS = [case for case in covering() if case.kernel not in ("begin", "finish")]
+ELEMENTS = [case for case in covering() if case.kernel not in ("prepare", "finalize")]
 
 
 @pytest.mark.skipif(len(HERE) < 2, reason="there is one level")
@@ -88,9 +88,9 @@ def test_all_levels_give_the_same_bits(case):
 
 def begun(rule, level):
     """What begin and finish leave behind for 21 rows."""
-    case = Case("begin", rule, "fp32")
-    kind, generator = case.kind, torch.Generator().manual_seed(0)
-    rows, counters = 21, len(kind.rule.counters)
+    case = Case("prepare", rule, "fp32")
+    kind, generator = case.key, torch.Generator().manual_seed(0)
+    rows, counters = 21, len(kind.rule.scalar_state)
     counts = torch.arange(1, 1 + rows * max(counters, 1)).float()
     partials = torch.rand(130, 2, generator=generator, dtype=torch.float64)
     partials[:, 1] = 0
@@ -99,7 +99,7 @@ def begun(rule, level):
     )
     hyper[:, -1] = hyper[:, 8] = torch.tensor([0, 7, 1 << 40])
     groups = torch.stack([torch.arange(rows) % 3, torch.arange(rows)], 1).int()
-    scalars = torch.zeros(rows, HEAD + len(kind.rule.h._fields))
+    scalars = torch.zeros(rows, NUM_COMMON_SCALARS + len(kind.rule.h._fields))
     report, one, zero = torch.zeros(3, dtype=torch.float64), torch.ones(1), torch.zeros(1)
     addresses = counts.data_ptr() + 4 * torch.arange(rows * counters)
     tables = [*([addresses] if counters else []), groups, hyper, one, zero, scalars, report]
@@ -108,10 +108,10 @@ def begun(rule, level):
     if rule in PER_TENSOR:
         table, chunks = torch.full((rows, 2 + len(kind.dtypes)), 1000), 70
         firsts = torch.arange(rows + 1) * chunks
-        quantities = kind.rule.per_tensor.quantities
-        sums = torch.rand(rows * chunks, quantities, generator=generator, dtype=torch.float64)
+        num_sums = kind.rule.reduction.num_sums
+        sums = torch.rand(rows * chunks, num_sums, generator=generator, dtype=torch.float64)
         run(
-            loaded(case._replace(kernel="finish"), level),
+            loaded(case._replace(kernel="finalize"), level),
             table,
             firsts,
             sums,

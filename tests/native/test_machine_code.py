@@ -114,7 +114,7 @@ def test_adamw_takes_few_instructions():
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
-@pytest.mark.parametrize("kernel", ["norm", "begin", "update", "measure", "finish"])
+@pytest.mark.parametrize("kernel", ["norm", "prepare", "update", "reduce", "finalize"])
 def test_the_image_stays_in_itself(kernel, level, tmp_path):
     """Every jump and every constant of the finished bytes lies within them."""
     case = Case(kernel, "lamb", "fp32-int8" if kernel == "update" else "fp32")
@@ -130,10 +130,10 @@ def test_the_image_stays_in_itself(kernel, level, tmp_path):
     assert len(jumps) > 5
     assert all(image.entry <= place <= last for place in jumps)
     assert all(last < place < len(image.code) for place in constants)
-    assert kernel in ("norm", "finish") or len(constants) > 1
+    assert kernel in ("norm", "finalize") or len(constants) > 1
 
 
-@pytest.mark.parametrize("kernel", ["begin", "update"])
+@pytest.mark.parametrize("kernel", ["prepare", "update"])
 def test_the_constants_of_aarch64_are_found(kernel):
     """ADRP and what follows it lead to the constants behind the code, wherever it is."""
     case = Case(kernel, "adam", "fp32-int8" if kernel == "update" else "fp32")

@@ -143,10 +143,10 @@ def mutated(ttir, generator):
     return "".join(pieces)
 
 
-@pytest.mark.parametrize("kernel", ["small", "norm", "finish", "update"])
+@pytest.mark.parametrize("kernel", ["small", "norm", "finalize", "update"])
 def test_a_mutated_text_is_refused_or_understood(kernel):
     """No other error, and no text that LLVM does not take; most are refused."""
-    rule = "lamb" if kernel == "finish" else "sgd"
+    rule = "lamb" if kernel == "finalize" else "sgd"
     ttir = SMALL if kernel == "small" else text(Case(kernel, rule, "fp32"))
     generator = random.Random(kernel)
     refused = 0

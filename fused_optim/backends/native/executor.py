@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_optim.backends import CompileError, Kind
+from fused_optim.backends.base import CompileError, BucketKey
 from fused_optim.backends.constexprs import (
     Constexprs,
     Geometry,
@@ -19,7 +19,7 @@ from fused_optim.backends.native import threads
 from fused_optim.backends.native.compiler import compile_kernel
 from fused_optim.backends.native.image import Kernel
 from fused_optim.backends.native.levels import level
-from fused_optim.backends.tables import Argument
+from fused_optim.backends.kernel_runner import Argument
 
 # A block of 64 is one scale block. The other numbers are chosen by measurement: a chunk is long
 # enough to hide what a program does before its loop, and short enough to share out. They must not
@@ -43,8 +43,8 @@ class NativeExecutor:
 
     geometry = GEOMETRY
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
+    def __init__(self, key: BucketKey) -> None:
+        self.key = key
         self.kernels: dict[str, Kernel] = {}
         self.neutral: Mapping[str, Tensor] = {
             "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64, device="cpu"),
@@ -53,17 +53,17 @@ class NativeExecutor:
             "report": torch.empty(3, dtype=torch.float64, device="cpu"),  # nobody reads it
         }
         self._bytes = {
-            "norm": float(kind.dtypes[kind.first[1]].itemsize),
-            "update": kind.bytes_moved,
-            "measure": sum(d.itemsize / n for d, n in zip(kind.dtypes, kind.blocks, strict=True)),
+            "norm": float(key.dtypes[key.first[1]].itemsize),
+            "update": key.bytes_moved,
+            "reduce": sum(d.itemsize / n for d, n in zip(key.dtypes, key.blocks, strict=True)),
         }
 
     def prepare(self) -> None:
-        """See :class:`~fused_optim.backends.tables.Executor`."""
+        """See :class:`~fused_optim.backends.kernel_runner.Executor`."""
         if not self.kernels:
             self.kernels = {
                 name: self._compile(name, constexprs)
-                for name, constexprs in constants(self.kind, self.geometry).items()
+                for name, constexprs in constants(self.key, self.geometry).items()
             }
 
     def _compile(self, name: str, constexprs: Constexprs) -> Kernel:
@@ -74,7 +74,7 @@ class NativeExecutor:
 
             kernel = triton.KERNELS[name]
             names = [parameter.name for parameter in kernel.params if not parameter.is_constexpr]
-            types = argument_types(self.kind.compute)
+            types = argument_types(self.key.compute)
             signature = {argument: types[argument] for argument in names if argument not in absent}
             return kernel, signature, {**dict.fromkeys(absent), **triton.resolve(constexprs)}
 
@@ -87,14 +87,14 @@ class NativeExecutor:
 
     def _absent(self, name: str) -> tuple[str, ...]:
         """The arguments that are always None for these rows."""
-        if name == "begin" and self.kind.counter_dtype is None:
+        if name == "prepare" and self.key.counter_dtype is None:
             return ("counter_ptr",)
-        if name == "update" and not self.kind.counts:
+        if name == "update" and not self.key.counts:
             return ("count_ptr",)
         return ()
 
     def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
-        """See :class:`~fused_optim.backends.tables.Executor`."""
+        """See :class:`~fused_optim.backends.kernel_runner.Executor`."""
         values = [
             arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args if arg is not None
         ]

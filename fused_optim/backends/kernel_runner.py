@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fused_optim.backends import HEAD, Bucket, Kind, Options, Scaler
+from fused_optim.backends.base import NUM_COMMON_SCALARS, Bucket, BucketKey, Options, AmpState
 from fused_optim.backends.constexprs import Geometry
-from fused_optim.layout import Row
+from fused_optim.step.rows import Row
 
 Argument = Tensor | int | None
 
@@ -73,16 +73,16 @@ def chunk_maps(
     return firsts, (np.searchsorted(firsts[:-1], marks, "right") - 1).astype(np.int32)
 
 
-class TableLaunch:
+class KernelRunner:
     """Rows of one kind. Tables are rebuilt when an address, a size or an option changes."""
 
-    def __init__(self, kind: Kind, executor: Executor) -> None:
-        self.kind, self.executor, self.geometry = kind, executor, executor.geometry
+    def __init__(self, key: BucketKey, executor: Executor) -> None:
+        self.key, self.executor, self.geometry = key, executor, executor.geometry
         # numel, offset and the addresses of the columns: what is on the device as self.table
-        self.host = np.empty((0, 2 + len(kind.dtypes)), np.int64)
+        self.host = np.empty((0, 2 + len(key.dtypes)), np.int64)
         self.numels: list[int] = []
         self.elements = 0
-        self.counters: list[tuple[int, ...]] = []
+        self.scalar_state: list[tuple[int, ...]] = []
         self.members: list[tuple[int, int]] = []
         self.values: list[list[float]] = []
         self.bound: list[Options] = []
@@ -95,23 +95,23 @@ class TableLaunch:
             (row.place.offset, *(column.data_ptr() for column in row.columns))
             for row in bucket.rows
         ]
-        counters = [tuple(c.data_ptr() for c in row.counters) for row in bucket.rows]
-        device = self.kind.device
+        scalar_state = [tuple(c.data_ptr() for c in row.scalar_state) for row in bucket.rows]
+        device = self.key.device
         self._bind_rows(np.column_stack([np.array(numels), np.array(addresses)]).astype(np.int64))
         if numels != self.numels:
             firsts, spans = chunk_maps(numels, self.geometry)
             self.chunks, self.elements = int(firsts[-1]), sum(numels)
             self.firsts, self.spans = upload(firsts, device), upload(spans, device)
-            scalars = HEAD + len(self.kind.rule.h._fields)
-            self.scalars = torch.empty(len(numels), scalars, dtype=self.kind.compute, device=device)
-        if counters != self.counters:
-            self.counter_table = upload(np.array(counters, np.int64), device)
+            scalars = NUM_COMMON_SCALARS + len(self.key.rule.h._fields)
+            self.scalars = torch.empty(len(numels), scalars, dtype=self.key.compute, device=device)
+        if scalar_state != self.scalar_state:
+            self.counter_table = upload(np.array(scalar_state, np.int64), device)
         members = [(m, r.place.number) for m, r in zip(bucket.members, bucket.rows, strict=True)]
         if members != self.members:
             self.groups = upload(np.array(members, np.int32), device)
-        self.numels, self.counters, self.members = numels, counters, members
+        self.numels, self.scalar_state, self.members = numels, scalar_state, members
         self._bind_options(bucket.options)
-        self._hold()
+        self._record_streams()
 
     def rebind(
         self,
@@ -121,23 +121,23 @@ class TableLaunch:
     ) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
         table = self.host.copy()
-        table[:, 2 + self.kind.first[1]] = gradients
+        table[:, 2 + self.key.first[1]] = gradients
         self._bind_rows(table)
         self._bind_options(options)
-        self._hold()
+        self._record_streams()
 
     def _bind_rows(self, table: np.ndarray[Any, Any]) -> None:
         # the array itself must not change later: on the CPU it is the upload
         if not np.array_equal(table, self.host):
-            self.table, self.host = upload(table, self.kind.device), table
+            self.table, self.host = upload(table, self.key.device), table
 
-    def _hold(self) -> None:
+    def _record_streams(self) -> None:
         """Let the tables outlive this stream's work, whichever stream they were made on."""
-        if self.kind.device.type == "cpu":
+        if self.key.device.type == "cpu":
             return
-        stream = torch.get_device_module(self.kind.device).current_stream(self.kind.device)
-        tables = [self.table, self.firsts, self.spans, self.groups, self.hyper, self.scalars]
-        if self.kind.counter_dtype is not None:
+        stream = torch.get_device_module(self.key.device).current_stream(self.key.device)
+        tables = [self.table, self.firsts, self.spans, self.groups, self.hparams, self.scalars]
+        if self.key.counter_dtype is not None:
             tables.append(self.counter_table)
         for table in tables:
             table.record_stream(stream)
@@ -155,10 +155,10 @@ class TableLaunch:
         # no number equals this one, so a tensor that gives way to a number is seen
         values = [[math.nan if isinstance(x, Tensor) else x for x in group] for group in options]
         if values != self.values:
-            self.hyper = upload(np.array(values, np.float64), self.kind.device)
+            self.hparams = upload(np.array(values, np.float64), self.key.device)
             self.values = values
         for i, j, option in there:
-            self.hyper[i, j].copy_(option.squeeze())
+            self.hparams[i, j].copy_(option.squeeze())
         # tuples of numbers do not change
         self.bound = [] if there else list(options)
 
@@ -167,12 +167,12 @@ class TableLaunch:
         chunks = self.chunks
         # the number of programs depends on the sizes alone: the same bits on every device
         programs = min(chunks, self.geometry.partials)
-        partials = torch.empty(programs, 2, dtype=torch.float64, device=self.kind.device)
+        partials = torch.empty(programs, 2, dtype=torch.float64, device=self.key.device)
         arguments = (self.table, self.firsts, self.spans, partials, chunks)
         self._run("norm", programs, self.elements, *arguments)
         return partials
 
-    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: Scaler) -> None:
+    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: AmpState) -> None:
         """See :class:`~fused_optim.backends.Launch`."""
         rows, neutral = len(self.numels), self.executor.neutral
         scale, found_inf = scaler
@@ -185,30 +185,30 @@ class TableLaunch:
         if report is None:
             report = neutral.get("report")
         count = 0 if partials is None else len(partials)
-        counters = None if self.kind.counter_dtype is None else self.counter_table
-        tables = (counters, self.groups, self.hyper)
+        scalar_state = None if self.key.counter_dtype is None else self.counter_table
+        tables = (scalar_state, self.groups, self.hparams)
         arguments = (partials, *tables, scale, found_inf, self.scalars, report)
-        self._run("begin", -(-rows // self.geometry.rows), 0, *arguments, count, rows)
+        self._run("prepare", -(-rows // self.geometry.rows), 0, *arguments, count, rows)
 
     def update(self) -> Tensor | None:
         """See :class:`~fused_optim.backends.Launch`."""
-        if self.kind.rule.per_tensor is not None:
-            self._measure(self.kind.rule.per_tensor.quantities)
+        if self.key.rule.reduction is not None:
+            self._measure(self.key.rule.reduction.num_sums)
         counts = None
-        if self.kind.counts:
-            counts = torch.zeros(self.chunks, dtype=torch.int32, device=self.kind.device)
+        if self.key.counts:
+            counts = torch.zeros(self.chunks, dtype=torch.int32, device=self.key.device)
         arguments = (self.table, self.firsts, self.spans, self.scalars, counts)
         self._run("update", self.chunks, self.elements, *arguments)
         return counts
 
-    def _measure(self, quantities: int) -> None:
+    def _measure(self, num_sums: int) -> None:
         """Sum over each tensor what the rule needs, and form the scalars that depend on it."""
         chunks = self.chunks
-        sums = torch.empty(chunks, quantities, dtype=torch.float64, device=self.kind.device)
+        sums = torch.empty(chunks, num_sums, dtype=torch.float64, device=self.key.device)
         arguments = (self.table, self.firsts, self.spans, self.scalars, sums)
-        self._run("measure", chunks, self.elements, *arguments)
+        self._run("reduce", chunks, self.elements, *arguments)
         last = (self.table, self.firsts, sums, self.scalars)
-        self._run("finish", len(self.numels), 0, *last)
+        self._run("finalize", len(self.numels), 0, *last)
 
     def _run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
         if programs:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fused_optim import formats, options, storage
-from fused_optim.codecs import BLOCK, Codec
+from fused_optim.formats.codecs import BLOCK, Codec
 from fused_optim.optimizers import checkpoint
-from fused_optim.optimizers.again import StepCache
+from fused_optim.step.cache import StepCache
 from fused_optim.rules.common import Rule
 
 Group = dict[str, Any]
@@ -60,11 +60,11 @@ class Aside:
 def completed(rule: Rule, group: Group) -> Rule:
     """``rule`` with the slot of the average, and a count of steps where something asks for it."""
     if group["ema_decay"] is not None:
-        rule = rule._replace(slots=(*rule.slots, "ema"))
-    keyed = formats.is_keyed(group["weights"], group["states"])
+        rule = rule._replace(state_keys=(*rule.state_keys, "ema"))
+    stochastic = formats.is_stochastic(group["weights"], group["states"])
     # the first value of an average is the parameter, and noise differs from step to step
-    if group["ema_decay"] is not None or keyed:
-        rule = rule._replace(counters=rule.counters or ("step",))
+    if group["ema_decay"] is not None or stochastic:
+        rule = rule._replace(scalar_state=rule.scalar_state or ("step",))
     return rule
 
 
@@ -95,13 +95,13 @@ class Kept(torch.optim.Optimizer):
         """The rule that the options of ``group`` select."""
         raise NotImplementedError
 
-    def _selection(self, group: Group) -> tuple[Any, ...]:
+    def _bucket_options(self, group: Group) -> tuple[Any, ...]:
         """What selects the kinds of the group's rows."""
         names = ("backend", "weights", "states", "count_stalled")
         chosen = [group[name] for name in names]
         return (self.rule(group), *chosen, group["ema_decay"] is None)
 
-    def new_state(self, param: Tensor, slot: str, group: Group) -> Tensor | None:
+    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
         """The state called ``slot`` before the first step of ``param``; None is zeros."""
         return None
 
@@ -153,7 +153,7 @@ class Kept(torch.optim.Optimizer):
             if param not in own:
                 raise KeyError("params must be of this optimizer's")
             state, value = self.state.get(param, {}), self._own_value(param)
-            codec = storage.found_weight(state, param)
+            codec = storage.detect_weight_format(state, param)
             beside = storage.extras(codec)
             # of a value that the parameter has exactly, these are what it would start with
             new = storage.encoded(codec, value.float(), param)[1:] if beside else []
@@ -174,7 +174,7 @@ class Kept(torch.optim.Optimizer):
         if format == "own":
             return packed
         rules = [self.rule(group) for group in self.param_groups]
-        return checkpoint.in_torchs_format(packed, map(self._own_value, self._params()), rules)
+        return checkpoint.to_torch_state_dict(packed, map(self._own_value, self._params()), rules)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch. States come in any format and take that of their group at the next step.
@@ -200,35 +200,35 @@ class Kept(torch.optim.Optimizer):
         for group in self.param_groups:
             own = formats.WEIGHTS[group["weights"]].codec is formats.PLAIN
             rule = self.rule(group)
-            counters = () if self._wide_counters else rule.counters
+            scalar_state = () if self._wide_counters else rule.scalar_state
             as_torch = group["states"] == "param" and own
-            names = (*rule.slots, *counters, "ema") if as_torch else ()
+            names = (*rule.state_keys, *scalar_state, "ema") if as_torch else ()
             found.update(dict.fromkeys(group["params"], names))
         return found
 
     def _columns(
-        self, param: Tensor, codecs: tuple[Codec, ...], slots: tuple[str, ...], group: Group
+        self, param: Tensor, codecs: tuple[Codec, ...], state_keys: tuple[str, ...], group: Group
     ) -> list[Tensor]:
         """Parameter, gradient and states in their formats, one tensor a column."""
-        kept = slots or storage.extras(codecs[0])
+        kept = state_keys or storage.extras(codecs[0])
         state = self.state[param] if kept else self.state.get(param, {})
-        storage.fit_weight(state, codecs[0], param)
+        storage.convert_weight(state, codecs[0], param)
         extras = map(state.get, storage.extras(codecs[0]))
         columns: list[Any] = [param, *extras, _resolved(param.grad)]
-        for slot, codec in zip(slots, codecs[2:], strict=True):
-            storage.fit_state(state, slot, codec, param, self._start(param, slot, group))
-            columns += map(state.get, storage.names(slot, codec))
+        for state_key, codec in zip(state_keys, codecs[2:], strict=True):
+            storage.convert_state(state, state_key, codec, param, self._start(param, state_key, group))
+            columns += map(state.get, storage.names(state_key, codec))
         return columns
 
-    def _start(self, param: Tensor, slot: str, group: Group) -> Callable[[], Tensor | None]:
-        if slot == "ema":
+    def _start(self, param: Tensor, state_key: str, group: Group) -> Callable[[], Tensor | None]:
+        if state_key == "ema":
             return lambda: self._weight(param)
-        return lambda: self.new_state(param, slot, group)
+        return lambda: self.new_state(param, state_key, group)
 
     def _set_weight(self, param: Tensor, value: Tensor) -> None:
         """Write ``value`` to the parameter and to what stands beside it."""
         state = self.state.get(param, {})
-        codec = storage.found_weight(state, param)
+        codec = storage.detect_weight_format(state, param)
         tensors = storage.encoded(codec, value, param)
         for old, new in zip([param, *map(state.get, storage.extras(codec))], tensors, strict=True):
             old.copy_(new)
@@ -236,7 +236,7 @@ class Kept(torch.optim.Optimizer):
     def _weight(self, param: Tensor) -> Tensor:
         """The parameter with all that stands beside it: float32, or its own dtype."""
         state = self.state.get(param, {})
-        codec = storage.found_weight(state, param)
+        codec = storage.detect_weight_format(state, param)
         own = self._own_value(param)
         if not storage.extras(codec):
             return own.clone()

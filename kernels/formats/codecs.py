@@ -64,36 +64,36 @@ def store_master(pointers, start, offs, mask, value, noise):
 def load_split(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """The float32 with the bits ``(param << 16) + remainder``."""
     high = bits_of(tl.load(pointers[0] + offs, mask=mask))
-    return joined(high, tl.load(pointers[1] + offs, mask=mask).to(tl.int32))
+    return combine_bits(high, tl.load(pointers[1] + offs, mask=mask).to(tl.int32))
 
 
 @triton.jit
 def store_split(pointers, start, offs, mask, value, noise):
     """bf16, rounded half up, and the 16 bits that lead from there to the float32."""
-    high, low = parted(bits_of(value))
+    high, low = split_bits(bits_of(value))
     tl.store(pointers[0] + offs, float_of(high).to(tl.bfloat16), mask=mask)
     tl.store(pointers[1] + offs, low.to(tl.int16), mask=mask)
-    return joined(high, low)
+    return combine_bits(high, low)
 
 
 @triton.jit
 def load_split24(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """The float32 with the bits ``(param << 16) + (remainder << 8)``."""
     high = bits_of(tl.load(pointers[0] + offs, mask=mask))
-    return joined(high, tl.load(pointers[1] + offs, mask=mask).to(tl.int8).to(tl.int32) << 8)
+    return combine_bits(high, tl.load(pointers[1] + offs, mask=mask).to(tl.int8).to(tl.int32) << 8)
 
 
 @triton.jit
 def store_split24(pointers, start, offs, mask, value, noise):
     """bf16 and the 8 bits that follow, the rest rounded stochastically."""
-    high, low = parted(dithered(bits_of(value), noise, 8))
+    high, low = split_bits(round_stochastically(bits_of(value), noise, 8))
     tl.store(pointers[0] + offs, float_of(high).to(tl.bfloat16), mask=mask)
     tl.store(pointers[1] + offs, (low >> 8).to(pointers[1].dtype.element_ty), mask=mask)
-    return joined(high, low)
+    return combine_bits(high, low)
 
 
 @triton.jit
-def joined(high, low):
+def combine_bits(high, low):
     """The float32 of the bits ``high + low``."""
     magnitude = high & MAGNITUDE
     # the parameter may have been written from outside: a zero stays one, so what lies below the
@@ -103,7 +103,7 @@ def joined(high, low):
 
 
 @triton.jit
-def parted(bits):
+def split_bits(bits):
     """The bits of the bf16 nearest to a float32, half up, and the way from there."""
     magnitude = bits & MAGNITUDE
     # the low bits alone may be what makes a NaN: then it is a quiet one
@@ -113,7 +113,7 @@ def parted(bits):
 
 
 @triton.jit
-def dithered(bits, noise, DROP: tl.constexpr):
+def round_stochastically(bits, noise, DROP: tl.constexpr):
     """A float32 without its last DROP bits, up or down so that the mean is the value.
 
     What has no such bits stays as it is, and so do infinities and NaN; finite stays finite.
@@ -154,7 +154,7 @@ def store_kahan(pointers, start, offs, mask, value, noise):
     lost = value - param.to(value.dtype)
     lost = tl.where((bits_of(lost) & MAGNITUDE) < INFINITY, lost, 0.0)
     if pointers[1].dtype.element_ty == tl.bfloat16:
-        lost = float_of(dithered(bits_of(lost), noise, 16))
+        lost = float_of(round_stochastically(bits_of(lost), noise, 16))
     lost = lost.to(pointers[1].dtype.element_ty)
     tl.store(pointers[0] + offs, param, mask=mask)
     tl.store(pointers[1] + offs, lost, mask=mask)
@@ -170,7 +170,7 @@ def load_stochastic(pointers, start, offs, mask, COMPUTE: tl.constexpr):
 @triton.jit
 def store_stochastic(pointers, start, offs, mask, value, noise):
     """One column of bf16, rounded stochastically."""
-    rounded = float_of(dithered(bits_of(value), noise, 16))
+    rounded = float_of(round_stochastically(bits_of(value), noise, 16))
     tl.store(pointers[0] + offs, rounded.to(tl.bfloat16), mask=mask)
     return rounded
 
@@ -216,7 +216,7 @@ def spread(exponents, COUNT: tl.constexpr):
 
 
 @triton.jit
-def decoded(
+def dequantize(
     pointers,
     start,
     offs,
@@ -245,7 +245,7 @@ def decoded(
 
 
 @triton.jit
-def encoded(
+def quantize(
     pointers,
     start,
     offs,
@@ -291,46 +291,46 @@ def encoded(
 @triton.jit
 def load_e3m4(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """A sign, 3 bits of exponent and 4 of mantissa."""
-    return decoded(pointers, start, offs, mask, 4, 7, 0x7E, True).to(COMPUTE)
+    return dequantize(pointers, start, offs, mask, 4, 7, 0x7E, True).to(COMPUTE)
 
 
 @triton.jit
 def store_e3m4(pointers, start, offs, mask, value, noise):
     """A sign, 3 bits of exponent and 4 of mantissa, rounded stochastically."""
-    encoded(pointers, start, offs, mask, value, noise, 4, 7, 0x7E, True)
+    quantize(pointers, start, offs, mask, value, noise, 4, 7, 0x7E, True)
 
 
 @triton.jit
 def load_e4m4(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """4 bits of exponent and 4 of mantissa, for what is never negative."""
-    return decoded(pointers, start, offs, mask, 4, 15, 0xFE, False).to(COMPUTE)
+    return dequantize(pointers, start, offs, mask, 4, 15, 0xFE, False).to(COMPUTE)
 
 
 @triton.jit
 def store_e4m4(pointers, start, offs, mask, value, noise):
     """4 bits of exponent and 4 of mantissa, rounded stochastically."""
-    encoded(pointers, start, offs, mask, value, noise, 4, 15, 0xFE, False)
+    quantize(pointers, start, offs, mask, value, noise, 4, 15, 0xFE, False)
 
 
 @triton.jit
 def load_e4m3(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """torch.float8_e4m3fn."""
-    return decoded(pointers, start, offs, mask, 3, 15, 0x7E, True).to(COMPUTE)
+    return dequantize(pointers, start, offs, mask, 3, 15, 0x7E, True).to(COMPUTE)
 
 
 @triton.jit
 def store_e4m3(pointers, start, offs, mask, value, noise):
     """torch.float8_e4m3fn, rounded stochastically."""
-    encoded(pointers, start, offs, mask, value, noise, 3, 15, 0x7E, True)
+    quantize(pointers, start, offs, mask, value, noise, 3, 15, 0x7E, True)
 
 
 @triton.jit
 def load_e5m2(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """torch.float8_e5m2, for what is never negative."""
-    return decoded(pointers, start, offs, mask, 2, 30, 0x7B, False).to(COMPUTE)
+    return dequantize(pointers, start, offs, mask, 2, 30, 0x7B, False).to(COMPUTE)
 
 
 @triton.jit
 def store_e5m2(pointers, start, offs, mask, value, noise):
     """torch.float8_e5m2, rounded stochastically."""
-    encoded(pointers, start, offs, mask, value, noise, 2, 30, 0x7B, False)
+    quantize(pointers, start, offs, mask, value, noise, 2, 30, 0x7B, False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Place(NamedTuple):
+class NoiseKey(NamedTuple):
     """Where the elements of a row stand: what stochastic rounding is keyed by.
 
     Attributes:
@@ -22,7 +22,7 @@ class Place(NamedTuple):
     offset: int = 0
 
 
-NOWHERE = Place()  # for rows without stochastic rounding
+NOWHERE = NoiseKey()  # for rows without stochastic rounding
 
 
 class Row(NamedTuple):
@@ -39,13 +39,13 @@ class Row(NamedTuple):
     """
 
     columns: tuple[Tensor, ...]
-    counters: tuple[Tensor, ...]
+    scalar_state: tuple[Tensor, ...]
     group: int
-    place: Place = NOWHERE
+    place: NoiseKey = NOWHERE
     copies: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
-class Recipe(NamedTuple):
+class RowTemplate(NamedTuple):
     """How to make a row from a list of tensors.
 
     Attributes:
@@ -58,7 +58,7 @@ class Recipe(NamedTuple):
     read: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     columns: int
     group: int
-    place: Place
+    place: NoiseKey
 
     def row(self, tensors: Sequence[Tensor]) -> Row:
         """The row of these tensors, none of which needs a copy."""
@@ -90,9 +90,9 @@ def _column(tensor: Tensor, shape: torch.Size, strides: Sequence[int]) -> tuple[
 
 def make_row(
     tensors: Sequence[Tensor],
-    counters: tuple[Tensor, ...],
+    scalar_state: tuple[Tensor, ...],
     group: int,
-    place: Place = NOWHERE,
+    place: NoiseKey = NOWHERE,
     grad: int = 1,
 ) -> Row:
     """Pair the elements of a parameter (first), its gradient (``grad``) and its states.
@@ -104,7 +104,7 @@ def make_row(
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(tensor) for tensor in tensors]
     if all(tensor.is_contiguous() for tensor in tensors):
-        return Row(tuple(tensors), counters, group, place)
+        return Row(tuple(tensors), scalar_state, group, place)
     param = tensors[0]
     order = param if is_dense(param) else torch.empty_like(param, device="meta")
     columns, copies = [], []
@@ -116,4 +116,4 @@ def make_row(
         columns.append(column)
         if copied and i != grad:  # the gradient is only read
             copies.append((tensor, column.as_strided(param.shape, order.stride())))
-    return Row(tuple(columns), counters, group, place, tuple(copies))
+    return Row(tuple(columns), scalar_state, group, place, tuple(copies))

@@ -19,8 +19,8 @@ def fitted(
     value = None if begins(state, rule) else state.get(name)
     if value is None:
         value = start()
-        slots = own_slots(rule) or rule.slots
-        if name == "step" and any(state.get(slot) is not None for slot in slots):
+        state_keys = own_slots(rule) or rule.state_keys
+        if name == "step" and any(state.get(state_key) is not None for state_key in state_keys):
             # a state without a count is one that torch's SGD wrote: its first step is done
             value = 1.0
     dtype = state["step"].dtype if name != "step" else _dtype(value)
@@ -33,13 +33,13 @@ def fitted(
 
 def begins(state: State, rule: Rule) -> bool:
     """Whether none of the rule's states is there; an average is not of the rule."""
-    slots = own_slots(rule)
-    return bool(slots) and all(state.get(slot) is None for slot in slots)
+    state_keys = own_slots(rule)
+    return bool(state_keys) and all(state.get(state_key) is None for state_key in state_keys)
 
 
 def own_slots(rule: Rule) -> list[str]:
     """The states of a rule without the average."""
-    return [slot for slot in rule.slots if slot != "ema"]
+    return [state_key for state_key in rule.state_keys if state_key != "ema"]
 
 
 def as_tensors(param: Tensor, state: State) -> None:

@@ -15,7 +15,7 @@ Dtypes = tuple[torch.dtype, ...]
 Key = tuple[Dtypes, tuple[torch.Size, ...]]
 
 
-class Pack:
+class FlatBuffer:
     """A place for every element of some small rows, which are to be updated as one.
 
     Attributes:
@@ -48,7 +48,7 @@ class Pack:
         return restore
 
 
-class Packs:
+class FlatBufferPool:
     """The packs of a launch. One is filled at a time: all are places in the same memory.
 
     To make views takes longer than to copy, so they are kept from step to step.
@@ -57,20 +57,20 @@ class Packs:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.memory: dict[Dtypes, list[Tensor]] = {}
-        self.last: dict[Key, Pack] = {}
-        self.packs: dict[Key, Pack] = {}
+        self.last: dict[Key, FlatBuffer] = {}
+        self.packs: dict[Key, FlatBuffer] = {}
 
     def begin(self) -> None:
         """A step begins: packs that the last one had no use for are dropped."""
         self.last, self.packs = self.packs, {}
 
-    def pack(self, rows: Sequence[Columns]) -> Pack:
+    def pack(self, rows: Sequence[Columns]) -> FlatBuffer:
         """A pack for ``rows``, which are contiguous, on one device, and of the same dtypes."""
         dtypes = tuple(column.dtype for column in rows[0])
         key = dtypes, tuple(row[0].shape for row in rows)
         found = self.packs.get(key) or self.last.get(key)
         if found is None:
-            found = Pack(self._memory(dtypes, sum(shape.numel() for shape in key[1])), key[1])
+            found = FlatBuffer(self._memory(dtypes, sum(shape.numel() for shape in key[1])), key[1])
         self.packs[key] = found
         return found
 

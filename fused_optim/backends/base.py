@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fused_optim import private_api
-from fused_optim.codecs import Codec
-from fused_optim.layout import Row
+from fused_optim.formats.codecs import Codec
+from fused_optim.step.rows import Row
 from fused_optim.rules.common import Rule
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ COMMON_OPTIONS = (
     "ema_decay",
     "seed",
 )
-HEAD = 8  # the scalars of a row that every rule has: see kernels/update.py
+NUM_COMMON_SCALARS = 8  # the scalars of a row that every rule has: see kernels/update.py
 Options = tuple[float | Tensor, ...]
 
 
-class Scaler(NamedTuple):
+class AmpState(NamedTuple):
     """What ``torch.amp.GradScaler`` hands to a step that unscales and skips by itself.
 
     Attributes:
@@ -53,7 +53,7 @@ class Scaler(NamedTuple):
     found_inf: Tensor | None = None
 
 
-class Kind(NamedTuple):
+class BucketKey(NamedTuple):
     """What rows must share to share a launch.
 
     Attributes:
@@ -94,9 +94,9 @@ class Kind(NamedTuple):
         return tuple(column.block for codec in self.codecs for column in codec.columns)
 
     @property
-    def keyed(self) -> bool:
+    def stochastic(self) -> bool:
         """Whether any value is rounded stochastically."""
-        return any(codec.keyed for codec in self.codecs)
+        return any(codec.stochastic for codec in self.codecs)
 
     @property
     def bytes_moved(self) -> float:
@@ -132,7 +132,7 @@ class CompileError(RuntimeError):
 class Launch(Protocol):
     """Updates all rows of one kind; keeps what can be kept from step to step."""
 
-    def __init__(self, kind: Kind) -> None: ...
+    def __init__(self, key: BucketKey) -> None: ...
 
     def bind(self, bucket: Bucket) -> None:
         """Take the rows and options of this step.
@@ -158,7 +158,7 @@ class Launch(Protocol):
     def norm(self) -> Tensor:
         """Partial sums, float64 [n, 2]: of squared gradients; 0, or NaN after an Inf or NaN."""
 
-    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: Scaler) -> None:
+    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: AmpState) -> None:
         """Decide and count. ``partials``: of all buckets; None where nothing needs the norm.
 
         ``report``: float64 [3], filled with the norm (NaN if unknown), the clip factor and
@@ -169,7 +169,7 @@ class Launch(Protocol):
         """Update every row, in place; int64 [n] to be summed: what ``kind.counts`` asks for."""
 
 
-def why_not_triton(device: torch.device) -> str | None:
+def triton_unavailable_reason(device: torch.device) -> str | None:
     """Return the reason why Triton cannot run on ``device``, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -192,7 +192,7 @@ def _triton_may_run_on_cpu() -> bool:
     return "triton" in sys.modules or "TRITON_INTERPRET" in os.environ
 
 
-def why_not_native(device: torch.device) -> str | None:
+def native_unavailable_reason(device: torch.device) -> str | None:
     """Return the reason why kernels cannot be compiled for the CPU, or None if they can."""
     if device.type != "cpu":
         return f"it is for the CPU and the parameters are on {device}"
@@ -220,14 +220,14 @@ def resolve(name: str, device: torch.device) -> str:
     if name == "reference":
         return name
     if name == "native":
-        return _required(name, why_not_native(device))
+        return _required(name, native_unavailable_reason(device))
     # a meta tensor has no memory for a kernel to write
-    reason = "meta tensors have no data" if device.type == "meta" else why_not_triton(device)
+    reason = "meta tensors have no data" if device.type == "meta" else triton_unavailable_reason(device)
     if name == "triton" or reason is None:
         return _required("triton", reason)
     if device.type != "cpu":
         return "reference"
-    reason = why_not_native(device)
+    reason = native_unavailable_reason(device)
     chosen = "native" if reason is None else "reference"
     because = "" if reason is None else f": {reason}"
     log.info("backend='auto' is %r on the CPU%s", chosen, because)
@@ -240,22 +240,22 @@ def _required(name: str, reason: str | None) -> str:
     return name
 
 
-def make_launch(kind: Kind) -> Launch:
+def make_runner(key: BucketKey) -> Launch:
     """Return the launch of one kind of rows."""
-    if kind.backend == "reference":
+    if key.backend == "reference":
         from fused_optim.backends import reference
 
-        return reference.ReferenceLaunch(kind)
+        return reference.ReferenceRunner(key)
     from fused_optim.backends import tables
 
-    return tables.TableLaunch(kind, _make_executor(kind))
+    return tables.KernelRunner(key, _make_executor(key))
 
 
-def _make_executor(kind: Kind) -> "tables.Executor":
-    if kind.backend == "native":
+def _make_executor(key: BucketKey) -> "tables.Executor":
+    if key.backend == "native":
         from fused_optim.backends.native import executor
 
-        return executor.NativeExecutor(kind)
+        return executor.NativeExecutor(key)
     from fused_optim.backends import triton
 
-    return triton.TritonExecutor(kind)
+    return triton.TritonExecutor(key)

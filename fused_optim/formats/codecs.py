@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fused_optim.noise import Noise
+from fused_optim.formats.stochastic_rounding import Noise
 
 BLOCK = 64  # elements that share a scale
 INFINITY = 0x7F800000  # the bits of an infinite float32
@@ -24,7 +24,7 @@ Load = Callable[[Columns, torch.dtype], Tensor]
 Store = Callable[[Columns, Tensor, Noise | None], None]
 
 
-class Column(NamedTuple):
+class ColumnSpec(NamedTuple):
     """One column of a format.
 
     Attributes:
@@ -53,8 +53,8 @@ class Codec(NamedTuple):
 
     load: Load
     store: Store
-    columns: tuple[Column, ...] = (Column(),)
-    keyed: bool = False
+    columns: tuple[ColumnSpec, ...] = (ColumnSpec(),)
+    stochastic: bool = False
 
 
 def load_plain(columns: Columns, compute: torch.dtype) -> Tensor:
@@ -84,30 +84,30 @@ def store_master(columns: Columns, value: Tensor, noise: Noise | None) -> None:
 
 def load_split(columns: Columns, compute: torch.dtype) -> Tensor:
     """The float32 with the bits ``(param << 16) + remainder``."""
-    return _joined(columns[0].float().view(torch.int32), columns[1].int())
+    return _combine_bits(columns[0].float().view(torch.int32), columns[1].int())
 
 
 def store_split(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """bf16, rounded half up, and the 16 bits that lead from there to the float32."""
-    high, low = _parted(value.view(torch.int32))
+    high, low = _split_bits(value.view(torch.int32))
     columns[0].copy_(high.view(torch.float32))
     columns[1].copy_(low)
 
 
 def load_split24(columns: Columns, compute: torch.dtype) -> Tensor:
     """The float32 with the bits ``(param << 16) + (remainder << 8)``."""
-    return _joined(columns[0].float().view(torch.int32), columns[1].int() << 8)
+    return _combine_bits(columns[0].float().view(torch.int32), columns[1].int() << 8)
 
 
 def store_split24(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """bf16 and the 8 bits that follow, the rest rounded stochastically."""
     assert noise is not None
-    high, low = _parted(_dithered(value.view(torch.int32), noise(), 8))
+    high, low = _split_bits(_round_stochastically(value.view(torch.int32), noise(), 8))
     columns[0].copy_(high.view(torch.float32))
     columns[1].copy_(low >> 8)
 
 
-def _joined(high: Tensor, low: Tensor) -> Tensor:
+def _combine_bits(high: Tensor, low: Tensor) -> Tensor:
     """The float32 of the bits ``high + low``."""
     magnitude = high & MAGNITUDE
     # the parameter may have been written from outside: a zero stays one, so what lies below the
@@ -116,7 +116,7 @@ def _joined(high: Tensor, low: Tensor) -> Tensor:
     return torch.where(foreign, high, high + low).view(torch.float32)
 
 
-def _parted(bits: Tensor) -> tuple[Tensor, Tensor]:
+def _split_bits(bits: Tensor) -> tuple[Tensor, Tensor]:
     """The bits of the bf16 nearest to a float32, half up, and the way from there."""
     magnitude = bits & MAGNITUDE
     # the low bits alone may be what makes a NaN: then it is a quiet one
@@ -125,7 +125,7 @@ def _parted(bits: Tensor) -> tuple[Tensor, Tensor]:
     return high, torch.where(magnitude > INFINITY, 0, bits - high)
 
 
-def _dithered(bits: Tensor, noise: Tensor, drop: int) -> Tensor:
+def _round_stochastically(bits: Tensor, noise: Tensor, drop: int) -> Tensor:
     """A float32 without its last ``drop`` bits, up or down so that the mean is the value.
 
     What has no such bits stays as it is, and so do infinities and NaN; finite stays finite.
@@ -157,7 +157,7 @@ def store_kahan(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     lost = value - columns[0].to(value.dtype)
     lost = torch.where(lost.isfinite(), lost, 0.0)
     if columns[1].dtype is torch.bfloat16:
-        lost = _dithered(lost.view(torch.int32), noise(), 16).view(torch.float32)
+        lost = _round_stochastically(lost.view(torch.int32), noise(), 16).view(torch.float32)
     columns[1].copy_(lost)
 
 
@@ -169,13 +169,13 @@ def load_stochastic(columns: Columns, compute: torch.dtype) -> Tensor:
 def store_stochastic(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """One column of bf16, rounded stochastically."""
     assert noise is not None
-    columns[0].copy_(_dithered(value.float().view(torch.int32), noise(), 16).view(torch.float32))
+    columns[0].copy_(_round_stochastically(value.float().view(torch.int32), noise(), 16).view(torch.float32))
 
 
 # ---- states of 8 bits: small floats, and for each block a power of two
 
 
-class Small(NamedTuple):
+class MiniFloat(NamedTuple):
     """Floats of one byte, below 2, times a power of two for each block.
 
     Attributes:
@@ -192,13 +192,13 @@ class Small(NamedTuple):
     signed: bool
 
 
-E3M4 = Small(4, 7, 0x7E, True)
-E4M4 = Small(4, 15, 0xFE, False)
-E4M3 = Small(3, 15, 0x7E, True)  # the codes of torch.float8_e4m3fn
-E5M2 = Small(2, 30, 0x7B, False)  # the codes of torch.float8_e5m2
+E3M4 = MiniFloat(4, 7, 0x7E, True)
+E4M4 = MiniFloat(4, 15, 0xFE, False)
+E4M3 = MiniFloat(3, 15, 0x7E, True)  # the codes of torch.float8_e4m3fn
+E5M2 = MiniFloat(2, 30, 0x7B, False)  # the codes of torch.float8_e5m2
 
 
-def _decoded(columns: Columns, small: Small) -> Tensor:
+def _dequantize(columns: Columns, small: MiniFloat) -> Tensor:
     codes, scales = columns
     code = codes.view(torch.uint8).int()
     magnitude = code & 0x7F if small.signed else code
@@ -215,7 +215,7 @@ def _decoded(columns: Columns, small: Small) -> Tensor:
     return value * (exponents << 23).view(torch.float32)
 
 
-def _encoded(columns: Columns, value: Tensor, noise: Noise | None, small: Small) -> None:
+def _quantize(columns: Columns, value: Tensor, noise: Noise | None, small: MiniFloat) -> None:
     assert noise is not None
     value = value.float()
     magnitude = value.view(torch.int32) & MAGNITUDE
@@ -244,39 +244,39 @@ def _encoded(columns: Columns, value: Tensor, noise: Noise | None, small: Small)
 
 def load_e3m4(columns: Columns, compute: torch.dtype) -> Tensor:
     """A sign, 3 bits of exponent and 4 of mantissa."""
-    return _decoded(columns, E3M4).to(compute)
+    return _dequantize(columns, E3M4).to(compute)
 
 
 def store_e3m4(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """A sign, 3 bits of exponent and 4 of mantissa, rounded stochastically."""
-    _encoded(columns, value, noise, E3M4)
+    _quantize(columns, value, noise, E3M4)
 
 
 def load_e4m4(columns: Columns, compute: torch.dtype) -> Tensor:
     """4 bits of exponent and 4 of mantissa, for what is never negative."""
-    return _decoded(columns, E4M4).to(compute)
+    return _dequantize(columns, E4M4).to(compute)
 
 
 def store_e4m4(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """4 bits of exponent and 4 of mantissa, rounded stochastically."""
-    _encoded(columns, value, noise, E4M4)
+    _quantize(columns, value, noise, E4M4)
 
 
 def load_e4m3(columns: Columns, compute: torch.dtype) -> Tensor:
     """torch.float8_e4m3fn."""
-    return _decoded(columns, E4M3).to(compute)
+    return _dequantize(columns, E4M3).to(compute)
 
 
 def store_e4m3(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """torch.float8_e4m3fn, rounded stochastically."""
-    _encoded(columns, value, noise, E4M3)
+    _quantize(columns, value, noise, E4M3)
 
 
 def load_e5m2(columns: Columns, compute: torch.dtype) -> Tensor:
     """torch.float8_e5m2, for what is never negative."""
-    return _decoded(columns, E5M2).to(compute)
+    return _dequantize(columns, E5M2).to(compute)
 
 
 def store_e5m2(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """torch.float8_e5m2, rounded stochastically."""
-    _encoded(columns, value, noise, E5M2)
+    _quantize(columns, value, noise, E5M2)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_optim.optimizers.kept import Kept
-from fused_optim.rules.common import averaged
+from fused_optim.formats.weights import Kept
+from fused_optim.rules.common import ema_update
 
 
 class Average(Kept):
@@ -94,7 +94,7 @@ class Average(Kept):
             average, value = torch.view_as_real(average), torch.view_as_real(value)
         compute = torch.promote_types(value.dtype, torch.float32)
         share = 1.0 - torch.as_tensor(decay, dtype=torch.float64, device=param.device)
-        new = averaged(average.to(compute), value.to(compute), share.to(compute))
+        new = ema_update(average.to(compute), value.to(compute), share.to(compute))
         if skips is not None:
             new = torch.where(skips.to(param.device) != 0, average, new)
         average.copy_(new)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fused_optim.backends import Bucket, Kind, Launch, Options, Scaler, make_launch
-from fused_optim.codecs import Codec
-from fused_optim.layout import Recipe, Row
+from fused_optim.backends.base import Bucket, BucketKey, Launch, Options, AmpState, make_runner
+from fused_optim.formats.codecs import Codec
+from fused_optim.step.rows import RowTemplate, Row
 from fused_optim.rules.common import Rule
 
 
@@ -25,17 +25,17 @@ def is_aligned(columns: Sequence[Tensor]) -> bool:
     return all(column.data_ptr() % (elements * column.itemsize) == 0 for column in columns)
 
 
-def kind_of(
+def make_bucket_key(
     row: Row, rule: Rule, codecs: tuple[Codec, ...], backend: str, ema: bool, counts: bool
-) -> Kind:
+) -> BucketKey:
     """What ``row`` must share with others to share a launch."""
-    return Kind(
+    return BucketKey(
         backend,
         row.columns[0].device,
         rule,
         codecs,
         tuple(column.dtype for column in row.columns),
-        row.counters[0].dtype if row.counters else None,
+        row.scalar_state[0].dtype if row.scalar_state else None,
         backend == "triton" and is_aligned(row.columns),
         ema,
         counts,
@@ -55,7 +55,7 @@ class CachedInputs(NamedTuple):
     params: list[Tensor]
     tensors: Callable[[], list[Tensor]]
     gradients: np.ndarray[Any, Any]
-    recipes: list[Recipe]
+    recipes: list[RowTemplate]
 
     def make_rows(self, which: Sequence[int]) -> list[Row]:
         """Return the rows with these indices."""
@@ -77,17 +77,17 @@ class Plan:
     """
 
     def __init__(self) -> None:
-        self.launches: dict[Kind, Launch] = {}
+        self.launches: dict[BucketKey, Launch] = {}
         self.stalled: list[Tensor] = []
-        self.rows: dict[Kind, list[int]] = {}
-        self.groups: dict[Kind, list[int]] = {}
+        self.rows: dict[BucketKey, list[int]] = {}
+        self.groups: dict[BucketKey, list[int]] = {}
 
     def step(
         self,
-        rows: Sequence[tuple[Kind, Row]],
+        rows: Sequence[tuple[BucketKey, Row]],
         options: Sequence[Options],
         measure: bool,
-        scaler: Scaler,
+        scaler: AmpState,
     ) -> Tensor | None:
         """Update every row.
 
@@ -110,18 +110,18 @@ class Plan:
         return answer
 
     def again(
-        self, same: CachedInputs, options: Sequence[Options], measure: bool, scaler: Scaler
+        self, same: CachedInputs, options: Sequence[Options], measure: bool, scaler: AmpState
     ) -> Tensor | None:
         """Update the rows of the last step once more: see :meth:`step`."""
-        for kind, launch in self.launches.items():
-            own, values = self.rows[kind], [options[group] for group in self.groups[kind]]
+        for key, launch in self.launches.items():
+            own, values = self.rows[key], [options[group] for group in self.groups[key]]
             gradients = same.gradients if len(self.rows) == 1 else same.gradients[own]
             launch.rebind(gradients, partial(same.make_rows, own), values)
         answer = self._run(measure, scaler)
         _say_written(same.params)
         return answer
 
-    def _run(self, measure: bool, scaler: Scaler) -> Tensor | None:
+    def _run(self, measure: bool, scaler: AmpState) -> Tensor | None:
         """Launch everything that is bound."""
         launches = self.launches
         if not launches:
@@ -131,30 +131,30 @@ class Plan:
         device = next(iter(launches)).device
         report: Tensor | None = torch.empty(3, dtype=torch.float64, device=device)
         answer = report
-        for kind, launch in launches.items():
-            launch.begin(partials.get(kind.device), report, _on(kind.device, scaler))
+        for key, launch in launches.items():
+            launch.begin(partials.get(key.device), report, _on(key.device, scaler))
             report = None  # one is enough
         counts = [launch.update() for launch in launches.values()]
         self.stalled = [count for count in counts if count is not None]
         return answer
 
-    def _bind(self, rows: Sequence[tuple[Kind, Row]], options: Sequence[Options]) -> None:
+    def _bind(self, rows: Sequence[tuple[BucketKey, Row]], options: Sequence[Options]) -> None:
         """Give each launch its rows of this step; launches without rows are dropped."""
-        buckets: dict[Kind, Bucket] = {}
+        buckets: dict[BucketKey, Bucket] = {}
         self.rows, self.groups = {}, {}
-        for i, (kind, row) in enumerate(rows):
-            if kind not in buckets:
-                buckets[kind], self.rows[kind], self.groups[kind] = Bucket(), [], []
-            bucket, groups = buckets[kind], self.groups[kind]
+        for i, (key, row) in enumerate(rows):
+            if key not in buckets:
+                buckets[key], self.rows[key], self.groups[key] = Bucket(), [], []
+            bucket, groups = buckets[key], self.groups[key]
             if row.group not in groups[-1:]:  # the rows of a group follow each other
                 groups.append(row.group)
                 bucket.options.append(options[row.group])
             bucket.rows.append(row)
             bucket.members.append(len(groups) - 1)
-            self.rows[kind].append(i)
-        self.launches = {kind: self.launches.get(kind) or make_launch(kind) for kind in buckets}
-        for kind, bucket in buckets.items():
-            self.launches[kind].bind(bucket)
+            self.rows[key].append(i)
+        self.launches = {key: self.launches.get(key) or make_runner(key) for key in buckets}
+        for key, bucket in buckets.items():
+            self.launches[key].bind(bucket)
 
 
 def _say_written(params: list[Tensor]) -> None:
@@ -162,13 +162,13 @@ def _say_written(params: list[Tensor]) -> None:
     torch.autograd.graph.increment_version(params)
 
 
-def _on(device: torch.device, scaler: Scaler) -> Scaler:
+def _on(device: torch.device, scaler: AmpState) -> AmpState:
     if scaler.scale is None and scaler.found_inf is None:
         return scaler
-    return Scaler(*(None if x is None else x.to(device, non_blocking=True) for x in scaler))
+    return AmpState(*(None if x is None else x.to(device, non_blocking=True) for x in scaler))
 
 
-def _partials(launches: dict[Kind, Launch]) -> dict[torch.device, Tensor]:
+def _partials(launches: dict[BucketKey, Launch]) -> dict[torch.device, Tensor]:
     """The partial sums of all launches, on each device that needs them."""
     parts = [launch.norm() for launch in launches.values()]
     if len(parts) == 1:
@@ -183,5 +183,5 @@ def _partials(launches: dict[Kind, Launch]) -> dict[torch.device, Tensor]:
                 if device.type == "meta" or part.device.type != "meta"
             ]
         )
-        for device in dict.fromkeys(kind.device for kind in launches)
+        for device in dict.fromkeys(key.device for key in launches)
     }

@@ -99,14 +99,14 @@ def check_states(
     param: Tensor, state: Any, rule: Rule, group: int, name: str | None = None
 ) -> None:
     """Raise ValueError unless each state is missing or can be updated beside ``param``."""
-    for counter in rule.counters:
+    for counter in rule.scalar_state:
         value = state.get(counter)
         if isinstance(value, Tensor) and value.numel() != 1:
             what = f"the state {counter!r} of the {_named(param, group, name)}"
             raise ValueError(f"{what} must have one element, got shape {tuple(value.shape)}")
-    for slot in rule.slots:
-        if state.get(slot) is not None and not _fits(param, state[slot]):
-            _refuse(f"state {slot!r}", state[slot], param, _named(param, group, name))
+    for state_key in rule.state_keys:
+        if state.get(state_key) is not None and not _fits(param, state[state_key]):
+            _refuse(f"state {slot!r}", state[state_key], param, _named(param, group, name))
 
 
 def _fits(param: Tensor, state: Any) -> bool:

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_optim.codecs import Codec, Column
-from fused_optim.formats import PLAIN, STATES, WEIGHTS
-from fused_optim.noise import random_bits
+from fused_optim.formats.codecs import Codec, ColumnSpec
+from fused_optim.formats.registry import PLAIN, STATES, WEIGHTS
+from fused_optim.formats.stochastic_rounding import random_bits
 
 PIECE = 1 << 20  # elements that are converted at once, a whole number of blocks
 State = dict[str, Any]
 
 
-def names(slot: str, codec: Codec) -> list[str]:
+def names(state_key: str, codec: Codec) -> list[str]:
     """The entries of the state that hold ``slot``."""
-    return [slot + column.name for column in codec.columns]
+    return [state_key + column.name for column in codec.columns]
 
 
 def extras(codec: Codec) -> list[str]:
@@ -24,7 +24,7 @@ def extras(codec: Codec) -> list[str]:
     return [column.name for column in codec.columns[1:]]
 
 
-def fits(tensor: Any, column: Column, param: Tensor) -> bool:
+def fits(tensor: Any, column: ColumnSpec, param: Tensor) -> bool:
     """Whether ``tensor`` is this column of a value of ``param``."""
     if not isinstance(tensor, Tensor) or tensor.device != param.device:
         return False
@@ -36,20 +36,20 @@ def fits(tensor: Any, column: Column, param: Tensor) -> bool:
     return tensor.shape == param.shape and tensor.dtype is column.dtype
 
 
-def holds(state: State, keys: Sequence[str], columns: Sequence[Column], param: Tensor) -> bool:
+def holds(state: State, keys: Sequence[str], columns: Sequence[ColumnSpec], param: Tensor) -> bool:
     """Whether ``state`` has these columns of a value of ``param``."""
     return all(fits(state.get(k), c, param) for k, c in zip(keys, columns, strict=True))
 
 
-def found(state: State, slot: str, param: Tensor) -> Codec | None:
+def found(state: State, state_key: str, param: Tensor) -> Codec | None:
     """The format that ``slot`` is in; None without a state, or in none that is known."""
     for codec in {codec: None for pair in STATES.values() for codec in pair}:
-        if holds(state, names(slot, codec), codec.columns, param):
+        if holds(state, names(state_key, codec), codec.columns, param):
             return codec
     return None
 
 
-def found_weight(state: State, param: Tensor) -> Codec:
+def detect_weight_format(state: State, param: Tensor) -> Codec:
     """The format of the parameter, as the state has it."""
     for codec, _ in WEIGHTS.values():
         if extras(codec) and holds(state, extras(codec), codec.columns[1:], param):
@@ -71,7 +71,7 @@ def encoded(codec: Codec, value: Tensor, param: Tensor) -> list[Tensor]:
     source = _flat(_as(value, tensors[0]))
     for piece, columns in _pieces(codec, tensors):
         part = source[piece]
-        noise = _noise(piece.start, len(part), value.device) if codec.keyed else None
+        noise = _noise(piece.start, len(part), value.device) if codec.stochastic else None
         codec.store(columns, part, noise)
     return tensors
 
@@ -88,35 +88,35 @@ def empty(codec: Codec, param: Tensor) -> list[Tensor]:
     return [tensor.zero_() for tensor in (first, *rest)]
 
 
-def fit_state(
-    state: State, slot: str, codec: Codec, param: Tensor, start: Callable[[], Tensor | None]
+def convert_state(
+    state: State, state_key: str, codec: Codec, param: Tensor, start: Callable[[], Tensor | None]
 ) -> None:
     """Bring ``slot`` into the format ``codec``; a new one has the value ``start()``, None: zero."""
     # the codes of a block are neighbours in memory: a scale belongs to one layout
     blocks = any(column.block > 1 for column in codec.columns)
-    if holds(state, names(slot, codec), codec.columns, param) and not (
-        blocks and not _same_layout(state[slot], param)
+    if holds(state, names(state_key, codec), codec.columns, param) and not (
+        blocks and not _same_layout(state[state_key], param)
     ):
         return
-    if state.get(slot) is None:
+    if state.get(state_key) is None:
         value = start()
         if value is None:
-            state.update(zip(names(slot, codec), empty(codec, param), strict=True))
+            state.update(zip(names(state_key, codec), empty(codec, param), strict=True))
             return
     else:
-        before = found(state, slot, param) or PLAIN
-        value = decoded(before, [state.pop(name) for name in names(slot, before)], torch.float32)
+        before = found(state, state_key, param) or PLAIN
+        value = decoded(before, [state.pop(name) for name in names(state_key, before)], torch.float32)
     plain = codec.columns[0].dtype is None
     tensors = [value.to(param.dtype)] if plain else encoded(codec, value, param)
-    state.update(zip(names(slot, codec), tensors, strict=True))
+    state.update(zip(names(state_key, codec), tensors, strict=True))
 
 
 @torch.no_grad()
-def fit_weight(state: State, codec: Codec, param: Tensor) -> None:
+def convert_weight(state: State, codec: Codec, param: Tensor) -> None:
     """Bring the weight of ``param`` into the format ``codec``."""
     if extras(codec) and holds(state, extras(codec), codec.columns[1:], param):
         return
-    before = found_weight(state, param)
+    before = detect_weight_format(state, param)
     if before is PLAIN and not extras(codec):
         return
     narrow = param.detach()

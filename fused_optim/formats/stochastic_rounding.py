@@ -28,7 +28,7 @@ def mixed(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 16)
 
 
-def row_keys(seed: Tensor, step: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def make_row_keys(seed: Tensor, step: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Two keys of ``KEY_BITS`` for each row; all float64, whole numbers."""
     whole = seed.long()
     key = mixed(whole.int() ^ mixed((whole >> 32).int() + 1))

@@ -71,9 +71,9 @@ def memory(
     for param in owned:
         param.grad = torch.empty_like(param) if param.requires_grad else None
     rows = copies.prepared()
-    gradients = [row.columns[kind.first[1]] for kind, row in rows]
+    gradients = [row.columns[key.first[1]] for key, row in rows]
     states = [t for state in copies.state.values() for t in state.values()]
-    moved = sum(kind.bytes_moved * row.columns[0].numel() for kind, row in rows)
+    moved = sum(key.bytes_moved * row.columns[0].numel() for key, row in rows)
     if copies.measures():
         moved += sum(grad.nbytes for grad in gradients)
     found = Memory(

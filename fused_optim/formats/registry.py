@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fused_optim import codecs
-from fused_optim.codecs import Codec, Column, Load, Store
+from fused_optim.formats.codecs import Codec, ColumnSpec, Load, Store
 from fused_optim.rules.common import Rule
 
 SMALL = 4096  # tensors of fewer elements have float32 states where others have scales
@@ -26,43 +26,43 @@ class States(NamedTuple):
     """The formats of states of either sign, and of those that are never negative."""
 
     signed: Codec
-    unsigned: Codec
+    nonnegative: Codec
 
 
 PLAIN = Codec(codecs.load_plain, codecs.store_plain)
-FP32 = PLAIN._replace(columns=(Column(dtype=torch.float32),))
+FP32 = PLAIN._replace(columns=(ColumnSpec(dtype=torch.float32),))
 STOCHASTIC = Codec(
-    codecs.load_stochastic, codecs.store_stochastic, (Column(dtype=BF16),), keyed=True
+    codecs.load_stochastic, codecs.store_stochastic, (ColumnSpec(dtype=BF16),), stochastic=True
 )
 
 
-def _beside(
-    load: Load, store: Store, name: str, dtype: torch.dtype | None, keyed: bool = False
+def _with_extra_column(
+    load: Load, store: Store, name: str, dtype: torch.dtype | None, stochastic: bool = False
 ) -> Codec:
     """A format with one column beside the parameter."""
-    return Codec(load, store, (Column(), Column(name, dtype)), keyed)
+    return Codec(load, store, (ColumnSpec(), ColumnSpec(name, dtype)), stochastic)
 
 
-def _scaled(load: Load, store: Store, dtype: torch.dtype) -> Codec:
+def _block_scaled(load: Load, store: Store, dtype: torch.dtype) -> Codec:
     """A format of codes and, for each block of them, a power of two."""
-    columns = (Column(dtype=dtype), Column("_scale", torch.uint8, codecs.BLOCK))
-    return Codec(load, store, columns, keyed=True)
+    columns = (ColumnSpec(dtype=dtype), ColumnSpec("_scale", torch.uint8, codecs.BLOCK))
+    return Codec(load, store, columns, stochastic=True)
 
 
 WEIGHTS = {
     "plain": Weights(PLAIN, HALVES),
     "master": Weights(
-        _beside(codecs.load_master, codecs.store_master, "master", torch.float32), HALVES
+        _with_extra_column(codecs.load_master, codecs.store_master, "master", torch.float32), HALVES
     ),
     "split": Weights(
-        _beside(codecs.load_split, codecs.store_split, "remainder", torch.int16), (BF16,)
+        _with_extra_column(codecs.load_split, codecs.store_split, "remainder", torch.int16), (BF16,)
     ),
     "split24": Weights(
-        _beside(codecs.load_split24, codecs.store_split24, "remainder", torch.int8, keyed=True),
+        _with_extra_column(codecs.load_split24, codecs.store_split24, "remainder", torch.int8, stochastic=True),
         (BF16,),
     ),
     "kahan": Weights(
-        _beside(codecs.load_kahan, codecs.store_kahan, "compensation", None, keyed=True), HALVES
+        _with_extra_column(codecs.load_kahan, codecs.store_kahan, "compensation", None, stochastic=True), HALVES
     ),
     "stochastic": Weights(STOCHASTIC, (BF16,)),
 }
@@ -75,12 +75,12 @@ STATES = {
     # every state, for whatever moves by less than half an ulp a step would stand still
     "bf16": States(STOCHASTIC, STOCHASTIC),
     "int8": States(
-        _scaled(codecs.load_e3m4, codecs.store_e3m4, torch.int8),
-        _scaled(codecs.load_e4m4, codecs.store_e4m4, torch.uint8),
+        _block_scaled(codecs.load_e3m4, codecs.store_e3m4, torch.int8),
+        _block_scaled(codecs.load_e4m4, codecs.store_e4m4, torch.uint8),
     ),
     "fp8": States(
-        _scaled(codecs.load_e4m3, codecs.store_e4m3, torch.float8_e4m3fn),
-        _scaled(codecs.load_e5m2, codecs.store_e5m2, torch.float8_e5m2),
+        _block_scaled(codecs.load_e4m3, codecs.store_e4m3, torch.float8_e4m3fn),
+        _block_scaled(codecs.load_e5m2, codecs.store_e5m2, torch.float8_e5m2),
     ),
 }
 
@@ -100,10 +100,10 @@ def why_not(param: Tensor, weights: str, states: str) -> str | None:
     return None
 
 
-def is_keyed(weights: str, states: str) -> bool:
+def is_stochastic(weights: str, states: str) -> bool:
     """Whether anything is rounded stochastically."""
     codecs = (WEIGHTS[weights].codec, *STATES[states])
-    return any(codec.keyed for codec in codecs)
+    return any(codec.stochastic for codec in codecs)
 
 
 @cache
@@ -118,17 +118,17 @@ def formats(
     place = PLAIN
     if weight is not PLAIN or states != "param":
         # it moves by little, as the parameter does, and has nothing beside it to keep it
-        place = PLAIN._replace(columns=(Column(dtype=torch.promote_types(dtype, torch.float32)),))
-    slots = [
-        place if slot in (*rule.exact, "ema") else _of_slot(rule, slot, small, states)
-        for slot in rule.slots
+        place = PLAIN._replace(columns=(ColumnSpec(dtype=torch.promote_types(dtype, torch.float32)),))
+    state_keys = [
+        place if state_key in (*rule.fp32_keys, "ema") else _of_slot(rule, state_key, small, states)
+        for state_key in rule.state_keys
     ]
-    return (weight, PLAIN, *slots)
+    return (weight, PLAIN, *state_keys)
 
 
-def _of_slot(rule: Rule, slot: str, small: bool, states: str) -> Codec:
+def _of_slot(rule: Rule, state_key: str, small: bool, states: str) -> Codec:
     pair = STATES[states]
-    codec = pair.unsigned if slot in dict(rule.unsigned) else pair.signed
+    codec = pair.nonnegative if state_key in dict(rule.nonnegative) else pair.signed
     if small and any(column.block > 1 for column in codec.columns):
         return FP32
     return codec

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from fused_optim import storage
-from fused_optim.backends import Kind, Options
-from fused_optim.layout import Recipe, Row
-from fused_optim.optimizers.guards import (
+from fused_optim.backends.base import BucketKey, Options
+from fused_optim.step.rows import RowTemplate, Row
+from fused_optim.step.guards import (
     Group,
     GroupGuard,
     State,
@@ -23,9 +23,9 @@ from fused_optim.optimizers.guards import (
     list_values,
     make_guard,
 )
-from fused_optim.plan import CachedInputs
+from fused_optim.step.plan import CachedInputs
 
-Rows = Sequence[tuple[Kind, Row]]
+Rows = Sequence[tuple[BucketKey, Row]]
 
 
 class Optimizer(Protocol):
@@ -37,7 +37,7 @@ class Optimizer(Protocol):
 
     def _options(self, group: Group, any_skips: bool) -> Options: ...
 
-    def _selection(self, group: Group) -> tuple[Any, ...]: ...
+    def _bucket_options(self, group: Group) -> tuple[Any, ...]: ...
 
 
 class StepCache:
@@ -52,12 +52,12 @@ class StepCache:
         self.max_grad_norm = optimizer.max_grad_norm
         self.skips = any(group["nonfinite"] == "skip" for group in groups)
         self.options = options
-        self.selections = [optimizer._selection(group) for group in groups]
+        self.selections = [optimizer._bucket_options(group) for group in groups]
         self.groups = [GroupGuard(group) for group in groups]
         params = [param for param in list_params(groups) if param.grad is not None]
         self.recipes = list(_recipes(params, state, rows))
-        self.masks = np.array([_required_alignment(row, kind) - 1 for kind, row in rows], np.int64)
-        gradients = [row.columns[kind.first[1]].data_ptr() for kind, row in rows]
+        self.masks = np.array([_required_alignment(row, key) - 1 for key, row in rows], np.int64)
+        gradients = [row.columns[key.first[1]].data_ptr() for key, row in rows]
         addresses = np.array(gradients, np.int64)
         self.misaligned = addresses & self.masks
         self.tensors = make_guard(groups, state, addresses)
@@ -69,8 +69,8 @@ class StepCache:
         if not rows or not all(isinstance(value, Tensor) for value in values):
             return None
         params = [param for param in list_params(optimizer.param_groups) if param.grad is not None]
-        for param, (kind, row) in zip(params, rows, strict=True):
-            if not _row_matches(row, _column_sources(param, optimizer.state, kind), kind):
+        for param, (key, row) in zip(params, rows, strict=True):
+            if not _row_matches(row, _column_sources(param, optimizer.state, key), key):
                 return None
         return cls(optimizer, rows, options)
 
@@ -104,46 +104,46 @@ class StepCache:
         self.skips, self.max_grad_norm = skips, optimizer.max_grad_norm
         for i in changed:
             self.options[i] = optimizer._options(groups[i], skips)
-            if optimizer._selection(groups[i]) != self.selections[i]:
+            if optimizer._bucket_options(groups[i]) != self.selections[i]:
                 return False
         return True
 
 
-def _column_sources(param: Tensor, state: State, kind: Kind) -> list[Tensor | None]:
+def _column_sources(param: Tensor, state: State, key: BucketKey) -> list[Tensor | None]:
     """Return the tensors from which the columns of a row are made, in their order."""
-    slots = zip(kind.rule.slots, kind.codecs[2:], strict=True)
-    names = [name for slot, codec in slots for name in storage.names(slot, codec)]
+    state_keys = zip(key.rule.state_keys, key.codecs[2:], strict=True)
+    names = [name for state_key, codec in state_keys for name in storage.names(state_key, codec)]
     own: Mapping[str, Any] = state.get(param, {})
     return [
         param,
-        *map(own.get, storage.extras(kind.codecs[0])),
+        *map(own.get, storage.extras(key.codecs[0])),
         param.grad,
         *map(own.get, names),
     ]
 
 
-def _row_matches(row: Row, sources: list[Tensor | None], kind: Kind) -> bool:
+def _row_matches(row: Row, sources: list[Tensor | None], key: BucketKey) -> bool:
     """Return whether ``row`` is these tensors; to a kernel a view is, which has their addresses."""
     pairs = list(zip(row.columns, sources, strict=True))
-    if kind.backend == "reference":
+    if key.backend == "reference":
         return all(column is source for column, source in pairs)
     return all(s is not None and column.data_ptr() == s.data_ptr() for column, s in pairs)
 
 
-def _recipes(params: list[Tensor], state: State, rows: Rows) -> Iterator[Recipe]:
+def _recipes(params: list[Tensor], state: State, rows: Rows) -> Iterator[RowTemplate]:
     """Yield how to make the rows of a later step from its parameters, gradients and states."""
     names = [(id(key), name) for key, own in state.items() for name in own]
     where = {key: 2 * len(params) + i for i, key in enumerate(names)}
-    for i, (param, (kind, row)) in enumerate(zip(params, rows, strict=True)):
-        slots = zip(kind.rule.slots, kind.codecs[2:], strict=True)
-        states = [name for slot, codec in slots for name in storage.names(slot, codec)]
-        extras = [where[id(param), name] for name in storage.extras(kind.codecs[0])]
+    for i, (param, (key, row)) in enumerate(zip(params, rows, strict=True)):
+        state_keys = zip(key.rule.state_keys, key.codecs[2:], strict=True)
+        states = [name for state_key, codec in state_keys for name in storage.names(state_key, codec)]
+        extras = [where[id(param), name] for name in storage.extras(key.codecs[0])]
         columns = (i, *extras, len(params) + i, *(where[id(param), name] for name in states))
-        counters = tuple(where[id(param), name] for name in kind.rule.counters)
-        yield Recipe(itemgetter(*columns, *counters), len(columns), row.group, row.place)
+        scalar_state = tuple(where[id(param), name] for name in key.rule.scalar_state)
+        yield RowTemplate(itemgetter(*columns, *scalar_state), len(columns), row.group, row.place)
 
 
-def _required_alignment(row: Row, kind: Kind) -> int:
+def _required_alignment(row: Row, key: BucketKey) -> int:
     """Return the alignment in bytes that the gradient needs for the widest accesses to the row."""
     sizes = [column.itemsize for column in row.columns]
-    return 16 // max(sizes) * sizes[kind.first[1]]
+    return 16 // max(sizes) * sizes[key.first[1]]

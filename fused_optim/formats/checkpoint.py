@@ -46,13 +46,13 @@ def restore(
 
 
 @torch.no_grad()
-def in_torchs_format(packed: Checkpoint, params: Iterator[Tensor], rules: list[Rule]) -> Checkpoint:
+def to_torch_state_dict(packed: Checkpoint, params: Iterator[Tensor], rules: list[Rule]) -> Checkpoint:
     """``packed``, the ``state_dict()`` of an optimizer, with every value as one float32.
 
     A weight that has more than its parameter becomes the state ``master``.
     """
     groups = [
-        {k: v for k, v in group.items() if k not in options.ADDED_TO_GROUPS}
+        {k: v for k, v in group.items() if k not in options.GROUP_DEFAULTS}
         for group in packed["param_groups"]
     ]
     states = {}
@@ -64,12 +64,12 @@ def in_torchs_format(packed: Checkpoint, params: Iterator[Tensor], rules: list[R
 
 
 def _as_float32(state: storage.State, param: Tensor, rule: Rule) -> storage.State:
-    for slot in rule.slots:
-        codec = storage.found(state, slot, param)
-        if codec is not None and state[slot].itemsize < 4:
-            tensors = [state.pop(name) for name in storage.names(slot, codec)]
-            state[slot] = storage.decoded(codec, tensors, torch.float32)
-    weight = storage.found_weight(state, param)
+    for state_key in rule.state_keys:
+        codec = storage.found(state, state_key, param)
+        if codec is not None and state[state_key].itemsize < 4:
+            tensors = [state.pop(name) for name in storage.names(state_key, codec)]
+            state[state_key] = storage.decoded(codec, tensors, torch.float32)
+    weight = storage.detect_weight_format(state, param)
     if storage.extras(weight):
         rest = [state.pop(name) for name in storage.extras(weight)]
         state["master"] = storage.decoded(weight, [param.detach(), *rest], torch.float32)

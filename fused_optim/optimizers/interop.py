@@ -30,8 +30,8 @@ def from_torch(
 
     Source: torch.optim, https://docs.pytorch.org/docs/stable/optim.html
     """
-    cls = _namesake(optimizer, torch.optim, fused_optim)
-    new = cast(FusedOptimizer, _rebuilt(cls, optimizer, dict(additions)))
+    cls = _torch_counterpart(optimizer, torch.optim, fused_optim)
+    new = cast(FusedOptimizer, _clone_as(cls, optimizer, dict(additions)))
     for key, state in optimizer.state.items():
         new.state[key] = dict(state) if isinstance(state, dict) else state
     return new
@@ -39,18 +39,18 @@ def from_torch(
 
 def to_torch(optimizer: FusedOptimizer) -> torch.optim.Optimizer:
     """See :meth:`FusedOptimizer.to_torch`."""
-    cls = _namesake(optimizer, fused_optim, torch.optim)
+    cls = _torch_counterpart(optimizer, fused_optim, torch.optim)
     _check_no_additions(optimizer)
-    new = _rebuilt(cls, optimizer, {})
+    new = _clone_as(cls, optimizer, {})
     for group in new.param_groups:
         for param in group["params"]:
             if param in optimizer.state:
-                state = _as_torch_has_it(optimizer.state[param], group, cls)
+                state = _to_torch_state(optimizer.state[param], group, cls)
                 new.state[param] = state
     return new
 
 
-def _namesake(optimizer: Any, source: Any, target: Any) -> Any:
+def _torch_counterpart(optimizer: Any, source: Any, target: Any) -> Any:
     """The class in ``target`` of the name of that of ``optimizer``, a class of ``source``."""
     cls = type(optimizer)
     name, here, there = cls.__name__, source.__name__, target.__name__
@@ -66,7 +66,7 @@ def _namesake(optimizer: Any, source: Any, target: Any) -> Any:
 
 def _check_no_additions(optimizer: FusedOptimizer) -> None:
     """Raise ValueError if an option is in use that torch does not have."""
-    defaults = options.ADDED_TO_GROUPS
+    defaults = options.GROUP_DEFAULTS
     for group in optimizer.param_groups:
         for name in group.keys() & defaults.keys() - {"backend"}:
             if group[name] != defaults[name]:
@@ -77,7 +77,7 @@ def _check_no_additions(optimizer: FusedOptimizer) -> None:
                 )
 
 
-def _rebuilt(cls: Any, optimizer: torch.optim.Optimizer, additions: Group) -> torch.optim.Optimizer:
+def _clone_as(cls: Any, optimizer: torch.optim.Optimizer, additions: Group) -> torch.optim.Optimizer:
     """An optimizer of ``cls`` with the defaults and the groups of ``optimizer``, without state."""
     known = inspect.signature(cls).parameters
     defaults = {name: value for name, value in optimizer.defaults.items() if name in known}
@@ -85,14 +85,14 @@ def _rebuilt(cls: Any, optimizer: torch.optim.Optimizer, additions: Group) -> to
         {
             name: list(value) if name == "params" else value
             for name, value in group.items()
-            if name not in options.ADDED_TO_GROUPS
+            if name not in options.GROUP_DEFAULTS
         }
         for group in optimizer.param_groups
     ]
     return cast(torch.optim.Optimizer, cls(groups, **defaults, **additions))
 
 
-def _as_torch_has_it(state: Group, group: Group, cls: Any) -> Group:
+def _to_torch_state(state: Group, group: Group, cls: Any) -> Group:
     """``state`` without our additions, the count where torch keeps it."""
     kept = {name: value for name, value in state.items() if name != "ema"}
     step = kept.get("step")

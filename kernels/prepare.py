@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.noise import row_keys
-from fused_optim.kernels.rules.common import clip_factor, root
-from fused_optim.kernels.update import HEAD
+from fused_optim.kernels.formats.stochastic_rounding import make_row_keys
+from fused_optim.kernels.rules.common import clip_factor, sqrt_rn
+from fused_optim.kernels.update import NUM_COMMON_SCALARS
 
 
 @triton.jit
@@ -18,7 +18,7 @@ def reduced(partial_ptr, partials, MAX_PARTIALS: tl.constexpr):
         live = first + i < partials
         squares += tl.load(partial_ptr + 2 * (first + i), mask=live, other=0.0)
         bad += tl.load(partial_ptr + 2 * (first + i) + 1, mask=live, other=0.0)
-    return root(tl.sum(squares)), tl.sum(bad) != 0
+    return sqrt_rn(tl.sum(squares)), tl.sum(bad) != 0
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def gathered(hyper_ptr, group, live, COUNT: tl.constexpr):
 
 
 @triton.jit
-def counters(table_ptr, rows, live, COUNT: tl.constexpr, DTYPE: tl.constexpr):
+def scalar_state(table_ptr, rows, live, COUNT: tl.constexpr, DTYPE: tl.constexpr):
     """The pointers of the rows' counters, and their values as float64."""
     pointers = ()
     found = ()
@@ -49,26 +49,26 @@ def formed(
     rows,
     live,
     moves,
-    FORM: tl.constexpr,
-    COUNTERS: tl.constexpr,
+    SCALARS_FN: tl.constexpr,
+    NUM_SCALAR_STATE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """Move the counters of the rows that are not skipped, and form the scalars; step, scalars."""
-    if COUNTERS == 0:
+    if NUM_SCALAR_STATE == 0:
         step = hyper[0] * 0.0 + 1.0
-        return step, FORM(hyper, step)
+        return step, SCALARS_FN(hyper, step)
     else:
-        pointers, old = counters(counter_ptr, rows, live, COUNTERS, DTYPE)
+        pointers, old = scalar_state(counter_ptr, rows, live, NUM_SCALAR_STATE, DTYPE)
         step = old[0] + 1.0
         tl.store(pointers[0], step.to(DTYPE), mask=moves)
-        if COUNTERS == 1:
-            return step, FORM(hyper, step)
+        if NUM_SCALAR_STATE == 1:
+            return step, SCALARS_FN(hyper, step)
         else:
             running = ()
-            for i in tl.static_range(1, COUNTERS):
+            for i in tl.static_range(1, NUM_SCALAR_STATE):
                 running = running + (old[i],)
-            running, h = FORM(hyper, step, running)
-            for i in tl.static_range(1, COUNTERS):
+            running, h = SCALARS_FN(hyper, step, running)
+            for i in tl.static_range(1, NUM_SCALAR_STATE):
                 tl.store(pointers[i], running[i - 1].to(DTYPE), mask=moves)
             return step, h
 
@@ -85,20 +85,20 @@ def begin(
     report_ptr,  # float64 [3], written: norm, clip factor, skipped; or None
     partials,
     n_rows,
-    FORM: tl.constexpr,  # the function that forms the rule's scalars
-    COUNTERS: tl.constexpr,
-    COUNTER: tl.constexpr,  # their dtype
+    SCALARS_FN: tl.constexpr,  # the function that forms the rule's scalars
+    NUM_SCALAR_STATE: tl.constexpr,
+    STEP_DTYPE: tl.constexpr,  # their dtype
     COMPUTE: tl.constexpr,
-    HYPERS: tl.constexpr,
+    NUM_HPARAMS: tl.constexpr,
     SCALARS: tl.constexpr,  # of a row, and how many of them the rule forms here
-    EARLY: tl.constexpr,
+    NUM_ELEMENTWISE: tl.constexpr,
     MAX_PARTIALS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Prepare ROWS rows. Every program finishes the norm for itself: no other launch, no wait."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = rows < n_rows
-    group = tl.load(group_ptr + 2 * rows, mask=live, other=0) * (9 + HYPERS)
+    group = tl.load(group_ptr + 2 * rows, mask=live, other=0) * (9 + NUM_HPARAMS)
     sign, max_norm, limit, l2, l1, skips, _any_skips, ema_decay, seed = gathered(
         hyper_ptr, group, live, 9
     )
@@ -120,13 +120,13 @@ def begin(
             tl.store(report_ptr, norm)
             tl.store(report_ptr + 1, clip_factor(norm, tl.load(hyper_ptr + 1)))
             tl.store(report_ptr + 2, tl.where(bad, tl.load(hyper_ptr + 6), 0.0) + found)
-    hyper = gathered(hyper_ptr + 9, group, live, HYPERS)
+    hyper = gathered(hyper_ptr + 9, group, live, NUM_HPARAMS)
     moves = live & (skip == 0)
-    step, h = formed(hyper, counter_ptr, rows, live, moves, FORM, COUNTERS, COUNTER)
+    step, h = formed(hyper, counter_ptr, rows, live, moves, SCALARS_FN, NUM_SCALAR_STATE, STEP_DTYPE)
     average = tl.where(step == 1, 1.0, 1.0 - ema_decay)
     index = tl.load(group_ptr + 2 * rows + 1, mask=live, other=0)
-    first, second = row_keys(seed, step, index)
+    first, second = make_row_keys(seed, step, index)
     scalars = (skip, average, first, second, factor, limit, l2, l1) + h
-    base = scalar_ptr + rows.to(tl.int64) * (HEAD + SCALARS)
-    for i in tl.static_range(HEAD + EARLY):
+    base = scalar_ptr + rows.to(tl.int64) * (NUM_COMMON_SCALARS + SCALARS)
+    for i in tl.static_range(NUM_COMMON_SCALARS + NUM_ELEMENTWISE):
         tl.store(base + i, scalars[i].to(COMPUTE), mask=live)

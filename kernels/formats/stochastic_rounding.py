@@ -16,7 +16,7 @@ def mixed(x):
 
 
 @triton.jit
-def row_keys(seed, step, index):
+def make_row_keys(seed, step, index):
     """Two keys of ``KEY_BITS`` for each row; seed and step are float64, whole numbers."""
     whole = seed.to(tl.int64)
     key = mixed(whole.to(tl.uint32) ^ mixed((whole >> 32).to(tl.uint32) + 1))
