@@ -22,9 +22,9 @@ from torch.nn import Parameter
 
 from fused_optim import SGD, AdamW, codecs, memory
 from fused_optim.formats.codecs import Codec, Column, Columns, Small
+from fused_optim.formats.conversion import decoded, encoded
 from fused_optim.formats.registry import WEIGHTS
 from fused_optim.formats.stochastic_rounding import Noise
-from fused_optim.formats.conversion import decoded, encoded
 
 RESULTS = Path(__file__).parent / "results"
 BF16 = torch.bfloat16

@@ -116,14 +116,23 @@ def _time(one: Line, device: str) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-NUM_COMMON_SCALARS = ["kernel", "rule", "format", "target", "registers", "spills", "loads", "stores"]
-NUM_COMMON_SCALARS += ["instr/el", "B/el", "occupancy", *(f"{name} ms/1e9" for name in DEVICES)]
+HEAD = [
+    "kernel",
+    "rule",
+    "format",
+    "target",
+    "registers",
+    "spills",
+    "loads",
+    "stores",
+]
+HEAD += ["instr/el", "B/el", "occupancy", *(f"{name} ms/1e9" for name in DEVICES)]
 
 
 def show(lines: list[Line], console: Console) -> None:
     """Print the table."""
     table = Table(title="Static facts of the compiled kernels", caption=NOTE)
-    for i, name in enumerate(NUM_COMMON_SCALARS):
+    for i, name in enumerate(HEAD):
         table.add_column(name, justify="left" if i < 4 else "right", no_wrap=True)
     for row in _rows(lines):
         table.add_row(*row)
@@ -139,7 +148,11 @@ def _markdown(lines: list[Line], record: dict[str, Any]) -> str:
         "Bandwidths: " + "; ".join(device.source for device in DEVICES.values()) + ".",
         "\n".join(
             "| " + " | ".join(row) + " |"
-            for row in [NUM_COMMON_SCALARS, ["---"] * 4 + ["---:"] * (len(NUM_COMMON_SCALARS) - 4), *_rows(lines)]
+            for row in [
+                HEAD,
+                ["---"] * 4 + ["---:"] * (len(HEAD) - 4),
+                *_rows(lines),
+            ]
         ),
     ]
     return "\n\n".join(parts) + "\n"

@@ -8,7 +8,7 @@ from fused_optim.optimizers.adamax import Adamax
 from fused_optim.optimizers.adan import Adan
 from fused_optim.optimizers.ademamix import AdEMAMix
 from fused_optim.optimizers.asgd import ASGD
-from fused_optim.optimizers.interop import from_torch
+from fused_optim.optimizers.from_torch import from_torch
 from fused_optim.optimizers.lamb import LAMB
 from fused_optim.optimizers.lars import LARS
 from fused_optim.optimizers.lion import Lion
@@ -18,6 +18,7 @@ from fused_optim.optimizers.rmsprop import RMSprop
 from fused_optim.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from fused_optim.optimizers.sgd import SGD
 from fused_optim.optimizers.stable_adamw import StableAdamW
+from fused_optim.optimizers.to_torch import to_torch
 from fused_optim.options import Additions
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "StableAdamW",
     "from_torch",
     "memory",
+    "to_torch",
 ]

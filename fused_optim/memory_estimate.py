@@ -1,4 +1,4 @@
-"""What an optimizer keeps and moves, before there is any of it."""
+"""An estimate of the bytes that an optimizer keeps and moves, before anything is allocated."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from torch.nn import Module, Parameter
 
 from fused_optim.optimizers.adam import AdamW
 from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.step.engine import StepEngine, needs_grad_norm
 
 
 class Memory(NamedTuple):
@@ -70,11 +71,12 @@ def memory(
     owned = [param for group in copies.param_groups for param in group["params"]]
     for param in owned:
         param.grad = torch.empty_like(param) if param.requires_grad else None
-    rows = copies.prepared()
+    engine = StepEngine()
+    rows = engine.prepare_rows(copies)
     gradients = [row.columns[key.first[1]] for key, row in rows]
     states = [t for state in copies.state.values() for t in state.values()]
     moved = sum(key.bytes_moved * row.columns[0].numel() for key, row in rows)
-    if copies.measures():
+    if needs_grad_norm(copies):
         moved += sum(grad.nbytes for grad in gradients)
     found = Memory(
         sum(param.numel() for param in owned),

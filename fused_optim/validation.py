@@ -1,23 +1,256 @@
-"""Which tensors an optimizer takes. A kernel sees addresses only, so all is checked before."""
+"""Checks of options, parameters, gradients and states; every message says what is expected.
 
-from collections.abc import Iterator
+A kernel sees addresses only, so everything is checked before.
+"""
+
+import math
+import operator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fused_optim.backends.base import BACKENDS
+from fused_optim.formats.registry import HALVES, STATES, WEIGHTS
+from fused_optim.options import Additions
 from fused_optim.private_api import is_wrapper
 from fused_optim.rules.common import Rule
 
+Check = Callable[[str, Any], None]  # raises unless the option of this name may have this value
+
+# names of options in the messages of torch.optim
+TORCH_WORDS = {
+    "lr": "learning rate",
+    "eps": "epsilon value",
+    **{
+        name: f"{name} value"
+        for name in (
+            "alpha",
+            "initial_accumulator_value",
+            "lr_decay",
+            "momentum",
+            "momentum_decay",
+            "rho",
+            "weight_decay",
+        )
+    },
+}
+
+
+def reject_unknown(additions: Mapping[str, Any]) -> None:
+    """Raise TypeError if a keyword argument is none of :class:`Additions`."""
+    for name in additions:
+        if name not in Additions.__annotations__:
+            raise TypeError(f"unexpected keyword argument {name!r}")
+
+
+def to_number(name: str, value: Any) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        ValueError: a tensor or an array of more than one element.
+        TypeError: neither a number nor a tensor or an array of numbers.
+    """
+    value = _get_element(name, value)
+    refused = TypeError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise refused
+    try:
+        return float(value)
+    except (TypeError, ValueError) as reason:
+        raise refused from reason
+
+
+def _get_element(name: str, value: Any) -> Any:
+    """Return ``value``, or the element of a tensor or an array of one element."""
+    shape = getattr(value, "shape", ())
+    if math.prod(shape) != 1:
+        prefix = f"Tensor {name} must be 1-element: " if isinstance(value, Tensor) else ""
+        raise ValueError(f"{prefix}{name} must have one element, got shape {tuple(shape)}")
+    return value.item() if shape else value
+
+
+def _torch_message(name: str, value: Any) -> str:
+    """Return torch's own message for a bad value, for code that matches it; "" if it has none."""
+    if name.startswith("betas["):
+        return f"Invalid beta parameter at index {name[6:-1]}: {value}: "
+    return f"Invalid {TORCH_WORDS[name]}: {value}: " if name in TORCH_WORDS else ""
+
+
+def at_least(bound: float) -> Check:
+    """Return a check that raises ValueError unless a value is >= ``bound``."""
+
+    def check(name: str, value: Any) -> None:
+        if not to_number(name, value) >= bound:  # written this way round, NaN is refused too
+            message = _torch_message(name, value)
+            raise ValueError(f"{message}{name} must be >= {bound:g}, got {value!r}")
+
+    return check
+
+
+def at_most(bound: float) -> Check:
+    """Return a check that raises ValueError unless a value is <= ``bound``."""
+
+    def check(name: str, value: Any) -> None:
+        if not to_number(name, value) <= bound:
+            message = _torch_message(name, value)
+            raise ValueError(f"{message}{name} must be <= {bound:g}, got {value!r}")
+
+    return check
+
+
+def number(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless ``value`` is one number."""
+    to_number(name, value)
+
+
+def finite(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a finite number."""
+    if not math.isfinite(to_number(name, value)):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+
+
+def unit_interval(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is in [0, 1)."""
+    if not 0.0 <= to_number(name, value) < 1.0:
+        raise ValueError(f"{_torch_message(name, value)}{name} must be in [0, 1), got {value!r}")
+
+
+def open_unit_interval(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is in (0, 1)."""
+    if not 0.0 < to_number(name, value) < 1.0:
+        raise ValueError(f"{name} must be in (0, 1), got {value!r}")
+
+
+def decay_rates(count: int) -> Check:
+    """Return a check that raises ValueError unless a value is ``count`` numbers in [0, 1)."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, (tuple, list)) or len(value) != count:
+            raise ValueError(f"{name} must be {count} numbers, got {value!r}")
+        for i, rate in enumerate(value):
+            unit_interval(f"{name}[{i}]", rate)
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Return ``check`` for options that may be None."""
+
+    def check_given(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_given
+
+
+def all_of(*checks: Check) -> Check:
+    """Return a check that makes all of ``checks``."""
+
+    def check_all(name: str, value: Any) -> None:
+        for check in checks:
+            check(name, value)
+
+    return check_all
+
+
+def one_of(choices: Collection[str]) -> Check:
+    """Return a check that raises ValueError unless a value is one of ``choices``."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in choices:
+            listed = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+    return check
+
+
+def whole_number(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a whole number in [0, 2**53)."""
+    try:
+        number = operator.index(_get_element(name, value))
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**53:
+        raise ValueError(f"{name} must be a whole number in [0, 2**53), got {value!r}")
+
+
+nonnegative = at_least(0)
+COMMON_BOUNDS: dict[str, Check] = {
+    "max_grad_norm": optional(nonnegative),
+    "max_grad_value": optional(nonnegative),
+    "lr": nonnegative,
+    "weight_decay": all_of(nonnegative, finite),
+    "l1": all_of(nonnegative, finite),
+    "ema_decay": optional(unit_interval),
+    "nonfinite": one_of(("propagate", "skip")),
+    "backend": one_of(BACKENDS),
+    "weights": one_of(WEIGHTS),
+    "states": one_of(STATES),
+    "seed": whole_number,
+}
+
+
+def check_options(group: Mapping[str, Any], bounds: Mapping[str, Check]) -> None:
+    """Check the options of a group: those that every optimizer has, and ``bounds``.
+
+    Raises:
+        ValueError: an option is out of range, or is not available in a fused step.
+        TypeError: an option is no number.
+    """
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable must be False, got True: a fused step works in place, outside autograd"
+        )
+    for name, check in {**COMMON_BOUNDS, **bounds}.items():
+        check(name, group[name])
+
+
+def check_max_grad_norm(group: Mapping[str, Any], bound: Any) -> None:
+    """Raise ValueError unless the ``max_grad_norm`` of ``group`` is ``bound``, the optimizer's."""
+    own = group.get("max_grad_norm", bound)
+    if own is bound or (own is not None and bound is not None and float(own) == float(bound)):
+        return
+    raise ValueError(
+        "max_grad_norm is one bound on the norm over all groups: give it to the optimizer, or set "
+        f"optimizer.max_grad_norm, not that of a group (got {own!r} beside {bound!r})"
+    )
+
+
+def warn_of_frozen_states(rule: Rule, hparams: Any, group: Mapping[str, Any]) -> None:
+    """Warn of states that their own rounding keeps from decaying.
+
+    Args:
+        rule: rule of the group.
+        hparams: its hyperparameters, an instance of ``rule.hparams``.
+        group: group whose trainable parameters matter.
+    """
+    trained = {param.dtype for param in group["params"] if param.requires_grad}
+    for state_key, option in rule.nonnegative:
+        if option is None or isinstance(getattr(hparams, option), Tensor):
+            continue
+        for dtype in trained & set(HALVES):
+            change = 1.0 - getattr(hparams, option)
+            if group["states"] == "param" and change < torch.finfo(dtype).eps / 4:
+                warnings.warn(
+                    f"{state_key} is kept in {dtype} and cannot decay: {option} changes it by "
+                    f"{change:.2g} of its value per step, less than half an ulp; pass "
+                    "states='fp32', or states='bf16' (stochastic rounding)",
+                    stacklevel=4,
+                )
+
+
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SUPPORTED = (*FLOATING, torch.complex32, torch.complex64, torch.complex128)
-# formats of 8 bits: see fused_optim/formats.py, which converts to and from them
+# dtypes of 8-bit formats: see formats/registry.py
 CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def with_names(group: Any) -> Iterator[tuple[Tensor, str | None]]:
-    """The parameters of a group, each with the name that it was given, if it was."""
+def named_params(group: Any) -> Iterator[tuple[Tensor, str | None]]:
+    """Return the parameters of a group, each with its name from ``named_parameters``, or None."""
     names = group.get("param_names", ())
     return zip_longest(group["params"], names[: len(group["params"])])
 
@@ -28,7 +261,7 @@ def _named(param: Tensor, group: int, name: str | None) -> str:
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Whether several elements are known to share one memory location, as after ``expand``."""
+    """Return whether elements are known to share one memory location, as after ``expand``."""
     return any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -45,15 +278,15 @@ def check_unique(group: Any, index: int) -> None:
         )
 
 
-def why_not(param: Tensor) -> str | None:
-    """What ``param`` must be or have to be updated through its address; None if all is well."""
+def unsupported_reason(param: Tensor) -> str | None:
+    """Return what ``param`` must be to be updated through its address; None if it is."""
     if param.dtype not in SUPPORTED:
         return f"be floating or complex, got {param.dtype}"
     if param.layout is not torch.strided or is_wrapper(param):
         kind = f"{type(param).__module__}.{type(param).__qualname__}, {param.layout}"
-        return f"be a dense tensor with memory of its own, got {kind}"
+        return f"be a dense tensor that owns its memory, got {kind}"
     if _overlaps_itself(param):
-        return f"have one memory location an element, got {param.stride()}"
+        return f"not overlap itself in memory (call contiguous()), got strides {param.stride()}"
     if param.is_conj() or param.is_neg():
         return "have its own values, got a conjugate or negative view"
     return None
@@ -66,11 +299,11 @@ def check_parameter(
 
     Args:
         param: a parameter.
-        group: its index, for the message.
-        name: that it was given, for the message.
-        also: what its group asks it to be, if it is not.
+        group: index of its group, for the message.
+        name: its name, for the message.
+        also: reason why its group cannot have it, or None.
     """
-    reason = why_not(param)
+    reason = unsupported_reason(param)
     if reason is None and also is not None:
         reason = f"be {also}"
     if reason is not None:
@@ -105,11 +338,11 @@ def check_states(
             what = f"the state {counter!r} of the {_named(param, group, name)}"
             raise ValueError(f"{what} must have one element, got shape {tuple(value.shape)}")
     for state_key in rule.state_keys:
-        if state.get(state_key) is not None and not _fits(param, state[state_key]):
-            _refuse(f"state {slot!r}", state[state_key], param, _named(param, group, name))
+        if state.get(state_key) is not None and not _state_matches(param, state[state_key]):
+            _refuse(f"state {state_key!r}", state[state_key], param, _named(param, group, name))
 
 
-def _fits(param: Tensor, state: Any) -> bool:
+def _state_matches(param: Tensor, state: Any) -> bool:
     return (
         isinstance(state, Tensor)
         and state.shape == param.shape
@@ -127,5 +360,5 @@ def _refuse(what: str, value: Any, param: Tensor, named: str) -> None:
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape, dtype and device, for messages."""
+    """Return shape, dtype and device, for messages."""
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -1,9 +1,9 @@
-"""The global gradient norm, first half: one partial sum a program."""
+"""The norm of all gradients, first half: one partial sum per program."""
 
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.update import column, located
+from fused_optim.kernels.update import find_row, load_address
 
 
 @triton.jit
@@ -74,9 +74,9 @@ def norm(
         last = chunks
         step = tl.num_programs(0)
     for chunk in range(first, last, step):
-        row, within = located(first_ptr, span_ptr, chunk, CHUNKS_PER_SPAN)
+        row, within = find_row(first_ptr, span_ptr, chunk, CHUNKS_PER_SPAN)
         row_ptr = table_ptr + row * WIDTH
-        pointer = column(row_ptr, GRAD, DTYPE, VECTOR)
+        pointer = load_address(row_ptr, GRAD, DTYPE, VECTOR)
         numel = tl.load(row_ptr)
         squares, bad = accumulate_chunk(squares, bad, pointer, within * CHUNK, numel, BLOCK, CHUNK)
     tl.store(partial_ptr + 2 * tl.program_id(0), tl.sum(squares))

@@ -1,26 +1,79 @@
-"""The constexpr arguments of the kernels that read and write through storage formats."""
+"""Options and scalars that every rule shares, and the constexpr argument of each kernel.
+
+Both backends read these tuples by field; each rule's own are in ``kernels/rules/signatures.py``.
+"""
 
 from typing import Any, NamedTuple
 
 
-class UpdateSpec(NamedTuple):
-    """What the kernel ``update`` is compiled for.
+class CommonOptions(NamedTuple):
+    """Options of a parameter group that do not depend on its rule, float64 on the device.
 
     Attributes:
-        RULE: the update rule, ``(p, g, state, h) -> (p, state)``.
+        sign: 1, or -1 to maximize.
+        max_grad_norm: bound on the norm over all gradients; infinity for none.
+        max_grad_value: bound on the magnitude of each element; infinity for none.
+        l2: weight of the parameter in the gradient.
+        l1: weight of the parameter's sign in the gradient.
+        skips: 1 if an Inf or NaN in any gradient skips the group.
+        any_skips: 1 if it skips any group of the optimizer.
+        ema_decay: decay rate of the exponential moving average of the parameters.
+        seed: seed of stochastic rounding.
+    """
+
+    sign: Any
+    max_grad_norm: Any
+    max_grad_value: Any
+    l2: Any
+    l1: Any
+    skips: Any
+    any_skips: Any
+    ema_decay: Any
+    seed: Any
+
+
+class CommonScalars(NamedTuple):
+    """Scalars of one row that do not depend on its rule, in the dtype of the arithmetic.
+
+    Attributes:
+        skip: 0 if the row is updated.
+        ema_weight: weight of the new parameter in its average.
+        key_low: first half of the key of stochastic rounding.
+        key_high: second half of the key.
+        factor: multiplies the gradient: unscales, clips by the norm, turns the sign to maximize.
+        max_grad_value: bound on the magnitude of each element of the gradient.
+        l2: weight of the parameter in the gradient.
+        l1: weight of the parameter's sign in the gradient.
+    """
+
+    skip: Any
+    ema_weight: Any
+    key_low: Any
+    key_high: Any
+    factor: Any
+    max_grad_value: Any
+    l2: Any
+    l1: Any
+
+
+class UpdateSpec(NamedTuple):
+    """The constexpr argument of the kernel ``update``.
+
+    Attributes:
+        RULE: update rule, ``(p, g, state, scalars) -> (p, state)``.
         EMA: 1 if the last value is the exponential moving average of the parameter, else 0.
-        LOADS: the load function of each value's codec: parameter, gradient, states.
-        STORES: the store function of each value's codec.
-        KEYED: for each value, whether its codec rounds stochastically.
-        FIRST: the first column of each value, and at the end the number of columns.
-        DTYPES: the dtype of each column.
-        COMPUTE: the dtype of the arithmetic.
-        SCALARS: how many scalars the rule has.
-        VECTOR: elements for which every address is aligned.
+        LOADS: load function of each value's codec: parameter, gradient, states.
+        STORES: store function of each value's codec.
+        STOCHASTIC: for each value, True if its codec rounds stochastically.
+        FIRST: first column of each value, and at the end the number of columns.
+        DTYPES: dtype of each column.
+        COMPUTE: dtype of the arithmetic.
+        NUM_SCALARS: number of scalars of the rule.
+        VECTOR: number of consecutive elements for which every address is aligned.
         BLOCK: elements that are loaded at once.
         CHUNK: elements that a program updates: BLOCK, or a multiple that a loop goes through.
-        SPAN: chunks that share an entry of the chunk map.
-        COUNTS: whether to count the elements that rounding leaves where they are.
+        CHUNKS_PER_SPAN: chunks that share an entry of the chunk map.
+        COUNT_STALLED: True to count the elements that rounding leaves unchanged.
     """
 
     RULE: Any
@@ -31,34 +84,60 @@ class UpdateSpec(NamedTuple):
     FIRST: Any
     DTYPES: Any
     COMPUTE: Any
-    SCALARS: Any
+    NUM_SCALARS: Any
     VECTOR: Any
     BLOCK: Any
     CHUNK: Any
     CHUNKS_PER_SPAN: Any
-    COUNTS: Any
+    COUNT_STALLED: Any
 
 
 class ReduceSpec(NamedTuple):
-    """What the kernel ``measure`` is compiled for; see :class:`UpdateSpec` for the others.
+    """The constexpr argument of the kernel ``reduce``; see :class:`UpdateSpec` for other fields.
 
     Attributes:
-        MEASURE: ``(p, g, state, h) -> quantities``, elementwise.
-        QUANTITIES: how many quantities are summed.
-        STATES: how many states the rule has.
-        EARLY: how many of the rule's scalars are known before the sums.
+        MAP_FN: elementwise function, ``(p, g, state, scalars) -> terms``.
+        NUM_SUMS: number of terms, each of which is summed.
+        NUM_STATES: number of states of the rule.
+        NUM_ELEMENTWISE: number of scalars of the rule that are known before the sums.
     """
 
     MAP_FN: Any
     NUM_SUMS: Any
-    STATES: Any
+    NUM_STATES: Any
     LOADS: Any
     FIRST: Any
     DTYPES: Any
     COMPUTE: Any
-    SCALARS: Any
+    NUM_SCALARS: Any
     NUM_ELEMENTWISE: Any
     VECTOR: Any
     BLOCK: Any
     CHUNK: Any
     CHUNKS_PER_SPAN: Any
+
+
+class PrepareSpec(NamedTuple):
+    """The constexpr argument of the kernel ``prepare``.
+
+    Attributes:
+        SCALARS_FN: forms the scalars of the rule from its hyperparameters and the step.
+        NUM_SCALAR_STATE: number of 0-dim states, the step first.
+        SCALAR_STATE_DTYPE: their dtype.
+        COMPUTE: dtype of the arithmetic.
+        NUM_HPARAMS: number of hyperparameters of the rule.
+        NUM_SCALARS: number of scalars of the rule.
+        NUM_ELEMENTWISE: number of scalars that are formed here; a reduction forms the others.
+        MAX_PARTIALS: partial sums that are added at once.
+        ROWS: rows that a program prepares.
+    """
+
+    SCALARS_FN: Any
+    NUM_SCALAR_STATE: Any
+    SCALAR_STATE_DTYPE: Any
+    COMPUTE: Any
+    NUM_HPARAMS: Any
+    NUM_SCALARS: Any
+    NUM_ELEMENTWISE: Any
+    MAX_PARTIALS: Any
+    ROWS: Any

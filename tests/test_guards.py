@@ -20,9 +20,9 @@ from test_host import Twins
 from test_packaging import COMPILER
 from worlds import EVENTS, World
 
-from fused_optim.step import guards
 from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.private_api import dlpack_exchange_api, find
+from fused_optim.step import guards
 
 
 def reads_in_c():

@@ -25,8 +25,8 @@ from versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 from benchmarks.allocation import tensor_allocations
 from fused_optim import SGD, AdamW
 from fused_optim.backends.base import CompileError
-from fused_optim.step import guards
 from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.step import guards
 
 SHAPES = [(40,), (3, 50), (40,), (8, 9)]
 LARGE = [(40,), (41, 100), (40,), (8, 9)]  # one that is large enough for scales
@@ -286,7 +286,9 @@ def test_allocations_do_not_grow_with_the_tensors(full):
 def test_a_step_keeps_nothing(full, monkeypatch):
     """Of Python's memory, and whether its gradients are new ones or not."""
     # a mock would keep its calls
-    monkeypatch.setattr("fused_optim.backends.kernel_runner.TableLaunch._run", lambda *arguments: None)
+    monkeypatch.setattr(
+        "fused_optim.backends.kernel_runner.TableLaunch._run", lambda *arguments: None
+    )
     for fresh in (False, True):
         params = parameters(values([(5,)] * 50, torch.float32))
         give(params, [torch.ones(5)] * 50)

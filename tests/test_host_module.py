@@ -26,8 +26,8 @@ from torch.torch_version import TorchVersion
 from worlds import EVENTS, Own, World
 
 from fused_optim import SGD
-from fused_optim.step import guards
 from fused_optim.private_api import dlpack_exchange_api, find
+from fused_optim.step import guards
 
 pytestmark = needs_c
 

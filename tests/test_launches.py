@@ -8,7 +8,7 @@ import torch
 from models import KERNELS, give, parameters, values
 
 from fused_optim import AdamW
-from fused_optim.backends import kernel_runner, triton
+from fused_optim.backends import triton
 
 # the numbers of programs are those of the Triton backend
 pytestmark = pytest.mark.interpreted(only=True)

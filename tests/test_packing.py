@@ -6,7 +6,7 @@ from closeness import assert_same_bits
 from models import give, parameters, state_of, values
 
 from fused_optim import SGD, AdamW
-from fused_optim.backends import reference, small_tensors
+from fused_optim.backends import reference
 
 SMALL = [3, 1, 700, 0, 41, packing.SMALL - 1, 64, 5000, 2, packing.SMALL, 900, 6000, 7000, 8000]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fused_optim
-from fused_optim.backends import kernel_runner, triton
+from fused_optim.backends import triton
 
 HIDDEN, FEED_FORWARD, KEYS, VOCABULARY, LAYERS = 16384, 53248, 1024, 128256, 126
 ATTENTION = [(HIDDEN, HIDDEN), (KEYS, HIDDEN), (KEYS, HIDDEN), (HIDDEN, HIDDEN)]

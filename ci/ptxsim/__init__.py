@@ -39,7 +39,7 @@ Limits:
 """
 
 from .driver import Launched, PtxDriver, install
-from .errors import Fault, NoiseKey, Unsupported
+from .errors import Fault, Place, Unsupported
 from .machine import Options, run
 from .memory import Memory
 

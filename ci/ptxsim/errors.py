@@ -7,7 +7,7 @@ class Unsupported(Exception):
     """The program uses something this machine does not model; nothing is guessed."""
 
 
-class NoiseKey(NamedTuple):
+class Place(NamedTuple):
     """Where a program went wrong; what is not known is None."""
 
     kernel: str
@@ -36,7 +36,7 @@ class Fault(Exception):
         place: where it happened.
     """
 
-    def __init__(self, kind: str, place: NoiseKey) -> None:
+    def __init__(self, kind: str, place: Place) -> None:
         super().__init__(f"{kind}: {place}")
         self.key = kind
         self.place = place

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from .decode import Mask
-from .errors import Fault, NoiseKey, Unsupported
+from .errors import Fault, Place, Unsupported
 from .footprint import Conflict, Footprint
 from .memory import Memory
 from .program import Program, Step, load
@@ -128,7 +128,9 @@ class Batch:
     def fault(self, kind: str, thread: int | None = None, address: int | None = None) -> Fault:
         """A fault at this instruction, by the thread of this number."""
         instruction = self.launch.program.steps[self._position].instruction
-        place = NoiseKey(self.launch.program.name, instruction.line, instruction.text, address=address)
+        place = Place(
+            self.launch.program.name, instruction.line, instruction.text, address=address
+        )
         if thread is not None:
             block, thread = divmod(int(thread), self.launch.threads)
             place = place._replace(block=block, thread=thread)
@@ -258,10 +260,10 @@ def _arguments(program: Program, threads: int, arguments: Sequence[int]) -> dict
         raise ValueError(f"threads must be a power of two and at least 32, got {threads}")
     if program.threads not in (None, threads):
         kind = f"launched with {threads} threads, compiled for {program.threads}"
-        raise Fault(kind, NoiseKey(program.name))
+        raise Fault(kind, Place(program.name))
     if len(arguments) != len(program.parameters):
         kind = f"launched with {len(arguments)} arguments, compiled for {len(program.parameters)}"
-        raise Fault(kind, NoiseKey(program.name))
+        raise Fault(kind, Place(program.name))
     return {
         name: np.array([[value % (1 << bits)]], f"u{bits // 8}")
         for (name, bits), value in zip(program.parameters, arguments, strict=True)
@@ -295,5 +297,5 @@ def _raise_conflict(launch: Launch, conflict: Conflict | None) -> None:
     block, thread = divmod(conflict.thread, launch.threads)
     other = divmod(conflict.other_thread, launch.threads)
     kind = f"{conflict.kind} (block {other[0]}, thread {other[1]}, line {conflict.other_line})"
-    place = NoiseKey(launch.program.name, conflict.line, text, block, thread, conflict.address)
+    place = Place(launch.program.name, conflict.line, text, block, thread, conflict.address)
     raise Fault(kind, place)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fused_optim.backends.base import BucketKey
-from fused_optim.kernels.signatures import ReduceSpec, UpdateSpec
+from fused_optim.kernels.signatures import PrepareSpec, ReduceSpec, UpdateSpec
 
 Constexprs = dict[str, Any]
 
@@ -39,17 +39,20 @@ class Geometry(NamedTuple):
 
 
 def constants(key: BucketKey, geometry: Geometry) -> dict[str, Constexprs]:
-    """Return the constexpr arguments of each kernel that rows of ``kind`` need, by its name.
+    """Return the constexpr arguments of each kernel that a bucket needs, by its name.
 
     No option of a group is among them: another learning rate compiles nothing.
     """
-    found = {"norm": _norm(key, geometry), "prepare": _begin(key, geometry)}
-    found["update"] = {"SPEC": _update(key, geometry)}
+    found: dict[str, Constexprs] = {
+        "norm": _norm(key, geometry),
+        "prepare": {"SPEC": _prepare(key, geometry)},
+        "update": {"SPEC": _update(key, geometry)},
+    }
     if key.rule.reduction is not None:
-        found["reduce"] = {"SPEC": _measure(key, geometry)}
+        found["reduce"] = {"SPEC": _reduce(key, geometry)}
         found["finalize"] = {
-            "FINISH": key.rule.reduction.finish,
-            "QUANTITIES": key.rule.reduction.num_sums,
+            "FINALIZE_FN": key.rule.reduction.finalize,
+            "NUM_SUMS": key.rule.reduction.num_sums,
             "WIDTH": 2 + len(key.dtypes),
             **_scalars(key),
             "BLOCK": geometry.partials,
@@ -65,11 +68,11 @@ _TYPES = {
     "count_ptr": "*i32",
     "partial_ptr": "*fp64",
     "sum_ptr": "*fp64",
-    "counter_ptr": "*i64",
+    "state_ptr": "*i64",
     "group_ptr": "*i32",
-    "hyper_ptr": "*fp64",
+    "option_ptr": "*fp64",
     "scale_ptr": "*fp32",
-    "found_ptr": "*fp32",
+    "found_inf_ptr": "*fp32",
     "report_ptr": "*fp64",
     "chunks": "i32",
     "partials": "i32",
@@ -88,8 +91,12 @@ def _dtypes(key: BucketKey) -> tuple[torch.dtype, ...]:
 
 
 def _scalars(key: BucketKey) -> Constexprs:
-    scalars = len(key.rule.h._fields)
-    return {"COMPUTE": key.compute, "SCALARS": scalars, "EARLY": key.rule.num_elementwise_scalars}
+    rule = key.rule
+    return {
+        "COMPUTE": key.compute,
+        "NUM_SCALARS": len(rule.scalars._fields),
+        "NUM_ELEMENTWISE": rule.num_elementwise_scalars,
+    }
 
 
 def _norm(key: BucketKey, geometry: Geometry) -> Constexprs:
@@ -101,21 +108,21 @@ def _norm(key: BucketKey, geometry: Geometry) -> Constexprs:
         "VECTOR": key.vector,
         "BLOCK": geometry.norm_block,
         "CHUNK": geometry.chunk,
-        "SPAN": geometry.span,
+        "CHUNKS_PER_SPAN": geometry.span,
         "CONSECUTIVE": geometry.consecutive,
     }
 
 
-def _begin(key: BucketKey, geometry: Geometry) -> Constexprs:
-    return {
-        "FORM": key.rule.scalars,
-        "COUNTERS": len(key.rule.scalar_state),
-        "COUNTER": key.counter_dtype,
-        "HYPERS": len(key.rule.hparams._fields),
+def _prepare(key: BucketKey, geometry: Geometry) -> PrepareSpec:
+    return PrepareSpec(
+        SCALARS_FN=key.rule.form_scalars,
+        NUM_SCALAR_STATE=len(key.rule.scalar_state),
+        SCALAR_STATE_DTYPE=key.scalar_state_dtype,
+        NUM_HPARAMS=len(key.rule.hparams._fields),
         **_scalars(key),
-        "MAX_PARTIALS": geometry.partials,
-        "ROWS": geometry.rows,
-    }
+        MAX_PARTIALS=geometry.partials,
+        ROWS=geometry.rows,
+    )
 
 
 def _update(key: BucketKey, geometry: Geometry) -> UpdateSpec:
@@ -128,21 +135,21 @@ def _update(key: BucketKey, geometry: Geometry) -> UpdateSpec:
         FIRST=key.first,
         DTYPES=_dtypes(key),
         COMPUTE=key.compute,
-        SCALARS=len(key.rule.h._fields),
+        NUM_SCALARS=len(key.rule.scalars._fields),
         VECTOR=key.vector,
         BLOCK=geometry.block,
         CHUNK=geometry.chunk,
         CHUNKS_PER_SPAN=geometry.span,
-        COUNTS=key.counts,
+        COUNT_STALLED=key.count_stalled,
     )
 
 
-def _measure(key: BucketKey, geometry: Geometry) -> ReduceSpec:
+def _reduce(key: BucketKey, geometry: Geometry) -> ReduceSpec:
     assert key.rule.reduction is not None
     return ReduceSpec(
-        MAP_FN=key.rule.reduction.measure,
+        MAP_FN=key.rule.reduction.map,
         NUM_SUMS=key.rule.reduction.num_sums,
-        STATES=len(key.codecs) - 2 - key.ema,
+        NUM_STATES=len(key.codecs) - 2 - key.ema,
         LOADS=tuple(codec.load for codec in key.codecs),
         FIRST=key.first,
         DTYPES=_dtypes(key),
@@ -154,12 +161,12 @@ def _measure(key: BucketKey, geometry: Geometry) -> ReduceSpec:
     )
 
 
-def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+def map_nested(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply ``function`` to every value in nested tuples and dicts, whose types are kept."""
     if isinstance(value, dict):
-        return {name: mapped(entry, function) for name, entry in value.items()}
+        return {name: map_nested(entry, function) for name, entry in value.items()}
     if isinstance(value, tuple):
-        entries = [mapped(entry, function) for entry in value]
+        entries = [map_nested(entry, function) for entry in value]
         return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
     return function(value)
 
@@ -170,4 +177,4 @@ def describe(value: Any) -> str:
     def name(entry: Any) -> Any:
         return f"{entry.__module__}.{entry.__name__}" if callable(entry) else entry
 
-    return repr(mapped(value, name))
+    return repr(map_nested(value, name))

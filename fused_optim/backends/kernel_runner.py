@@ -1,7 +1,7 @@
-"""The tables that the kernels read, for whoever executes them.
+"""The tables that kernels read, and the launches of one bucket.
 
-A GPU and the CPU run the same kernels on the same tables: what differs, launching so many programs
-of a kernel with these arguments, is an :class:`Executor`.
+A GPU and the CPU run the same kernels on the same tables; an :class:`Executor` launches a number of
+programs of a kernel with given arguments on one or the other.
 """
 
 import math
@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from fused_optim.backends.base import NUM_COMMON_SCALARS, Bucket, BucketKey, Options, AmpState
+from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
 from fused_optim.backends.constexprs import Geometry
+from fused_optim.kernels.signatures import CommonScalars
 from fused_optim.step.rows import Row
 
 Argument = Tensor | int | None
@@ -24,27 +26,27 @@ class Executor(Protocol):
     """Runs kernels.
 
     Attributes:
-        geometry: how the work is cut into programs.
-        neutral: values for optional arguments that are not there, by name, for an executor that
-            compiles a kernel once; others pass None, for which a kernel is compiled anew.
+        geometry: sizes by which work is divided into programs.
+        neutral: values by name for optional arguments that are missing, for an executor that
+            compiles a kernel once; others pass None, for which Triton compiles another kernel.
     """
 
     geometry: Geometry
     neutral: Mapping[str, Tensor]
 
-    def prepare(self) -> None:
-        """Make ready what can be made ready before anything is changed.
+    def compile(self) -> None:
+        """Compile the kernels, so that errors come before anything is changed.
 
         Raises:
             CompileError: a kernel cannot be compiled, with the reason.
         """
 
     def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
-        """Run ``programs`` programs of the kernel ``name``, which go through ``elements``."""
+        """Run ``programs`` programs of the kernel ``name``, which process ``elements`` elements."""
 
 
 def upload(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """A copy of ``array`` on ``device``, without waiting for it.
+    """Return a copy of ``array`` on ``device``, without waiting for it.
 
     Each copy has pinned memory of its own, which torch's host allocator gives out again only
     after the copy has run; so nothing is overwritten on the way.
@@ -58,13 +60,14 @@ def upload(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 def chunk_maps(
     numels: list[int], geometry: Geometry
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Where a program finds its row: the first chunk of each row, and the row of each span.
+    """Return the tables by which a program finds its row.
 
     One entry a chunk would be 3 GB for a model of 400 billion parameters; with one entry a span a
     program searches the few rows that share its span.
 
     Returns:
-        int64 [rows + 1]; int32 [spans + 1]: the row of the first chunk of each span, the last row.
+        int64 [rows + 1], the first chunk of each row; int32 [spans + 1], the row of the first chunk
+        of each span, and the last row.
     """
     chunks = -(-np.array(numels, np.int64) // geometry.chunk)
     firsts = np.concatenate([[0], np.cumsum(chunks)])
@@ -73,8 +76,8 @@ def chunk_maps(
     return firsts, (np.searchsorted(firsts[:-1], marks, "right") - 1).astype(np.int32)
 
 
-class KernelRunner:
-    """Rows of one kind. Tables are rebuilt when an address, a size or an option changes."""
+class KernelRunner(BucketRunner):
+    """Updates a bucket by kernels. Tables are rebuilt when an address, size or option changes."""
 
     def __init__(self, key: BucketKey, executor: Executor) -> None:
         self.key, self.executor, self.geometry = key, executor, executor.geometry
@@ -83,16 +86,16 @@ class KernelRunner:
         self.numels: list[int] = []
         self.elements = 0
         self.scalar_state: list[tuple[int, ...]] = []
-        self.members: list[tuple[int, int]] = []
+        self.group_and_index: list[tuple[int, int]] = []
         self.values: list[list[float]] = []
-        self.bound: list[Options] = []
+        self.bound: list[GroupOptions] = []
 
+    @override
     def bind(self, bucket: Bucket) -> None:
-        """See :class:`~fused_optim.backends.Launch`."""
-        self.executor.prepare()
+        self.executor.compile()
         numels = [row.columns[0].numel() for row in bucket.rows]
         addresses = [
-            (row.place.offset, *(column.data_ptr() for column in row.columns))
+            (row.noise_key.element_offset, *(column.data_ptr() for column in row.columns))
             for row in bucket.rows
         ]
         scalar_state = [tuple(c.data_ptr() for c in row.scalar_state) for row in bucket.rows]
@@ -102,26 +105,29 @@ class KernelRunner:
             firsts, spans = chunk_maps(numels, self.geometry)
             self.chunks, self.elements = int(firsts[-1]), sum(numels)
             self.firsts, self.spans = upload(firsts, device), upload(spans, device)
-            scalars = NUM_COMMON_SCALARS + len(self.key.rule.h._fields)
+            scalars = len(CommonScalars._fields) + len(self.key.rule.scalars._fields)
             self.scalars = torch.empty(len(numels), scalars, dtype=self.key.compute, device=device)
         if scalar_state != self.scalar_state:
-            self.counter_table = upload(np.array(scalar_state, np.int64), device)
-        members = [(m, r.place.number) for m, r in zip(bucket.members, bucket.rows, strict=True)]
-        if members != self.members:
-            self.groups = upload(np.array(members, np.int32), device)
-        self.numels, self.scalar_state, self.members = numels, scalar_state, members
+            self.scalar_state_table = upload(np.array(scalar_state, np.int64), device)
+        group_and_index = [
+            (m, r.noise_key.param_index)
+            for m, r in zip(bucket.group_of_row, bucket.rows, strict=True)
+        ]
+        if group_and_index != self.group_and_index:
+            self.groups = upload(np.array(group_and_index, np.int32), device)
+        self.numels, self.scalar_state, self.group_and_index = numels, scalar_state, group_and_index
         self._bind_options(bucket.options)
         self._record_streams()
 
+    @override
     def rebind(
         self,
-        gradients: np.ndarray[Any, Any],
-        rows: Callable[[], list[Row]],
-        options: list[Options],
+        grad_addresses: np.ndarray[Any, Any],
+        make_rows: Callable[[], list[Row]],
+        options: list[GroupOptions],
     ) -> None:
-        """See :class:`~fused_optim.backends.Launch`."""
         table = self.host.copy()
-        table[:, 2 + self.key.first[1]] = gradients
+        table[:, 2 + self.key.first[1]] = grad_addresses
         self._bind_rows(table)
         self._bind_options(options)
         self._record_streams()
@@ -136,34 +142,36 @@ class KernelRunner:
         if self.key.device.type == "cpu":
             return
         stream = torch.get_device_module(self.key.device).current_stream(self.key.device)
-        tables = [self.table, self.firsts, self.spans, self.groups, self.hparams, self.scalars]
-        if self.key.counter_dtype is not None:
-            tables.append(self.counter_table)
+        tables = [self.table, self.firsts, self.spans, self.groups, self.options, self.scalars]
+        if self.key.scalar_state_dtype is not None:
+            tables.append(self.scalar_state_table)
         for table in tables:
             table.record_stream(stream)
 
-    def _bind_options(self, options: list[Options]) -> None:
+    def _bind_options(self, options: list[GroupOptions]) -> None:
         """Upload options that changed; a tensor on the device is copied there, not read here."""
         if len(self.bound) == len(options) and all(map(is_, options, self.bound)):
             return
         there = [
             (i, j, option)
             for i, group in enumerate(options)
-            for j, option in enumerate(group)
+            for j, option in enumerate(group.flat)
             if isinstance(option, Tensor)
         ]
-        # no number equals this one, so a tensor that gives way to a number is seen
-        values = [[math.nan if isinstance(x, Tensor) else x for x in group] for group in options]
+        # no number equals this one, so replacing a tensor by a number is noticed
+        values = [
+            [math.nan if isinstance(x, Tensor) else x for x in group.flat] for group in options
+        ]
         if values != self.values:
-            self.hparams = upload(np.array(values, np.float64), self.key.device)
+            self.options = upload(np.array(values, np.float64), self.key.device)
             self.values = values
         for i, j, option in there:
-            self.hparams[i, j].copy_(option.squeeze())
+            self.options[i, j].copy_(option.squeeze())
         # tuples of numbers do not change
         self.bound = [] if there else list(options)
 
+    @override
     def norm(self) -> Tensor:
-        """See :class:`~fused_optim.backends.Launch`."""
         chunks = self.chunks
         # the number of programs depends on the sizes alone: the same bits on every device
         programs = min(chunks, self.geometry.partials)
@@ -172,36 +180,36 @@ class KernelRunner:
         self._run("norm", programs, self.elements, *arguments)
         return partials
 
-    def begin(self, partials: Tensor | None, report: Tensor | None, scaler: AmpState) -> None:
-        """See :class:`~fused_optim.backends.Launch`."""
+    @override
+    def prepare(self, partials: Tensor | None, report: Tensor | None, amp_state: AmpState) -> None:
         rows, neutral = len(self.numels), self.executor.neutral
-        scale, found_inf = scaler
+        grad_scale, found_inf = amp_state
         if partials is None:
             partials = neutral.get("partials")
-        if scale is None:
-            scale = neutral.get("scale")
+        if grad_scale is None:
+            grad_scale = neutral.get("grad_scale")
         if found_inf is None:
             found_inf = neutral.get("found_inf")
         if report is None:
             report = neutral.get("report")
         count = 0 if partials is None else len(partials)
-        scalar_state = None if self.key.counter_dtype is None else self.counter_table
-        tables = (scalar_state, self.groups, self.hparams)
-        arguments = (partials, *tables, scale, found_inf, self.scalars, report)
+        states = None if self.key.scalar_state_dtype is None else self.scalar_state_table
+        tables = (states, self.groups, self.options)
+        arguments = (partials, *tables, grad_scale, found_inf, self.scalars, report)
         self._run("prepare", -(-rows // self.geometry.rows), 0, *arguments, count, rows)
 
+    @override
     def update(self) -> Tensor | None:
-        """See :class:`~fused_optim.backends.Launch`."""
         if self.key.rule.reduction is not None:
-            self._measure(self.key.rule.reduction.num_sums)
+            self._reduce(self.key.rule.reduction.num_sums)
         counts = None
-        if self.key.counts:
+        if self.key.count_stalled:
             counts = torch.zeros(self.chunks, dtype=torch.int32, device=self.key.device)
         arguments = (self.table, self.firsts, self.spans, self.scalars, counts)
         self._run("update", self.chunks, self.elements, *arguments)
         return counts
 
-    def _measure(self, num_sums: int) -> None:
+    def _reduce(self, num_sums: int) -> None:
         """Sum over each tensor what the rule needs, and form the scalars that depend on it."""
         chunks = self.chunks
         sums = torch.empty(chunks, num_sums, dtype=torch.float64, device=self.key.device)

@@ -1,4 +1,4 @@
-"""Small rows as one: an operation of torch takes longer than the elements of a small tensor do."""
+"""Flat buffers: small tensors are copied into one, since an operation of torch has a fixed cost."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -9,17 +9,17 @@ from torch import Tensor
 from fused_optim.private_api import copy_all
 
 SIZE = 1 << 15  # elements that are packed into one
-SMALL = SIZE // 4  # elements: rows of fewer are packed
+MAX_NUMEL = SIZE // 4  # rows of fewer elements are packed
 Columns = tuple[Tensor, ...]
 Dtypes = tuple[torch.dtype, ...]
 Key = tuple[Dtypes, tuple[torch.Size, ...]]
 
 
 class FlatBuffer:
-    """A place for every element of some small rows, which are to be updated as one.
+    """Contiguous copies of some small rows, which are updated as one.
 
     Attributes:
-        columns: 1-d; the rows one after the other.
+        columns: 1-d tensors: the rows one after the other.
         parts: for each column, the part of each row, of its shape.
     """
 
@@ -35,7 +35,7 @@ class FlatBuffer:
         ]
 
     def fill(self, rows: Sequence[Columns], read_only: range = range(0)) -> Callable[[], None]:
-        """Copy the rows; what is returned copies them back, but for columns in ``read_only``."""
+        """Copy the rows in; return a function that copies all but ``read_only`` columns back."""
         columns = [list(column) for column in zip(*rows, strict=True)]
         for parts, column in zip(self.parts, columns, strict=True):
             copy_all(parts, column)
@@ -49,7 +49,7 @@ class FlatBuffer:
 
 
 class FlatBufferPool:
-    """The packs of a launch. One is filled at a time: all are places in the same memory.
+    """The flat buffers of a bucket. One is filled at a time: all are in the same memory.
 
     To make views takes longer than to copy, so they are kept from step to step.
     """
@@ -57,28 +57,29 @@ class FlatBufferPool:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.memory: dict[Dtypes, list[Tensor]] = {}
-        self.last: dict[Key, FlatBuffer] = {}
-        self.packs: dict[Key, FlatBuffer] = {}
+        self.last_step: dict[Key, FlatBuffer] = {}
+        self.this_step: dict[Key, FlatBuffer] = {}
 
-    def begin(self) -> None:
-        """A step begins: packs that the last one had no use for are dropped."""
-        self.last, self.packs = self.packs, {}
+    def start_step(self) -> None:
+        """Start a step: buffers that the last one did not use are dropped."""
+        self.last_step, self.this_step = self.this_step, {}
 
-    def pack(self, rows: Sequence[Columns]) -> FlatBuffer:
-        """A pack for ``rows``, which are contiguous, on one device, and of the same dtypes."""
+    def get(self, rows: Sequence[Columns]) -> FlatBuffer:
+        """Return a buffer for ``rows``: contiguous, on one device, of the same dtypes."""
         dtypes = tuple(column.dtype for column in rows[0])
         key = dtypes, tuple(row[0].shape for row in rows)
-        found = self.packs.get(key) or self.last.get(key)
-        if found is None:
-            found = FlatBuffer(self._memory(dtypes, sum(shape.numel() for shape in key[1])), key[1])
-        self.packs[key] = found
-        return found
+        buffer = self.this_step.get(key) or self.last_step.get(key)
+        if buffer is None:
+            numel = sum(shape.numel() for shape in key[1])
+            buffer = FlatBuffer(self._allocate(dtypes, numel), key[1])
+        self.this_step[key] = buffer
+        return buffer
 
-    def _memory(self, dtypes: Dtypes, numel: int) -> list[Tensor]:
-        """Columns of at least ``numel`` elements."""
-        found = self.memory.get(dtypes)
-        if found is None or len(found[0]) < numel:
+    def _allocate(self, dtypes: Dtypes, numel: int) -> list[Tensor]:
+        """Return columns of at least ``numel`` elements."""
+        columns = self.memory.get(dtypes)
+        if columns is None or len(columns[0]) < numel:
             size = max(numel, SIZE)
-            found = [torch.empty(size, dtype=dtype, device=self.device) for dtype in dtypes]
-            self.memory[dtypes] = found
-        return found
+            columns = [torch.empty(size, dtype=dtype, device=self.device) for dtype in dtypes]
+            self.memory[dtypes] = columns
+        return columns

@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fused_optim.backends.base import COMMON_OPTIONS, BucketKey
-from fused_optim.backends.constexprs import Constexprs, Geometry, constants, mapped
+from fused_optim.backends.base import BucketKey
+from fused_optim.backends.constexprs import Constexprs, Geometry, constants, map_nested
 from fused_optim.backends.kernel_runner import Argument
-from fused_optim.kernels import begin, measure, norm, update
+from fused_optim.kernels import norm, prepare, reduce, update
 
 KERNELS = {
     "norm": norm.norm,
-    "prepare": begin.begin,
-    "reduce": measure.measure,
-    "finalize": measure.finish,
+    "prepare": prepare.prepare,
+    "reduce": reduce.reduce,
+    "finalize": reduce.finalize,
     "update": update.update,
 }
 # 1024 programs of norm are enough for any device, and one block for begin
@@ -100,7 +100,7 @@ def resolve(constexprs: Constexprs) -> Constexprs:
             return DTYPES[value]
         return kernel_counterpart(value) if callable(value) else value
 
-    return cast(Constexprs, mapped(constexprs, to_triton))
+    return cast(Constexprs, map_nested(constexprs, to_triton))
 
 
 class CachedKernel:
@@ -152,8 +152,8 @@ class TritonExecutor:
             for name, constexprs in constants(key, GEOMETRY).items()
         }
 
-    def prepare(self) -> None:
-        """See :class:`~fused_optim.backends.kernel_runner.Executor`; Triton compiles at a launch."""
+    def compile(self) -> None:
+        """Do nothing: Triton compiles at a launch."""
 
     def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
         """See :class:`~fused_optim.backends.kernel_runner.Executor`."""
@@ -162,6 +162,3 @@ class TritonExecutor:
             guard = torch.get_device_module(self.device).device(self.device)
         with guard:
             self.ready[name].launch(programs, *args)
-
-
-assert len(COMMON_OPTIONS) == 9  # what the kernel begin reads

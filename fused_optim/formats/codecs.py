@@ -2,8 +2,8 @@
 
 ``load_<name>`` reads the value in the compute dtype, ``store_<name>`` rounds it once and writes it;
 a format with more than one column (a weight and its remainder, codes and their scales) takes them
-all. ``kernels/codecs.py`` is the same page in Triton. To add a format, write its two functions on
-both pages, and its line in :mod:`fused_optim.formats`.
+all. ``kernels/formats/codecs.py`` is the counterpart in Triton. To add a format, write its two
+functions in both, and its line in :mod:`fused_optim.formats.registry`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ Store = Callable[[Columns, Tensor, Noise | None], None]
 
 
 class ColumnSpec(NamedTuple):
-    """One column of a format.
+    """One tensor that a format needs for a value.
 
     Attributes:
-        name: what is appended to the name of a state; for a weight, the name of the state.
-        dtype: None for that of the parameter.
-        block: elements of the value for each element of the column.
+        name: suffix of the state's name; for a weight, the whole name of the state entry.
+        dtype: dtype of the tensor; None for the parameter's.
+        block: number of elements of the value for each element of the column.
     """
 
     name: str = ""
@@ -39,16 +39,16 @@ class ColumnSpec(NamedTuple):
 
 
 class Codec(NamedTuple):
-    """One storage format. The Triton page finds its functions by the names of these.
+    """One storage format. Its Triton counterparts are found by the names of these functions.
 
     A state whose columns are zeros is zero.
 
     Attributes:
         load: ``(columns, compute dtype) -> value``.
-        store: ``(columns, value, noise) -> None``, in place; ``noise()`` is int32, random bits for
-            each element; None where ``keyed`` is False.
-        columns: those that the value takes.
-        keyed: whether values are rounded stochastically.
+        store: ``(columns, value, noise) -> None``, in place; ``noise()`` returns int32 random bits
+            for each element; it is None where ``stochastic`` is False.
+        columns: tensors that a value needs.
+        stochastic: True if values are rounded stochastically.
     """
 
     load: Load
@@ -56,9 +56,18 @@ class Codec(NamedTuple):
     columns: tuple[ColumnSpec, ...] = (ColumnSpec(),)
     stochastic: bool = False
 
+    @property
+    def extra_keys(self) -> list[str]:
+        """Names of the state entries that hold a weight beyond its parameter."""
+        return [column.name for column in self.columns[1:]]
+
+    def column_keys(self, state_key: str) -> list[str]:
+        """Return the names of the state entries that hold the state ``state_key``."""
+        return [state_key + column.name for column in self.columns]
+
 
 def load_plain(columns: Columns, compute: torch.dtype) -> Tensor:
-    """One column of a floating dtype."""
+    """Load one column of a floating dtype."""
     return columns[0].to(compute)
 
 
@@ -169,26 +178,28 @@ def load_stochastic(columns: Columns, compute: torch.dtype) -> Tensor:
 def store_stochastic(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     """One column of bf16, rounded stochastically."""
     assert noise is not None
-    columns[0].copy_(_round_stochastically(value.float().view(torch.int32), noise(), 16).view(torch.float32))
+    columns[0].copy_(
+        _round_stochastically(value.float().view(torch.int32), noise(), 16).view(torch.float32)
+    )
 
 
 # ---- states of 8 bits: small floats, and for each block a power of two
 
 
 class MiniFloat(NamedTuple):
-    """Floats of one byte, below 2, times a power of two for each block.
+    """A floating-point format of one byte for values below 2; each block has a power of two.
 
     Attributes:
-        mantissa: bits; denormals reach down to zero.
-        top: the exponent field of [1, 2).
-        largest: the largest code; the next one is NaN, which stands for infinities too.
-        signed: the first bit is the sign; without it no value is negative, and none but zero is
-            rounded to zero.
+        mantissa_bits: number of mantissa bits; denormals reach down to zero.
+        exponent_bias: exponent field of numbers in [1, 2).
+        max_code: largest code; the next one is NaN, which infinities become too.
+        signed: True if the first bit is the sign; without it no value is negative, and none but
+            zero is rounded to zero.
     """
 
-    mantissa: int
-    top: int
-    largest: int
+    mantissa_bits: int
+    exponent_bias: int
+    max_code: int
     signed: bool
 
 
@@ -198,46 +209,50 @@ E4M3 = MiniFloat(3, 15, 0x7E, True)  # the codes of torch.float8_e4m3fn
 E5M2 = MiniFloat(2, 30, 0x7B, False)  # the codes of torch.float8_e5m2
 
 
-def _dequantize(columns: Columns, small: MiniFloat) -> Tensor:
+def _dequantize(columns: Columns, mini: MiniFloat) -> Tensor:
     codes, scales = columns
     code = codes.view(torch.uint8).int()
-    magnitude = code & 0x7F if small.signed else code
-    denormal = magnitude < 1 << small.mantissa
+    magnitude = code & 0x7F if mini.signed else code
+    denormal = magnitude < 1 << mini.mantissa_bits
     # in the octave of the least normal number the mantissa counts in steps of the denormals
-    code_bits = torch.where(denormal, magnitude + (1 << small.mantissa), magnitude)
-    bits = (code_bits << (23 - small.mantissa)) + ((127 - small.top) << 23)
-    least = 2.0 ** (1 - small.top)
+    code_bits = torch.where(denormal, magnitude + (1 << mini.mantissa_bits), magnitude)
+    bits = (code_bits << (23 - mini.mantissa_bits)) + ((127 - mini.exponent_bias) << 23)
+    least = 2.0 ** (1 - mini.exponent_bias)
     value = bits.view(torch.float32)
     value = torch.where(denormal, value - least, value)
-    value = torch.where(magnitude > small.largest, torch.nan, value)
+    value = torch.where(magnitude > mini.max_code, torch.nan, value)
     value = torch.where(code != magnitude, -value, value)
     exponents = scales.int().clamp(min=1).repeat_interleave(BLOCK)[: len(code)]
     return value * (exponents << 23).view(torch.float32)
 
 
-def _quantize(columns: Columns, value: Tensor, noise: Noise | None, small: MiniFloat) -> None:
+def _quantize(columns: Columns, value: Tensor, noise: Noise | None, mini: MiniFloat) -> None:
     assert noise is not None
     value = value.float()
     magnitude = value.view(torch.int32) & MAGNITUDE
     finite = magnitude < INFINITY
     blocks = pad(torch.where(finite, magnitude, 0), (0, -len(value) % BLOCK)).view(-1, BLOCK)
     # one more where the largest value lies between the largest code and the next power of two
-    room = (1 << 23) - 1 - ((small.largest & ((1 << small.mantissa) - 1)) << (23 - small.mantissa))
+    room = (
+        (1 << 23)
+        - 1
+        - ((mini.max_code & ((1 << mini.mantissa_bits) - 1)) << (23 - mini.mantissa_bits))
+    )
     exponents = ((blocks.amax(1) + room) >> 23).clamp(max=254)
     columns[1].copy_(exponents)
     exponents = exponents.clamp(min=1).repeat_interleave(BLOCK)[: len(value)]
     # halved first: the reciprocal of the largest power of two is no normal number
     scaled = value.abs() * 0.5 * ((255 - exponents) << 23).view(torch.float32)
-    least = 2.0 ** (1 - small.top)
+    least = 2.0 ** (1 - mini.exponent_bias)
     denormal = scaled < least
     bits = torch.where(denormal, scaled + least, scaled).view(torch.int32)
-    code = (bits + (noise() & ((1 << (23 - small.mantissa)) - 1))) >> (23 - small.mantissa)
-    code = code - ((127 - small.top) << small.mantissa)
-    code = torch.where(denormal, code - (1 << small.mantissa), code).clamp(max=small.largest)
-    if not small.signed:
+    code = (bits + (noise() & ((1 << (23 - mini.mantissa_bits)) - 1))) >> (23 - mini.mantissa_bits)
+    code = code - ((127 - mini.exponent_bias) << mini.mantissa_bits)
+    code = torch.where(denormal, code - (1 << mini.mantissa_bits), code).clamp(max=mini.max_code)
+    if not mini.signed:
         code = torch.where(magnitude != 0, code.clamp(min=1), code)
-    code = torch.where(finite, code, small.largest + 1)
-    if small.signed:
+    code = torch.where(finite, code, mini.max_code + 1)
+    if mini.signed:
         code = torch.where(value < 0, code + 0x80, code)
     columns[0].view(torch.uint8).copy_(code)
 

@@ -1,4 +1,4 @@
-"""The formats by name, and which of them a value gets."""
+"""Storage formats by name (``weights=``, ``states=``), and the choice of one for each value."""
 
 from functools import cache
 from typing import NamedTuple
@@ -6,27 +6,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim import codecs
+from fused_optim.formats import codecs
 from fused_optim.formats.codecs import Codec, ColumnSpec, Load, Store
 from fused_optim.rules.common import Rule
 
-SMALL = 4096  # tensors of fewer elements have float32 states where others have scales
+MIN_SCALED_NUMEL = 4096  # tensors of fewer elements have float32 states, without scales
 BF16 = torch.bfloat16
 HALVES = (torch.bfloat16, torch.float16)
 
 
 class Weights(NamedTuple):
-    """A format of weights, and the dtypes of the parameters that it is for."""
+    """A format of weights, and the dtypes of the parameters that it supports."""
 
     codec: Codec
     dtypes: tuple[torch.dtype, ...]
 
 
 class States(NamedTuple):
-    """The formats of states of either sign, and of those that are never negative."""
+    """The codecs of states of either sign, and of states that are never negative."""
 
     signed: Codec
-    nonnegative: Codec
+    unsigned: Codec
 
 
 PLAIN = Codec(codecs.load_plain, codecs.store_plain)
@@ -39,12 +39,12 @@ STOCHASTIC = Codec(
 def _with_extra_column(
     load: Load, store: Store, name: str, dtype: torch.dtype | None, stochastic: bool = False
 ) -> Codec:
-    """A format with one column beside the parameter."""
+    """Return a format of the parameter and one more column."""
     return Codec(load, store, (ColumnSpec(), ColumnSpec(name, dtype)), stochastic)
 
 
 def _block_scaled(load: Load, store: Store, dtype: torch.dtype) -> Codec:
-    """A format of codes and, for each block of them, a power of two."""
+    """Return a block-scaled format: codes and, for each block of them, a power of two."""
     columns = (ColumnSpec(dtype=dtype), ColumnSpec("_scale", torch.uint8, codecs.BLOCK))
     return Codec(load, store, columns, stochastic=True)
 
@@ -58,11 +58,16 @@ WEIGHTS = {
         _with_extra_column(codecs.load_split, codecs.store_split, "remainder", torch.int16), (BF16,)
     ),
     "split24": Weights(
-        _with_extra_column(codecs.load_split24, codecs.store_split24, "remainder", torch.int8, stochastic=True),
+        _with_extra_column(
+            codecs.load_split24, codecs.store_split24, "remainder", torch.int8, stochastic=True
+        ),
         (BF16,),
     ),
     "kahan": Weights(
-        _with_extra_column(codecs.load_kahan, codecs.store_kahan, "compensation", None, stochastic=True), HALVES
+        _with_extra_column(
+            codecs.load_kahan, codecs.store_kahan, "compensation", None, stochastic=True
+        ),
+        HALVES,
     ),
     "stochastic": Weights(STOCHASTIC, (BF16,)),
 }
@@ -85,8 +90,8 @@ STATES = {
 }
 
 
-def why_not(param: Tensor, weights: str, states: str) -> str | None:
-    """The reason why ``param`` cannot be kept in these formats, or None if it can."""
+def unsupported_reason(param: Tensor, weights: str, states: str) -> str | None:
+    """Return the reason why ``param`` cannot be stored in these formats, or None if it can."""
     if param.is_complex() and (weights, states) != ("plain", "param"):
         return (
             f"weights='plain' and states='param' for {param.dtype}, got {weights!r}, {states!r}: "
@@ -101,34 +106,37 @@ def why_not(param: Tensor, weights: str, states: str) -> str | None:
 
 
 def is_stochastic(weights: str, states: str) -> bool:
-    """Whether anything is rounded stochastically."""
+    """Return whether these formats round anything stochastically."""
     codecs = (WEIGHTS[weights].codec, *STATES[states])
     return any(codec.stochastic for codec in codecs)
 
 
 @cache
-def formats(
+def formats_for(
     rule: Rule, dtype: torch.dtype, small: bool, weights: str, states: str
 ) -> tuple[Codec, ...]:
-    """The formats of parameter, gradient and every state of ``rule``.
+    """Return the codecs of parameter, gradient and every state of ``rule``.
 
-    A parameter of float32 or more is all there is to its value, whatever ``weights`` says.
+    A parameter of float32 or more is stored as it is, whatever ``weights`` says.
     """
     weight = WEIGHTS[weights].codec if dtype in HALVES else PLAIN
-    place = PLAIN
+    wide = PLAIN
     if weight is not PLAIN or states != "param":
-        # it moves by little, as the parameter does, and has nothing beside it to keep it
-        place = PLAIN._replace(columns=(ColumnSpec(dtype=torch.promote_types(dtype, torch.float32)),))
-    state_keys = [
-        place if state_key in (*rule.fp32_keys, "ema") else _of_slot(rule, state_key, small, states)
-        for state_key in rule.state_keys
+        # Position-like states (z, the EMA) change by tiny amounts per step, like the weight, and
+        # have no error-compensation column.
+        wide = PLAIN._replace(
+            columns=(ColumnSpec(dtype=torch.promote_types(dtype, torch.float32)),)
+        )
+    own = [
+        wide if key in (*rule.fp32_keys, "ema") else _state_format(rule, key, small, states)
+        for key in rule.state_keys
     ]
-    return (weight, PLAIN, *state_keys)
+    return (weight, PLAIN, *own)
 
 
-def _of_slot(rule: Rule, state_key: str, small: bool, states: str) -> Codec:
+def _state_format(rule: Rule, state_key: str, small: bool, states: str) -> Codec:
     pair = STATES[states]
-    codec = pair.nonnegative if state_key in dict(rule.nonnegative) else pair.signed
+    codec = pair.unsigned if state_key in dict(rule.nonnegative) else pair.signed
     if small and any(column.block > 1 for column in codec.columns):
         return FP32
     return codec

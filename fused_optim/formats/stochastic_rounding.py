@@ -2,7 +2,8 @@
 
 The bits of an element depend on the seed, the step, the parameter, the value (the weight or one of
 its states) and the element's index in the whole parameter. So they are the same after a resume, on
-any number of shards, and on every backend. ``kernels/noise.py`` is the same page in Triton.
+any number of shards, and on every backend. ``kernels/formats/stochastic_rounding.py`` is the
+counterpart in Triton.
 
 Source: the mixing function is lowbias32 of https://github.com/skeeto/hash-prospector
 """
@@ -21,7 +22,7 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (32 - bits)) - 1)
 
 
-def mixed(x: Tensor) -> Tensor:
+def hash32(x: Tensor) -> Tensor:
     """A permutation of all int32, in which every bit of ``x`` turns half of the bits."""
     x = (x ^ _shifted(x, 16)) * 0x7FEB352D
     x = (x ^ _shifted(x, 15)) * (0x846CA68B - (1 << 32))
@@ -31,10 +32,10 @@ def mixed(x: Tensor) -> Tensor:
 def make_row_keys(seed: Tensor, step: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Two keys of ``KEY_BITS`` for each row; all float64, whole numbers."""
     whole = seed.long()
-    key = mixed(whole.int() ^ mixed((whole >> 32).int() + 1))
-    key = mixed(key ^ step.long().int())
-    key = mixed(key ^ index.long().int())
-    return _shifted(key, 32 - KEY_BITS).double(), _shifted(mixed(key + 1), 32 - KEY_BITS).double()
+    key = hash32(whole.int() ^ hash32((whole >> 32).int() + 1))
+    key = hash32(key ^ step.long().int())
+    key = hash32(key ^ index.long().int())
+    return _shifted(key, 32 - KEY_BITS).double(), _shifted(hash32(key + 1), 32 - KEY_BITS).double()
 
 
 def random_bits(keys: tuple[Tensor, Tensor], elements: Tensor, number: int) -> Tensor:
@@ -42,4 +43,4 @@ def random_bits(keys: tuple[Tensor, Tensor], elements: Tensor, number: int) -> T
     first, second = (key.int() for key in keys)
     # one mixing an element, for a GPU has few instructions to spare for each byte that it moves
     high = (elements >> 32).int() * _GOLDEN + (second + number) * _GOLDEN
-    return mixed((elements.int() ^ first) + high)
+    return hash32((elements.int() ^ first) + high)

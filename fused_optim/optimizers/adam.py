@@ -1,15 +1,16 @@
 """Adam and AdamW."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import adam
 from fused_optim.rules.common import Rule
+from fused_optim.validation import decay_rates, nonnegative
 
 
 class Adam(FusedOptimizer):
@@ -17,29 +18,28 @@ class Adam(FusedOptimizer):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; a float, or a tensor of one element that is read at each step.
-        betas: weights of the past in the mean and in the uncentered variance, each in [0, 1).
-        eps: added to the root of the variance.
-        weight_decay: adds ``weight_decay * p`` to the gradient.
-        amsgrad: divide by the largest variance so far.
-        foreach: accepted, without effect.
-        maximize: climb instead of descend.
-        capturable: accepted, without effect: the step always is.
+        lr: learning rate; a float, or a one-element tensor that is read at each step.
+        betas: decay rates of the first and second moment estimates, each in [0, 1).
+        eps: added to the denominator for numerical stability.
+        weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
+        amsgrad: use the maximum of all second moment estimates so far (AMSGrad).
+        foreach: accepted for compatibility and ignored.
+        maximize: maximize the objective.
+        capturable: accepted for compatibility and ignored: every step is.
         differentiable: must be False.
-        fused: accepted, without effect: the step always is.
-        decoupled_weight_decay: shrink ``p`` by ``lr * weight_decay`` instead.
+        fused: accepted for compatibility and ignored: every step is.
+        decoupled_weight_decay: subtract ``lr * weight_decay * p`` instead, as AdamW does.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` and ``exp_avg_sq`` (with amsgrad, ``max_exp_avg_sq``) in the parameter's
     dtype, 8 (12) bytes a parameter in fp32; ``step``.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: Kingma and Ba 2015, algorithm 1, https://arxiv.org/abs/1412.6980;
     amsgrad: Reddi et al. 2018, algorithm 2, https://openreview.net/forum?id=ryQu7f-RZ
     """
+
+    WEIGHT_DECAY = "switch"
+    BOUNDS: ClassVar = {"betas": decay_rates(2), "eps": nonnegative}
 
     def __init__(
         self,
@@ -58,39 +58,24 @@ class Adam(FusedOptimizer):
         decoupled_weight_decay: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
         super().__init__(params, defaults, additions)
 
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        options.betas(group)
-        options.at_least(0, eps=group["eps"])
-
+    @override
     def rule(self, group: Group) -> Rule:
-        """See the base class."""
         return adam.ADAM_AMSGRAD if group["amsgrad"] else adam.ADAM
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        beta1, beta2 = group["betas"]
-        decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
-        return (group["lr"], beta1, beta2, group["eps"], decay)
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return 0.0 if group["decoupled_weight_decay"] else group["weight_decay"]
 
 
 class AdamW(Adam):
@@ -98,24 +83,20 @@ class AdamW(Adam):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; a float, or a tensor of one element that is read at each step.
-        betas: weights of the past in the mean and in the uncentered variance, each in [0, 1).
-        eps: added to the root of the variance.
-        weight_decay: the parameter shrinks by ``lr * weight_decay`` each step.
-        amsgrad: divide by the largest variance so far.
-        maximize: climb instead of descend.
-        foreach: accepted, without effect.
-        capturable: accepted, without effect: the step always is.
+        lr: learning rate; a float, or a one-element tensor that is read at each step.
+        betas: decay rates of the first and second moment estimates, each in [0, 1).
+        eps: added to the denominator for numerical stability.
+        weight_decay: decoupled weight decay: each step subtracts ``lr * weight_decay * p``.
+        amsgrad: use the maximum of all second moment estimates so far (AMSGrad).
+        maximize: maximize the objective.
+        foreach: accepted for compatibility and ignored.
+        capturable: accepted for compatibility and ignored: every step is.
         differentiable: must be False.
-        fused: accepted, without effect: the step always is.
+        fused: accepted for compatibility and ignored: every step is.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` and ``exp_avg_sq`` (with amsgrad, ``max_exp_avg_sq``) in the parameter's
     dtype, 8 (12) bytes a parameter in fp32; ``step``.
-
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
 
     Source: Loshchilov and Hutter 2019, algorithm 2, https://arxiv.org/abs/1711.05101
     """
@@ -152,6 +133,7 @@ class AdamW(Adam):
             **additions,
         )
 
+    @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # an Adam's checkpoint goes on as AdamW, as in torch

@@ -1,15 +1,15 @@
 """Averaged stochastic gradient descent."""
 
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import asgd
-from fused_optim.rules.common import Rule
+from fused_optim.validation import finite, number
 
 
 class ASGD(FusedOptimizer):
@@ -17,26 +17,25 @@ class ASGD(FusedOptimizer):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; a float, or a tensor of one element that is read at each step.
+        lr: learning rate; a float, or a one-element tensor that is read at each step.
         lambd: shrinks ``p`` by ``lambd * eta``, and slows the steps down.
         alpha: after step t the step length ``eta`` is ``lr / (1 + lambd * lr * t) ** alpha``.
         t0: the average takes in the parameter with the weight ``1 / max(1, t - t0)``.
-        weight_decay: adds ``weight_decay * p`` to the gradient.
-        foreach: accepted, without effect.
-        maximize: climb instead of descend.
+        weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
+        foreach: accepted for compatibility and ignored.
+        maximize: maximize the objective.
         differentiable: must be False.
-        capturable: accepted, without effect: the step always is.
+        capturable: accepted for compatibility and ignored: every step is.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``ax``, the average, in the parameter's dtype, 4 bytes a parameter in fp32; ``step``,
     ``eta`` and ``mu``, those of the next step.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: Polyak and Juditsky 1992, https://doi.org/10.1137/0330046
     """
+
+    RULE = asgd.ASGD
+    BOUNDS: ClassVar = {"lambd": finite, "alpha": finite, "t0": number}
 
     def __init__(
         self,
@@ -52,36 +51,19 @@ class ASGD(FusedOptimizer):
         capturable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "lambd": lambd,
-            "alpha": alpha,
-            "t0": t0,
-            "weight_decay": weight_decay,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-            "capturable": capturable,
-        }
+        defaults = dict(
+            lr=lr,
+            lambd=lambd,
+            alpha=alpha,
+            t0=t0,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            capturable=capturable,
+        )
         super().__init__(params, defaults, additions)
 
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        options.finite(lambd=group["lambd"], alpha=group["alpha"])
-        options.number("t0", group["t0"])  # Inf, never to average, is one
-
-    def rule(self, group: Group) -> Rule:
-        """See the base class."""
-        return asgd.ASGD
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        return (group["lr"], group["lambd"], group["alpha"], group["t0"])
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return group["weight_decay"]
-
-    def new_counter(self, name: str, group: Group) -> float:
-        """See the base class."""
+    @override
+    def new_scalar_state(self, name: str, group: Group) -> float:
         return {"eta": float(group["lr"]), "mu": 1.0}.get(name, 0.0)

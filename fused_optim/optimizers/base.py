@@ -1,80 +1,129 @@
-"""The one step loop."""
+"""The base class of every optimizer: construction, checks, the step, its results."""
 
-import itertools
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
-from fused_optim import formats, options, tensors
-from fused_optim.backends.base import CompileError, BucketKey, Options, AmpState, resolve
-from fused_optim.step.rows import NoiseKey, Row, make_row
-from fused_optim.optimizers import scalar_state
-from fused_optim.step.cache import StepCache
-from fused_optim.optimizers.ema import Average
-from fused_optim.optimizers.decay import warn_of_decay
-from fused_optim.formats.weights import Aside, Shard, completed
-from fused_optim.formats.weights import Group as Group
-from fused_optim.step.plan import Plan, make_bucket_key
+from fused_optim import options, validation
+from fused_optim.backends.base import AmpState, GroupOptions
+from fused_optim.formats import checkpoint, registry
+from fused_optim.formats.weights import load_weight, reset_extra_bits
+from fused_optim.optimizers import ema
+from fused_optim.optimizers.to_torch import to_torch
 from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
+from fused_optim.step import scalar_state
+from fused_optim.step.engine import Shard, StepEngine
+from fused_optim.step.read_options import read_common_options, read_option
+from fused_optim.validation import Check
+
+Group = dict[str, Any]
 
 
-class FusedOptimizer(Average):
-    """Base of every optimizer; a subclass says what its options mean, and nothing else.
+class FusedOptimizer(torch.optim.Optimizer):
+    """Base class of every optimizer; a subclass declares its rule, weight decay and bounds.
 
     ``step()`` is always both fused and capturable, whatever ``foreach``, ``fused`` and
-    ``capturable`` say: counts and bias corrections live on the parameters' device and nothing
+    ``capturable`` say: step counts and bias corrections are on the parameters' device, and nothing
     waits for it. ``p.grad`` is never written.
+
+    Attributes:
+        RULE: the update rule; override :meth:`rule` where it depends on a group's options.
+        WEIGHT_DECAY: ``"l2"`` adds ``weight_decay * p`` to the gradient; ``"decoupled"`` leaves it
+            to the rule; ``"switch"`` is one or the other by ``decoupled_weight_decay``.
+        BOUNDS: check of each option beyond those that every optimizer has.
     """
 
+    RULE: ClassVar[Rule]
+    WEIGHT_DECAY: ClassVar[Literal["l2", "decoupled", "switch"]] = "l2"
+    BOUNDS: ClassVar[Mapping[str, Check]] = {}
+    _keeps_float64_counts = False  # whether states="param" leaves 0-dim states in float64
+
     def __init__(self, params: ParamsT, defaults: Group, additions: Mapping[str, Any]) -> None:
-        """Take torch.optim's arguments as ``defaults``, :class:`~options.Additions` beside them.
+        """Take torch.optim's arguments as ``defaults``, and :class:`~options.Additions`.
 
         Raises:
             ValueError: an option is out of range, in the defaults or in a group; there are no
                 parameters, or duplicate, integer or self-overlapping ones.
             TypeError: an option is no number, or a parameter no tensor.
         """
-        options.known(additions)
-        self._reset_caches()
+        validation.reject_unknown(additions)
+        self._reset()
         super().__init__(params, {**defaults, **options.GROUP_DEFAULTS, **additions})
 
-    def _reset_caches(self) -> None:
-        """Drop what must not travel with a copy: addresses, results, resolved backends."""
-        self._plan = Plan()
-        self._last = None
-        self._report: Tensor | None = None
-        self._aside = Aside()
-        self._late = {}
-        self._shards: dict[Tensor, Shard] = {}
-        self._counted = 0
-        self._has_warned = False
-        self._resolved: dict[tuple[str, torch.device], str] = {}
+    def _reset(self) -> None:
+        """Start without anything that must not travel with a copy: addresses, results, caches."""
+        self._engine = StepEngine()
+        self._swap = ema.ParameterSwap()
+        self._idle_ema = ema.EmaOfIdleParameters()
 
-    # ---- what a subclass says, by the entries of the group alone: it is asked when one changes
+    # ---- the options of a group, read again whenever an entry changes
 
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """The options of the rule, in the order of ``rule(group).hyper``."""
-        raise NotImplementedError
-
-    def l2(self, group: Group) -> Any:
-        """The weight of the L2 term in the gradient."""
-        raise NotImplementedError
+    def rule(self, group: Group) -> Rule:
+        """Return the rule that the options of ``group`` select."""
+        return self.RULE
 
     def check(self, group: Group) -> None:
-        """Raise ValueError or TypeError if an option of ``group`` cannot be had."""
-        raise NotImplementedError
+        """Check options against each other; :attr:`BOUNDS` checks each by itself.
 
-    def new_counter(self, name: str, group: Group) -> float | Tensor:
-        """The counter called ``name`` before the first step."""
+        Raises:
+            ValueError: a combination of options is not possible.
+        """
+
+    def hparams(self, group: Group) -> Any:
+        """Return the hyperparameters of the group's rule: options of the same names.
+
+        ``beta1`` is ``betas[0]`` and so on; ``weight_decay`` is 0 unless it is decoupled.
+        """
+        fields = self.rule(group).hparams._fields
+        return self.rule(group).hparams(*(self._hyperparameter(group, name) for name in fields))
+
+    def _hyperparameter(self, group: Group, name: str) -> Any:
+        if name.startswith("beta") and name[4:].isdigit():
+            return group["betas"][int(name[4:]) - 1]
+        if name == "weight_decay" and not self._is_decoupled(group):
+            return 0.0
+        return group[name]
+
+    def _is_decoupled(self, group: Group) -> bool:
+        if self.WEIGHT_DECAY == "switch":
+            return bool(group["decoupled_weight_decay"])
+        return self.WEIGHT_DECAY == "decoupled"
+
+    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
+        """Return the first value of a state of ``param``; None for zeros."""
+        if state_key == "ema":
+            return load_weight(self.state.get(param, {}), param)
+        return None
+
+    def new_scalar_state(self, name: str, group: Group) -> float | Tensor:
+        """Return the first value of a 0-dim state."""
         return 0.0
+
+    def group_options(self, group: Group, any_skips: bool) -> GroupOptions:
+        """Return the options of ``group`` as kernels need them.
+
+        Raises:
+            ValueError: the group has a ``max_grad_norm`` of its own.
+        """
+        validation.check_max_grad_norm(group, self.max_grad_norm)
+        l2 = 0.0 if self._is_decoupled(group) else group["weight_decay"]
+        common = read_common_options(group, self.max_grad_norm, l2, any_skips)
+        hparams = self.hparams(group)
+        return GroupOptions(common, hparams._make(map(read_option, hparams)))
+
+    def bucket_options(self, group: Group) -> tuple[Any, ...]:
+        """Return the options of ``group`` that choose the buckets of its rows."""
+        chosen = [group[name] for name in ("backend", "weights", "states", "count_stalled")]
+        return (self.rule(group), *chosen, group["ema_decay"] is None)
+
+    # ---- results of the last step
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -90,18 +139,15 @@ class FusedOptimizer(Average):
         )
         return clips or any(bool(group.get("fused")) for group in groups)
 
-    # ---- results of the last step
-
     @property
     def max_grad_norm(self) -> Any:
-        """The bound on the norm over all gradients; None neither clips nor measures."""
+        """Bound on the norm over all gradients; None neither clips nor computes the norm."""
         groups = self.param_groups
         return groups[0].get("max_grad_norm") if groups else self.defaults["max_grad_norm"]
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: Any) -> None:
-        if value is not None:
-            options.at_least(0, max_grad_norm=value)
+        validation.COMMON_BOUNDS["max_grad_norm"]("max_grad_norm", value)
         for group in (self.defaults, *self.param_groups):
             group["max_grad_norm"] = value
 
@@ -113,55 +159,41 @@ class FusedOptimizer(Average):
         None and every group with ``nonfinite="propagate"``. 0 without gradients. None before the
         first step.
         """
-        return None if self._report is None else self._report[0]
+        return None if self._engine.report is None else self._engine.report[0]
 
     @property
     def clip_factor(self) -> Tensor | None:
-        """What the last step multiplied the gradients by: 0-dim float64 on the device."""
-        return None if self._report is None else self._report[1]
+        """Factor by which the last step clipped the gradients: 0-dim float64 on the device."""
+        return None if self._engine.report is None else self._engine.report[1]
 
     @property
     def skipped(self) -> Tensor | None:
         """Whether an Inf or NaN left groups unchanged: 0-dim bool on the device."""
-        return None if self._report is None else self._report[2].bool()
+        return None if self._engine.report is None else self._engine.report[2].bool()
 
     @property
     def stalled(self) -> Tensor | None:
-        """Which share of the elements the last step changed, but not as they are kept.
+        """Share of the elements whose stored weight the last step's update did not change.
 
-        0-dim float64 on the device. With ``count_stalled`` only, else None. What counts is the
-        value with all that stands beside the parameter. Where nothing is rounded stochastically,
-        more than half is a reason for another format: on the CPU the step then warns, once.
+        0-dim float64 on the device; None without ``count_stalled``. The weight is the parameter
+        with all its extra bits. Where nothing is rounded stochastically, more than half is a reason
+        for another format: on the CPU the step then warns, once.
         """
-        counts = self._plan.stalled
-        if not counts:
-            asked = any(group["count_stalled"] for group in self.param_groups)
-            return torch.zeros_like(self._report[0]) if asked and self._report is not None else None
-        device = counts[0].device
-        lost = torch.stack([count.sum().to(device) for count in counts]).sum().double()
-        return lost / max(self._counted, 1)
+        asked = any(group["count_stalled"] for group in self.param_groups)
+        return self._engine.stalled_fraction() if asked else None
 
     @property
     def backend_used(self) -> str | None:
-        """The backends of the last step, as in ``"reference, triton"``; None before the first."""
-        return ", ".join(sorted({key.backend for key in self._plan.launches})) or None
+        """Backends of the last step, as in ``"reference, triton"``; None before the first."""
+        return ", ".join(sorted({key.backend for key in self._engine.bucket_keys})) or None
 
     # ---- torch.optim.Optimizer
 
     def to_torch(self) -> torch.optim.Optimizer:
-        """The namesake in ``torch.optim``, which goes on where this stands.
+        """Return the counterpart in ``torch.optim``: see :func:`fused_optim.to_torch`."""
+        return to_torch(self)
 
-        As with :func:`fused_optim.from_torch` the parameters and the state are shared, and hooks
-        and schedulers stay behind.
-
-        Raises:
-            TypeError: there is no namesake, or this is a subclass.
-            ValueError: an option is in use that torch does not have.
-        """
-        from fused_optim.optimizers import convert
-
-        return convert.to_torch(self)
-
+    @override
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as in torch; ``param_group`` may override every option of the defaults.
 
@@ -173,7 +205,7 @@ class FusedOptimizer(Average):
         groups = len(self.param_groups)
         if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
             param_group["params"] = list(param_group["params"])
-        tensors.check_unique(param_group, groups)
+        validation.check_unique(param_group, groups)
         super().add_param_group(param_group)
         try:
             self._check_group(groups, param_group)
@@ -183,63 +215,43 @@ class FusedOptimizer(Average):
 
     def _check_group(self, index: int, group: Group) -> None:
         first = self.param_groups[0] if index else self.defaults
-        options.check_bound(group, first["max_grad_norm"])
-        options.check_common(group)
+        validation.check_max_grad_norm(group, first["max_grad_norm"])
+        validation.check_options(group, self.BOUNDS)
         self.check(group)
-        for param, name in tensors.with_names(group):
-            # what is frozen, or has no shape yet, is looked at when it has a gradient
+        for param, name in validation.named_params(group):
+            # a parameter that is frozen, or has no shape yet, is checked when it has a gradient
             if param.requires_grad and not is_lazy(param):
-                self._check_param(param, name, index)
-        rule = self.rule(group)
-        warn_of_decay(rule, rule.hparams._make(self.hparams(group)), group)
+                self.check_param(param, name, index)
+        validation.warn_of_frozen_states(self.rule(group), self.hparams(group), group)
 
-    def _check_param(self, param: Tensor, name: str | None, index: int) -> None:
-        group = self.param_groups[index]
-        reason = formats.why_not(param, group["weights"], group["states"])
-        tensors.check_parameter(param, index, name, reason)
+    def check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
+        """Raise ValueError unless ``param`` can be updated with the options of its group."""
+        group = self.param_groups[group_index]
+        reason = registry.unsupported_reason(param, group["weights"], group["states"])
+        validation.check_parameter(param, group_index, name, reason)
 
-    def __getstate__(self) -> dict[str, Any]:
-        aside = {"_aside": self._aside} if self._aside.entered else {}
-        return {**super().__getstate__(), **aside}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        before = self.__dict__.get("param_groups")
-        super().__setstate__(state)
-        shards = self.__dict__.get("_shards", {})
-        aside = self.__dict__.get("_aside") or Aside()
-        self._reset_caches()
-        self._shards, self._aside = shards, aside.arrive()
-        for i, group in enumerate(self.param_groups):
-            own = {} if before is None else {n: before[i][n] for n in options.GROUP_DEFAULTS}
-            if before is not None:
-                group.update({name: own[name] for name in options.OWN})
-                if group.get("max_grad_norm") is None:  # nothing turns off a clipping silently
-                    group["max_grad_norm"] = own["max_grad_norm"]
-            for name, value in {**self.defaults, **options.LEGACY_DEFAULTS, **own}.items():
-                if name in self.defaults:
-                    group.setdefault(name, value)
-            for param in group["params"]:
-                scalar_state.as_tensors(param, self.state.get(param, {}))
-        self.max_grad_norm = self.max_grad_norm  # one object again
-        self._take_back()
+    def before_first_step(self, param: Tensor) -> None:
+        """Keep the average of a parameter whose other states start in this step."""
+        self._idle_ema.keep(param, self.state[param])
 
     @torch.no_grad()
+    @override
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 
         Args:
-            closure: re-evaluates the model and returns the loss.
+            closure: function that re-evaluates the model and returns the loss.
 
         Returns:
-            What ``closure`` returned.
+            The value of ``closure()``, or None.
 
         Raises:
             RuntimeError: a gradient is sparse, or a backend cannot be used, with the reason.
             ValueError: a gradient or a state is on another device or of another shape than its
                 parameter. Nothing has been changed then.
         """
-        if self._aside.entered:
-            raise RuntimeError("step() within swap_ema() would update the averages")
+        if self._swap.active:
+            raise RuntimeError("step() within swap_ema() would update the averages; leave it first")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -251,145 +263,162 @@ class FusedOptimizer(Average):
     # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
     @disable_dynamo
     def _update(self) -> None:
-        if torch.is_inference_mode_enabled():  # what is made there cannot be updated elsewhere
+        if torch.is_inference_mode_enabled():  # a state made there cannot be updated elsewhere
             with torch.inference_mode(False), torch.no_grad():
                 return self._update()
         # GradScaler sets these around a step
-        scaler = AmpState(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        # a step that fails leaves nothing to go on from
-        last, self._last = self._last, None
-        if last is None or not self._try_cached_step(last, scaler):
-            last = self._full_step(scaler)
-        self._last = last
-        if self._report is None:
-            device = next((param.device for param in self._params()), None)
-            # as clip_grad_norm_ of nothing
-            self._report = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=device)
-        self._average_rest(self._report, scaler.found_inf)
-        self._warn_of_stalling()
+        found_inf = getattr(self, "found_inf", None)
+        self._engine.run(self, AmpState(getattr(self, "grad_scale", None), found_inf))
+        report = self._engine.report
+        assert report is not None
+        self._idle_ema.update(
+            self.param_groups,
+            self.state,
+            lambda group: report[2] if group["nonfinite"] == "skip" else found_inf,
+        )
+        self._engine.warn_of_stalling()
 
-    def _try_cached_step(self, last: StepCache, scaler: AmpState) -> bool:
-        """A step with what was made for the last one; False, and nothing done, if it cannot be."""
-        same = last.check(self)
-        if same is None:
-            return False
+    def shard(self, param: Tensor, *, index: int, offset: int, numel: int) -> None:
+        """Declare that ``param`` is a slice of a larger parameter, in the order of memory.
+
+        It then gets the stochastic rounding, and the format, that it would get in one piece. For
+        formats with scales ``offset`` must be a multiple of 64. Not part of a checkpoint.
+
+        Args:
+            param: a parameter of this optimizer.
+            index: index of the whole parameter among all parameters, counted over the groups.
+            offset: index of the slice's first element in the whole parameter.
+            numel: number of elements of the whole parameter.
+
+        Raises:
+            ValueError: the slice does not lie in the whole, or not on a multiple of 64.
+            KeyError: ``param`` is not one of this optimizer's.
+        """
+        self._check_own([param])
+        self._engine.set_shard(param, Shard(index, offset, numel))
+
+    @torch.no_grad()
+    def weights_replaced(self, params: Iterable[Tensor] | None = None) -> None:
+        """Declare that ``params`` have new values, to which their extra bits do not belong.
+
+        A format with more bits than the parameter (``weights=`` all but ``"plain"`` and
+        ``"stochastic"``) cannot tell whether its 16 bits were written from outside. The extra bits
+        are at most half an ulp of the parameter, and stay: an edit that changes little, such as a
+        constraint, must not stop a training whose steps are smaller than that. Call this after the
+        weights of another model were loaded, or initialized again, to start at exactly these.
+
+        Args:
+            params: parameters of this optimizer; None for all.
+
+        Raises:
+            KeyError: one of ``params`` is not one of this optimizer's.
+        """
+        chosen = list(self._params() if params is None else params)
+        self._check_own(chosen)
+        for param in chosen:
+            reset_extra_bits(self.state.get(param, {}), param, self._swap.own_value(param))
+
+    def _check_own(self, params: list[Tensor]) -> None:
+        own = set(self._params())
+        if not own.issuperset(params):
+            raise KeyError("every parameter must be one of this optimizer's")
+
+    # ---- the average of the parameters
+
+    def ema_parameters(self) -> Iterator[Tensor]:
+        """Yield the averages, in the order of the parameters that have one."""
+        return (average for _, average in self.ema_pairs())
+
+    def ema_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each parameter that has an average, with the average.
+
+        An average starts at the first step in which its parameter has a gradient, in a group with
+        ``ema_decay``. From then on each step moves it, with or without a gradient. A parameter that
+        never had a gradient has no average.
+        """
+        return ema.list_pairs(self._params(), self.state)
+
+    @contextlib.contextmanager
+    def swap_ema(self) -> Iterator[None]:
+        """Within this context the parameters are their averages.
+
+        Their own values are kept, which takes the memory of the parameters once more, and come back
+        at the exit; anything written to a parameter within is then lost. The state, and with it
+        ``state_dict()`` and ``ema_parameters()``, is the same within and without. A copy of the
+        optimizer (``deepcopy``, ``pickle``) has the own values.
+
+        Raises:
+            RuntimeError: the context is entered twice, or ``step()`` is called within.
+        """
+        with self._swap.active_for(list(self._params()), self.state):
+            yield
+
+    # ---- checkpoints and copies
+
+    @override
+    def state_dict(self, *, format: Literal["own", "torch"] = "own") -> dict[str, Any]:
+        """Return the state as in torch.
+
+        Args:
+            format: ``"own"`` has the states as they are stored, and loads bit for bit; ``"torch"``
+                has one float32 for each, as an optimizer of float32 parameters in torch.optim, and
+                a weight that has more bits than its parameter as the state ``master``. An optimizer
+                of any format loads either.
+        """
+        validation.one_of(("own", "torch"))("format", format)
+        packed = super().state_dict()
+        if format == "own":
+            return packed
+        rules = [self.rule(group) for group in self.param_groups]
+        own_values = map(self._swap.own_value, self._params())
+        return checkpoint.to_torch_state_dict(packed, own_values, rules)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict, as in torch. States of any format take their group's at the next step.
+
+        Extra bits of a weight belong to the parameter of the same checkpoint: load the model too,
+        before that step. Within :meth:`swap_ema` the parameters become the new averages.
+        """
+
+        def keep(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            self._pending_state_dict = given
+
+        handle = self.register_load_state_dict_pre_hook(keep)  # after those of the user
         try:
-            self._report = self._plan.again(same, last.options, last.measures, scaler)
-        except CompileError:
-            return False
-        return True
+            shown = self._swap.suspended(self._params, lambda: self.state)
+            with shown, torch.inference_mode(False), torch.no_grad():
+                super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_pending_state_dict", None)
 
-    def _full_step(self, scaler: AmpState) -> StepCache | None:
-        """A step that looks at everything; what the next one may go on from."""
-        skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
-        values = [self._options(group, skips) for group in self.param_groups]
-        rows = self.prepared()
-        self._counted = sum(
-            row.columns[0].numel() for key, row in rows if key.counts
-        )  # what self.stalled is a share of
-        try:
-            self._report = self._plan.step(rows, values, self.measures(), scaler)
-        except CompileError as reason:  # and nothing has been changed
-            self._fall_back_to_reference(reason)
-            rows = self.prepared()
-            self._report = self._plan.step(rows, values, self.measures(), scaler)
-        return StepCache.build(self, rows, values)
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        swap = {"_swap": self._swap} if self._swap.active else {}
+        return {**super().__getstate__(), **swap}
 
-    def _fall_back_to_reference(self, reason: CompileError) -> None:
-        """Leave the CPU to the reference, unless the user asked for the native backend."""
-        if any(name == "native" for name, _ in self._resolved):
-            raise reason
-        warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=5)
-        self._resolved[("auto", torch.device("cpu"))] = "reference"
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.__dict__.get("param_groups")
+        super().__setstate__(state)
+        engine, swap = self.__dict__.get("_engine"), self.__dict__.get("_swap")
+        self._reset()
+        if engine is not None:
+            self._engine = StepEngine(engine.shards)
+        if swap is not None:
+            self._swap = swap.for_copy()
+        for i, group in enumerate(self.param_groups):
+            checkpoint.fill_group(group, None if before is None else before[i], self.defaults)
+            for param in group["params"]:
+                scalar_state.convert_numbers(param, self.state.get(param, {}))
+        self.max_grad_norm = self.max_grad_norm  # one object again
+        given = self.__dict__.pop("_pending_state_dict", None)
+        if given is not None:
+            as_torch = checkpoint.list_torch_states(
+                self.param_groups, self.rule, self._keeps_float64_counts
+            )
+            checkpoint.restore(self._params(), self.state, given, as_torch)
 
-    def measures(self) -> bool:
-        """Whether a step needs the norm, and so reads the gradients once more."""
-        skips = any(group["nonfinite"] == "skip" for group in self.param_groups)
-        return self.max_grad_norm is not None or skips
-
-    def prepared(self) -> list[tuple[BucketKey, Row]]:
-        """What the next step updates; states are created here, and brought into their formats."""
-        # all checks come before the first change
-        return [self._row(*entry) for entry in self._collect_grads()]
-
-    def _warn_of_stalling(self) -> None:
-        share = self.stalled
-        if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
-            return
-        if any(key.counts and key.codecs[0].stochastic for key in self._plan.launches):
-            return  # these stand still or jump, and move in the mean
-        self._has_warned = True
-        warnings.warn(
-            f"{share:.0%} of the elements did not move in this step: their updates are less than "
-            "half an ulp of the parameter; another format of weights keeps them",
-            stacklevel=4,
-        )
-
-    def _collect_grads(self) -> list[tuple[int, Rule, str, Tensor, int]]:
-        """Group, rule, backend, parameter and its index wherever there is a gradient: checked."""
-        found = []
-        number = itertools.count()
-        for index, group in enumerate(self.param_groups):
-            rule = completed(self.rule(group), group)
-            for param, name in tensors.with_names(group):
-                place = next(number)
-                if param.grad is None:
-                    continue
-                self._check_param(param, name, index)
-                tensors.check_gradient(param, index, name)
-                tensors.check_states(param, self.state.get(param, {}), rule, index, name)
-                backend = self._backend(group["backend"], param.device)
-                found.append((index, rule, backend, param, place))
-        return found
-
-    def _backend(self, name: str, device: torch.device) -> str:
-        key = (name, device)
-        if key not in self._resolved:
-            self._resolved[key] = resolve(name, device)
-        return self._resolved[key]
-
-    def _options(self, group: Group, any_skips: bool) -> Options:
-        """The options of ``group`` in the order of ``COMMON_OPTIONS``, then those of its rule."""
-        bound, limit = self.max_grad_norm, group["max_grad_value"]
-        options.check_bound(group, bound)
-        values = (
-            -1.0 if group.get("maximize") else 1.0,
-            math.inf if bound is None else bound,
-            math.inf if limit is None else limit,
-            self.l2(group),
-            group["l1"],
-            group["nonfinite"] == "skip",
-            any_skips,
-            0.0 if group["ema_decay"] is None else group["ema_decay"],
-            group["seed"],
-            *self.hparams(group),
-        )
-        # a tensor on an accelerator is read there: to read it here would wait for the device
-        return tuple(
-            value
-            if isinstance(value, Tensor) and value.device.type != "cpu"
-            else options.number("an option", value)
-            for value in values
-        )
-
-    def _row(
-        self, index: int, rule: Rule, backend: str, param: Tensor, number: int
-    ) -> tuple[BucketKey, Row]:
-        """The row of a parameter; its state is created here, at its first step."""
-        group = self.param_groups[index]
-        if group["ema_decay"] is not None and scalar_state.begins(self.state[param], rule):
-            self._keep_average(param)
-        counts = tuple(self._counter(param, rule, name, group) for name in rule.scalar_state)
-        shard = self._shards.get(param, Shard(number, 0, param.numel()))
-        codecs = formats.formats(
-            rule, param.dtype, shard.numel < formats.SMALL, group["weights"], group["states"]
-        )
-        columns = self._columns(param, codecs, rule.state_keys, group)
-        stalls = bool(group["count_stalled"])
-        place = NoiseKey(shard.number, shard.offset)
-        row = make_row(columns, counts, index, place, grad=len(codecs[0].columns))
-        return make_bucket_key(row, rule, codecs, backend, group["ema_decay"] is not None, stalls), row
-
-    def _counter(self, param: Tensor, rule: Rule, name: str, group: Group) -> Tensor:
-        start = partial(self.new_counter, name, group)
-        return scalar_state.fitted(self.state[param], name, rule, param, start)
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])

@@ -1,112 +1,145 @@
-"""The average of the parameters, as every optimizer with ``ema_decay`` keeps it."""
+"""The exponential moving average (EMA) of the parameters, as ``ema_decay`` keeps it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_optim.formats.weights import Kept
+from fused_optim.formats.weights import load_weight
 from fused_optim.rules.common import ema_update
 
+Group = dict[str, Any]
+State = Any
 
-class Average(Kept):
-    """Reads and shows the state ``ema``, which the step updates."""
 
-    _late: dict[Tensor, Tensor]  # averages of parameters whose other states begin anew
+def list_pairs(params: Iterable[Tensor], state: State) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each parameter that has an average, with the average."""
+    for param in params:
+        if "ema" in state.get(param, {}):
+            yield param, state[param]["ema"]
 
-    def ema_parameters(self) -> Iterator[Tensor]:
-        """The averages, in the order of the parameters that have one: see :meth:`ema_pairs`."""
-        return (average for _, average in self.ema_pairs())
 
-    def ema_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each parameter that has an average, with it.
+class ParameterSwap:
+    """The parameters' own values while ``swap_ema()`` shows their averages.
 
-        An average begins at the first step in which its parameter has a gradient, in a group with
-        ``ema_decay``. From then on each step moves it, with or without a gradient. A parameter that
-        never had one is its own average.
-        """
-        for param in self._params():
-            if "ema" in self.state.get(param, {}):
-                yield param, self.state[param]["ema"]
+    Attributes:
+        active: True within ``swap_ema()``.
+        values: own value of each parameter that has an average.
+        is_copy: True if this was copied by deepcopy or pickle, together with the parameters. A
+            shallow copy of an optimizer has the same parameters, and shares this object.
+    """
 
-    @contextlib.contextmanager
-    def swap_ema(self) -> Iterator[None]:
-        """Within this context the parameters are their averages.
+    def __init__(self) -> None:
+        self.active = False
+        self.values: dict[Tensor, Tensor] = {}
+        self.is_copy = False
 
-        Their own values are set aside, which takes the memory of the parameters once more, and
-        come back at the exit; what was written to a parameter within is then lost. The state, and
-        with it ``state_dict()`` and ``ema_parameters()``, is the same within and without.
-        A copy of the optimizer (``deepcopy``, ``pickle``) has the own values.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, is_copy=True)
 
-        Raises:
-            RuntimeError: entered twice, or ``step()`` is called within.
-        """
-        if self._aside.entered:
-            raise RuntimeError("swap_ema() is entered already")
-        self._aside.entered = True
-        self._show_averages()
-        try:
-            yield
-        finally:
-            self._put_back()
-            self._aside.entered = False
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See the base class. Within :meth:`swap_ema` the parameters become the new averages."""
-        if not self._aside.entered:
-            return super().load_state_dict(state_dict)
-        self._put_back()
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            self._show_averages()
-
-    def _keep_average(self, param: Tensor) -> None:
-        """Note the average of a parameter whose next step is its first, which begins an average."""
-        if "ema" in self.state[param]:
-            self._late[param] = self.state[param]["ema"].clone()
+    def own_value(self, param: Tensor) -> Tensor:
+        """Return the parameter, or its value before ``swap_ema()``."""
+        return self.values.get(param, param).detach()
 
     @torch.no_grad()
-    def _average_rest(self, report: Tensor | None, found_inf: Tensor | None) -> None:
-        """Move the averages that the step has not moved, as it would have: see :meth:`ema_pairs`.
-
-        Args:
-            report: of the step, None if there was nothing to update.
-            found_inf: of a GradScaler.
-        """
-        late, self._late = self._late, {}
-        for group in self.param_groups:
-            if group["ema_decay"] is None:
-                continue
-            skips = report[2] if report is not None and group["nonfinite"] == "skip" else found_inf
-            for param in group["params"]:
-                if param in late:
-                    self.state[param]["ema"].copy_(late[param])
-                elif param.grad is not None or "ema" not in self.state.get(param, {}):
-                    continue
-                self._average(param, group["ema_decay"], skips)
-
-    def _average(self, param: Tensor, decay: Any, skips: Tensor | None) -> None:
-        average, value = self.state[param]["ema"], self._weight(param)
-        if average.is_complex():
-            average, value = torch.view_as_real(average), torch.view_as_real(value)
-        compute = torch.promote_types(value.dtype, torch.float32)
-        share = 1.0 - torch.as_tensor(decay, dtype=torch.float64, device=param.device)
-        new = ema_update(average.to(compute), value.to(compute), share.to(compute))
-        if skips is not None:
-            new = torch.where(skips.to(param.device) != 0, average, new)
-        average.copy_(new)
-
-    @torch.no_grad()
-    def _show_averages(self) -> None:
-        for param, average in self.ema_pairs():
-            self._aside.values[param] = param.clone()
+    def show_averages(self, params: Iterable[Tensor], state: State) -> None:
+        """Set the parameters to their averages, and keep their own values."""
+        for param, average in list_pairs(params, state):
+            self.values[param] = param.clone()
             param.copy_(average)
 
     @torch.no_grad()
-    def _put_back(self) -> None:
-        while self._aside.values:
-            param, value = self._aside.values.popitem()
+    def restore(self) -> None:
+        """Set the parameters to their own values."""
+        while self.values:
+            param, value = self.values.popitem()
             param.copy_(value)
+
+    @contextlib.contextmanager
+    def active_for(self, params: list[Tensor], state: State) -> Iterator[None]:
+        """Show the averages within this context.
+
+        Raises:
+            RuntimeError: the context is entered twice.
+        """
+        if self.active:
+            raise RuntimeError("swap_ema() is active already: leave it before entering it again")
+        self.active = True
+        self.show_averages(params, state)
+        try:
+            yield
+        finally:
+            self.restore()
+            self.active = False
+
+    @contextlib.contextmanager
+    def suspended(
+        self, params: Callable[[], Iterable[Tensor]], state: Callable[[], State]
+    ) -> Iterator[None]:
+        """Show the own values within this context, if averages are shown outside of it."""
+        self.restore()
+        try:
+            yield
+        finally:
+            if self.active:
+                self.show_averages(params(), state())
+
+    def for_copy(self) -> "ParameterSwap":
+        """Return the swap of a copied optimizer: its parameters get their own values back."""
+        if not self.is_copy:
+            return self
+        self.restore()
+        return ParameterSwap()
+
+
+class EmaOfIdleParameters:
+    """Moves the averages that the kernels do not: of parameters without a gradient in a step.
+
+    Attributes:
+        kept: averages of parameters whose other states start anew in this step, which would start
+            the average anew as well.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[Tensor, Tensor] = {}
+
+    def keep(self, param: Tensor, state: dict[str, Any]) -> None:
+        """Keep the average of a parameter through a step that would start it anew."""
+        if "ema" in state:
+            self.kept[param] = state["ema"].clone()
+
+    @torch.no_grad()
+    def update(
+        self, groups: list[Group], state: State, skips: Callable[[Group], Tensor | None]
+    ) -> None:
+        """Move the averages that the step has not moved, as it would have.
+
+        Args:
+            groups: parameter groups.
+            state: state of the optimizer.
+            skips: returns a tensor that is not 0 if the step skipped the group, or None.
+        """
+        kept, self.kept = self.kept, {}
+        for group in groups:
+            if group["ema_decay"] is None:
+                continue
+            for param in group["params"]:
+                if param in kept:
+                    state[param]["ema"].copy_(kept[param])
+                elif param.grad is not None or "ema" not in state.get(param, {}):
+                    continue
+                _move_average(state[param], param, group["ema_decay"], skips(group))
+
+
+def _move_average(state: dict[str, Any], param: Tensor, decay: Any, skips: Tensor | None) -> None:
+    average, value = state["ema"], load_weight(state, param)
+    if average.is_complex():
+        average, value = torch.view_as_real(average), torch.view_as_real(value)
+    compute = torch.promote_types(value.dtype, torch.float32)
+    weight = 1.0 - torch.as_tensor(decay, dtype=torch.float64, device=param.device)
+    new = ema_update(average.to(compute), value.to(compute), weight.to(compute))
+    if skips is not None:
+        new = torch.where(skips.to(param.device) != 0, average, new)
+    average.copy_(new)

@@ -1,16 +1,16 @@
 """LAMB."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import lamb
-from fused_optim.rules.common import Rule
+from fused_optim.validation import decay_rates, nonnegative
 
 
 class LAMB(FusedOptimizer):
@@ -19,13 +19,13 @@ class LAMB(FusedOptimizer):
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: step length relative to the norm of each parameter.
-        betas: weights of the past in the mean and in the uncentered variance, each in [0, 1).
-        eps: added to the root of the variance.
+        betas: decay rates of the first and second moment estimates, each in [0, 1).
+        eps: added to the denominator for numerical stability.
         weight_decay: adds ``weight_decay * p`` to the direction, before its norm is taken.
         norm_bounds: the parameter's norm counts as at least the first and at most the second, the
             paper's phi.
         adapt: False leaves the trust ratio at 1, as for biases and norms; the rule is then AdamW.
-        maximize: climb instead of descend.
+        maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
     Two launches more than an elementwise rule, and a second read of all it reads: the norms.
@@ -33,12 +33,12 @@ class LAMB(FusedOptimizer):
     State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
     ``step``.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: You et al. 2020, algorithm 2, https://arxiv.org/abs/1904.00962
     """
+
+    RULE = lamb.LAMB
+    WEIGHT_DECAY = "decoupled"
+    BOUNDS: ClassVar = {"betas": decay_rates(2), "eps": nonnegative}
 
     def __init__(
         self,
@@ -53,34 +53,24 @@ class LAMB(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "norm_bounds": norm_bounds,
-            "adapt": adapt,
-            "maximize": maximize,
-        }
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            norm_bounds=norm_bounds,
+            adapt=adapt,
+            maximize=maximize,
+        )
         super().__init__(params, defaults, additions)
 
+    @override
     def check(self, group: Group) -> None:
-        """See the base class."""
-        options.betas(group)
-        options.at_least(0, eps=group["eps"])
         low, high = group["norm_bounds"]
         if not 0 <= low <= high:
             raise ValueError(f"norm_bounds must be 0 <= low <= high, got {group['norm_bounds']!r}")
 
-    def rule(self, group: Group) -> Rule:
-        """See the base class."""
-        return lamb.LAMB
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        adam = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-        return (*adam, group["adapt"], *group["norm_bounds"])
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return 0.0
+    @override
+    def hparams(self, group: Group) -> Any:
+        low, high = group["norm_bounds"]
+        return super().hparams({**group, "low": low, "high": high})

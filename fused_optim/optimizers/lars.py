@@ -1,15 +1,15 @@
 """LARS."""
 
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer, Group
+from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.rules import lars
-from fused_optim.rules.common import Rule
+from fused_optim.validation import nonnegative
 
 
 class LARS(FusedOptimizer):
@@ -22,19 +22,23 @@ class LARS(FusedOptimizer):
         weight_decay: adds ``weight_decay * p`` to the gradient, after the norms are taken.
         trust_coefficient: the local rate is this times ``|p| / (|g| + weight_decay * |p| + eps)``.
         eps: see ``trust_coefficient``.
-        maximize: climb instead of descend.
+        maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
     Two launches more than an elementwise rule, and a second read of all it reads: the norms.
 
     State: ``momentum_buffer`` in the parameter's dtype, 4 bytes a parameter in fp32.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: You, Gitman and Ginsburg 2017, algorithm 1, https://arxiv.org/abs/1708.03888
     """
+
+    RULE = lars.LARS
+    WEIGHT_DECAY = "decoupled"
+    BOUNDS: ClassVar = {
+        "momentum": nonnegative,
+        "trust_coefficient": nonnegative,
+        "eps": nonnegative,
+    }
 
     def __init__(
         self,
@@ -48,30 +52,12 @@ class LARS(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-            "eps": eps,
-            "maximize": maximize,
-        }
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            eps=eps,
+            maximize=maximize,
+        )
         super().__init__(params, defaults, additions)
-
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        names = ("momentum", "trust_coefficient", "eps")
-        options.at_least(0, **{name: group[name] for name in names})
-
-    def rule(self, group: Group) -> Rule:
-        """See the base class."""
-        return lars.LARS
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        rates = (group["lr"], group["momentum"], group["weight_decay"])
-        return (*rates, group["trust_coefficient"], group["eps"])
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return 0.0

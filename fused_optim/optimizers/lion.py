@@ -1,15 +1,15 @@
 """Lion."""
 
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer, Group
+from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.rules import lion
-from fused_optim.rules.common import Rule
+from fused_optim.validation import decay_rates
 
 
 class Lion(FusedOptimizer):
@@ -19,20 +19,20 @@ class Lion(FusedOptimizer):
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: step length; a tenth to a third of what AdamW takes.
         betas: weights of the past in the update and in the momentum, each in [0, 1).
-        weight_decay: the parameter shrinks by ``lr * weight_decay`` each step.
-        maximize: climb instead of descend.
+        weight_decay: decoupled weight decay: each step subtracts ``lr * weight_decay * p``.
+        maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
     The sign of 0 is 0, and that of NaN is NaN.
 
     State: ``exp_avg`` in the parameter's dtype, 4 bytes a parameter in fp32.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: Chen et al. 2023, algorithm 2, https://arxiv.org/abs/2302.06675
     """
+
+    RULE = lion.LION
+    WEIGHT_DECAY = "decoupled"
+    BOUNDS: ClassVar = {"betas": decay_rates(2)}
 
     def __init__(
         self,
@@ -44,21 +44,5 @@ class Lion(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        defaults = dict(lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize)
         super().__init__(params, defaults, additions)
-
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        options.betas(group)
-
-    def rule(self, group: Group) -> Rule:
-        """See the base class."""
-        return lion.LION
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        return (group["lr"], *group["betas"], group["weight_decay"])
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return 0.0

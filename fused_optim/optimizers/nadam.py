@@ -1,17 +1,18 @@
 """NAdam."""
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import nadam
-from fused_optim.rules.common import Rule, pow_real
+from fused_optim.rules.common import pow_real
+from fused_optim.validation import decay_rates, nonnegative
 
 
 @cache
@@ -26,28 +27,28 @@ class NAdam(FusedOptimizer):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; a float, or a tensor of one element that is read at each step.
-        betas: weights of the past in the mean and in the uncentered variance, each in [0, 1).
-        eps: added to the root of the variance.
-        weight_decay: adds ``weight_decay * p`` to the gradient.
+        lr: learning rate; a float, or a one-element tensor that is read at each step.
+        betas: decay rates of the first and second moment estimates, each in [0, 1).
+        eps: added to the denominator for numerical stability.
+        weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         momentum_decay: at step t the momentum is
             ``betas[0] * (1 - 0.96 ** (t * momentum_decay) / 2)``.
-        decoupled_weight_decay: shrink ``p`` by ``lr * weight_decay`` instead.
-        foreach: accepted, without effect.
-        maximize: climb instead of descend.
-        capturable: accepted, without effect: the step always is.
+        decoupled_weight_decay: subtract ``lr * weight_decay * p`` instead, as AdamW does.
+        foreach: accepted for compatibility and ignored.
+        maximize: maximize the objective.
+        capturable: accepted for compatibility and ignored: every step is.
         differentiable: must be False.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
     ``step`` and ``mu_product``.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """
+
+    RULE = nadam.NADAM
+    WEIGHT_DECAY = "switch"
+    BOUNDS: ClassVar = {"betas": decay_rates(2), "eps": nonnegative, "momentum_decay": nonnegative}
 
     def __init__(
         self,
@@ -65,39 +66,24 @@ class NAdam(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-        }
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
         super().__init__(params, defaults, additions)
 
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        options.betas(group)
-        options.at_least(0, eps=group["eps"], momentum_decay=group["momentum_decay"])
+    @override
+    def hparams(self, group: Group) -> Any:
+        return super().hparams({**group, "warmup": _warmup(float(group["momentum_decay"]))})
 
-    def rule(self, group: Group) -> Rule:
-        """See the base class."""
-        return nadam.NADAM
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        warmup = _warmup(float(group["momentum_decay"]))
-        decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
-        return (group["lr"], *group["betas"], group["eps"], warmup, decay)
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return 0.0 if group["decoupled_weight_decay"] else group["weight_decay"]
-
-    def new_counter(self, name: str, group: Group) -> float:
-        """See the base class."""
+    @override
+    def new_scalar_state(self, name: str, group: Group) -> float:
         return 1.0 if name == "mu_product" else 0.0

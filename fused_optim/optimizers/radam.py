@@ -1,15 +1,15 @@
 """RAdam."""
 
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer, Group
+from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.rules import radam
-from fused_optim.rules.common import Rule
+from fused_optim.validation import decay_rates, nonnegative
 
 
 class RAdam(FusedOptimizer):
@@ -17,26 +17,26 @@ class RAdam(FusedOptimizer):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; a float, or a tensor of one element that is read at each step.
-        betas: weights of the past in the mean and in the uncentered variance, each in [0, 1).
-        eps: added to the root of the variance.
-        weight_decay: adds ``weight_decay * p`` to the gradient.
-        decoupled_weight_decay: shrink ``p`` by ``lr * weight_decay`` instead.
-        foreach: accepted, without effect.
-        maximize: climb instead of descend.
-        capturable: accepted, without effect: the step always is.
+        lr: learning rate; a float, or a one-element tensor that is read at each step.
+        betas: decay rates of the first and second moment estimates, each in [0, 1).
+        eps: added to the denominator for numerical stability.
+        weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
+        decoupled_weight_decay: subtract ``lr * weight_decay * p`` instead, as AdamW does.
+        foreach: accepted for compatibility and ignored.
+        maximize: maximize the objective.
+        capturable: accepted for compatibility and ignored: every step is.
         differentiable: must be False.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
     ``step``.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: Liu et al. 2020, algorithm 2, https://arxiv.org/abs/1908.03265
     """
+
+    RULE = radam.RADAM
+    WEIGHT_DECAY = "switch"
+    BOUNDS: ClassVar = {"betas": decay_rates(2), "eps": nonnegative}
 
     def __init__(
         self,
@@ -53,33 +53,15 @@ class RAdam(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "differentiable": differentiable,
-        }
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            decoupled_weight_decay=decoupled_weight_decay,
+            differentiable=differentiable,
+        )
         super().__init__(params, defaults, additions)
-
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        options.betas(group)
-        options.at_least(0, eps=group["eps"])
-
-    def rule(self, group: Group) -> Rule:
-        """See the base class."""
-        return radam.RADAM
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
-        return (group["lr"], *group["betas"], group["eps"], decay)
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return 0.0 if group["decoupled_weight_decay"] else group["weight_decay"]

@@ -1,15 +1,16 @@
 """RMSprop."""
 
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from fused_optim import options
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import rmsprop
 from fused_optim.rules.common import Rule
+from fused_optim.validation import nonnegative
 
 
 class RMSprop(FusedOptimizer):
@@ -17,28 +18,26 @@ class RMSprop(FusedOptimizer):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; a float, or a tensor of one element that is read at each step.
+        lr: learning rate; a float, or a one-element tensor that is read at each step.
         alpha: weight of the past in the averages.
         eps: added to the root.
-        weight_decay: adds ``weight_decay * p`` to the gradient.
+        weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         momentum: weight of the past in the buffer of steps.
         centered: divide by the deviation from the mean gradient.
-        capturable: accepted, without effect: the step always is.
-        foreach: accepted, without effect.
-        maximize: climb instead of descend.
+        capturable: accepted for compatibility and ignored: every step is.
+        foreach: accepted for compatibility and ignored.
+        maximize: maximize the objective.
         differentiable: must be False.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``square_avg``, with momentum ``momentum_buffer`` and with centered ``grad_avg``, in the
     parameter's dtype, each 4 bytes a parameter in fp32; ``step``.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: Hinton 2012, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf;
     centered: Graves 2013, section 4.2, https://arxiv.org/abs/1308.0850
     """
+
+    BOUNDS: ClassVar = {"eps": nonnegative, "momentum": nonnegative, "alpha": nonnegative}
 
     def __init__(
         self,
@@ -55,35 +54,23 @@ class RMSprop(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "alpha": alpha,
-            "eps": eps,
-            "centered": centered,
-            "weight_decay": weight_decay,
-            "capturable": capturable,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-        }
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            alpha=alpha,
+            eps=eps,
+            centered=centered,
+            weight_decay=weight_decay,
+            capturable=capturable,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
         super().__init__(params, defaults, additions)
 
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        options.at_least(0, eps=group["eps"], momentum=group["momentum"], alpha=group["alpha"])
-
+    @override
     def rule(self, group: Group) -> Rule:
-        """See the base class."""
         if group["centered"]:
             moving = group["momentum"] > 0
             return rmsprop.RMSPROP_CENTERED_MOMENTUM if moving else rmsprop.RMSPROP_CENTERED
         return rmsprop.RMSPROP_MOMENTUM if group["momentum"] > 0 else rmsprop.RMSPROP
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        return (group["lr"], group["alpha"], group["eps"], group["momentum"])
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return group["weight_decay"]

@@ -1,15 +1,15 @@
 """StableAdamW."""
 
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer, Group
+from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.rules import stable_adamw
-from fused_optim.rules.common import Rule
+from fused_optim.validation import decay_rates, nonnegative
 
 
 class StableAdamW(FusedOptimizer):
@@ -21,9 +21,9 @@ class StableAdamW(FusedOptimizer):
             over each tensor, where that is above 1.
         betas: weights of the past in the mean and in the uncentered variance, each in [0, 1); the
             weights themselves are debiased, so the moments need no correction.
-        eps: added to the root of the variance.
+        eps: added to the denominator for numerical stability.
         weight_decay: the parameter shrinks by ``weight_decay`` times its step length.
-        maximize: climb instead of descend.
+        maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
     Two launches more than an elementwise rule, and a second read of all it reads: the mean.
@@ -31,12 +31,12 @@ class StableAdamW(FusedOptimizer):
     State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
     ``step``.
 
-    Raises:
-        ValueError: an option is out of range, in the defaults or in a group.
-        TypeError: an option is no number.
-
     Source: Wortsman et al. 2023, algorithm 2, https://arxiv.org/abs/2304.13013
     """
+
+    RULE = stable_adamw.STABLE_ADAMW
+    WEIGHT_DECAY = "decoupled"
+    BOUNDS: ClassVar = {"betas": decay_rates(2), "eps": nonnegative}
 
     def __init__(
         self,
@@ -49,28 +49,5 @@ class StableAdamW(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
         super().__init__(params, defaults, additions)
-
-    def check(self, group: Group) -> None:
-        """See the base class."""
-        options.betas(group)
-        options.at_least(0, eps=group["eps"])
-
-    def rule(self, group: Group) -> Rule:
-        """See the base class."""
-        return stable_adamw.STABLE_ADAMW
-
-    def hparams(self, group: Group) -> tuple[Any, ...]:
-        """See the base class."""
-        return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-
-    def l2(self, group: Group) -> Any:
-        """See the base class."""
-        return 0.0

@@ -1,31 +1,14 @@
 """Adadelta."""
 
-from typing import NamedTuple
-
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import AdadeltaHparams, AdadeltaScalars
 from fused_optim.rules.common import Rule, State, decay, sqrt_rn
 
 
-class AdadeltaHparams(NamedTuple):
-    """Options of Adadelta."""
-
-    lr: Tensor
-    rho: Tensor
-    eps: Tensor
-
-
-class AdadeltaScalars(NamedTuple):
-    """Scalars of :func:`adadelta`."""
-
-    lr: Tensor
-    weight: Tensor
-    eps: Tensor
-
-
 def adadelta_scalars(hparams: AdadeltaHparams, step: Tensor) -> AdadeltaScalars:
-    """Scalars of :func:`adadelta`."""
-    return AdadeltaScalars(hparams.lr, 1.0 - hparams.rho, hparams.eps)
+    """Return the scalars of :func:`adadelta`."""
+    return AdadeltaScalars(lr=hparams.lr, weight=1.0 - hparams.rho, eps=hparams.eps)
 
 
 def adadelta(p: Tensor, g: Tensor, state: State, s: AdadeltaScalars) -> tuple[Tensor, State]:

@@ -1,31 +1,16 @@
 """Adagrad."""
 
-from typing import NamedTuple
-
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import AdagradHparams, AdagradScalars
 from fused_optim.rules.common import Rule, State, sqrt_rn
 
 
-class AdagradHparams(NamedTuple):
-    """Options of Adagrad."""
-
-    lr: Tensor
-    lr_decay: Tensor
-    eps: Tensor
-
-
-class AdagradScalars(NamedTuple):
-    """Scalars of :func:`adagrad`."""
-
-    step_size: Tensor
-    eps: Tensor
-
-
 def adagrad_scalars(hparams: AdagradHparams, step: Tensor) -> AdagradScalars:
-    """Scalars of :func:`adagrad`."""
-    lr, lr_decay, eps = hparams
-    return AdagradScalars(lr / (1.0 + (step - 1.0) * lr_decay), eps)
+    """Return the scalars of :func:`adagrad`."""
+    return AdagradScalars(
+        step_size=hparams.lr / (1.0 + (step - 1.0) * hparams.lr_decay), eps=hparams.eps
+    )
 
 
 def adagrad(p: Tensor, g: Tensor, state: State, s: AdagradScalars) -> tuple[Tensor, State]:

@@ -1,42 +1,26 @@
 """Adam and AMSGrad."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import AdamHparams, AdamScalars
 from fused_optim.rules.common import Rule, State, decay, pow_int, sqrt_rn
 
 
-class AdamHparams(NamedTuple):
-    """Options of Adam; ``weight_decay`` is the decoupled one."""
-
-    lr: Tensor
-    beta1: Tensor
-    beta2: Tensor
-    eps: Tensor
-    weight_decay: Tensor
-
-
-class AdamScalars(NamedTuple):
-    """Scalars of :func:`adam` and :func:`adam_amsgrad`."""
-
-    decay: Tensor
-    beta1: Tensor
-    weight1: Tensor
-    weight2: Tensor
-    step_size: Tensor
-    inv_bias2_sqrt: Tensor
-    eps: Tensor
-
-
 def adam_scalars(hparams: AdamHparams, step: Tensor) -> AdamScalars:
-    """Scalars of :func:`adam` and :func:`adam_amsgrad`."""
-    lr, beta1, beta2, eps, weight_decay = hparams
-    decay = lr * weight_decay
-    step_size = lr / (1.0 - pow_int(beta1, step))
-    inv_bias2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(beta2, step))
-    return AdamScalars(decay, beta1, 1.0 - beta1, 1.0 - beta2, step_size, inv_bias2_sqrt, eps)
+    """Return the scalars of :func:`adam` and :func:`adam_amsgrad`."""
+    decay = hparams.lr * hparams.weight_decay
+    step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
+    inv_bias2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step))
+    return AdamScalars(
+        decay=decay,
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+        step_size=step_size,
+        inv_bias2_sqrt=inv_bias2_sqrt,
+        eps=hparams.eps,
+    )
 
 
 def adam(p: Tensor, g: Tensor, state: State, s: AdamScalars) -> tuple[Tensor, State]:

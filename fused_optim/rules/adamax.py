@@ -1,37 +1,22 @@
 """Adamax."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import AdamaxHparams, AdamaxScalars
 from fused_optim.rules.common import Rule, State, decay, pow_int
 
 
-class AdamaxHparams(NamedTuple):
-    """Options of Adamax."""
-
-    lr: Tensor
-    beta1: Tensor
-    beta2: Tensor
-    eps: Tensor
-
-
-class AdamaxScalars(NamedTuple):
-    """Scalars of :func:`adamax`."""
-
-    beta1: Tensor
-    weight1: Tensor
-    weight2: Tensor
-    step_size: Tensor
-    eps: Tensor
-
-
 def adamax_scalars(hparams: AdamaxHparams, step: Tensor) -> AdamaxScalars:
-    """Scalars of :func:`adamax`."""
-    lr, beta1, beta2, eps = hparams
-    step_size = lr / (1.0 - pow_int(beta1, step))
-    return AdamaxScalars(beta1, 1.0 - beta1, 1.0 - beta2, step_size, eps)
+    """Return the scalars of :func:`adamax`."""
+    step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
+    return AdamaxScalars(
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+        step_size=step_size,
+        eps=hparams.eps,
+    )
 
 
 def adamax(p: Tensor, g: Tensor, state: State, s: AdamaxScalars) -> tuple[Tensor, State]:

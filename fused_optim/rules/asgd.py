@@ -1,39 +1,20 @@
 """ASGD: gradient descent with an average of the parameters beside it."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import ASGDHparams, ASGDScalars
 from fused_optim.rules.common import Rule, State, decay, pow_real
-
-
-class ASGDHparams(NamedTuple):
-    """Options of ASGD."""
-
-    lr: Tensor
-    lambd: Tensor
-    alpha: Tensor
-    t0: Tensor
-
-
-class ASGDScalars(NamedTuple):
-    """Scalars of :func:`asgd`."""
-
-    decay: Tensor
-    eta: Tensor
-    mu: Tensor
 
 
 def asgd_scalars(
     hparams: ASGDHparams, step: Tensor, running: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], ASGDScalars]:
-    """Scalars of :func:`asgd`, and those of the next step: torch.optim forms them one ahead."""
-    lr, lambd, alpha, t0 = hparams
+    """Return the scalars of :func:`asgd`, and eta and mu of the next step, as torch.optim does."""
     eta, mu = running
-    s = ASGDScalars(lambd * eta, eta, mu)
-    eta = lr / pow_real(1.0 + lambd * lr * step, alpha)
-    mu = 1.0 / torch.where(step - t0 > 1.0, step - t0, 1.0)
+    s = ASGDScalars(decay=hparams.lambd * eta, eta=eta, mu=mu)
+    eta = hparams.lr / pow_real(1.0 + hparams.lambd * hparams.lr * step, hparams.alpha)
+    mu = 1.0 / torch.where(step - hparams.t0 > 1.0, step - hparams.t0, 1.0)
     return (eta, mu), s
 
 

@@ -1,4 +1,4 @@
-"""What the rules share: the record of a rule, exact building blocks, the gradient stage."""
+"""Building blocks of the rules: the record of a rule, exact functions, gradient preprocessing."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from fused_optim.kernels.signatures import CommonScalars
 
 INV_LN2 = 1.4426950408889634
 LN2_HIGH = 0.6931471803691238  # ln(2) in two parts: 21 zeros at its end, and the rest
@@ -18,40 +20,39 @@ class Reduction(NamedTuple):
     """Sums over each tensor that a rule needs before its update.
 
     Attributes:
-        measure: ``(p, g, state, h) -> quantities``, elementwise, with the scalars known so far.
-        finish: ``(sums, numel, h) -> scalars``, in float64: the last scalars of ``h``.
-        quantities: how many are summed.
-        scalars: how many ``finish`` forms.
+        map: ``(p, g, state, scalars) -> terms``, elementwise, with the scalars known so far.
+        finalize: ``(sums, numel, scalars) -> scalars``, in float64: fills the fields of the rule's
+            scalars that have a default.
+        num_sums: number of terms, each of which is summed over the tensor.
     """
 
-    measure: Callable[..., tuple[Tensor, ...]]
-    finish: Callable[..., tuple[Tensor, ...]]
+    map: Callable[..., tuple[Tensor, ...]]
+    finalize: Callable[..., Any]
     num_sums: int
-    scalars: int
 
 
 class Rule(NamedTuple):
-    """One algorithm. The Triton page of the same name has functions of the same names.
+    """One optimizer algorithm. Its Triton counterpart has functions of the same names.
 
     Attributes:
-        update: ``(p, g, state, h) -> (p, state)``.
-        scalars: ``(hyper, step) -> h``, in float64.
-        hyper: the options that ``scalars`` takes, a NamedTuple class.
-        h: the scalars that ``update`` takes, a NamedTuple class.
-        slots: names of the state, as torch.optim names them, in the order of ``state``.
-        counters: names of 0-dim states that each update moves on: ``"step"`` first, if any. With
-            more than that, ``scalars`` is ``(hyper, step, counters[1:]) -> (counters[1:], h)``.
-        per_tensor: what must be summed over the tensor first; it forms the last of ``h``.
-        unsigned: the slots that are never negative, and the option that says how much of its past
-            such a slot keeps, or None.
-        exact: the slots that formats of fewer bits keep in float32: places in the space of the
+        update: ``(p, g, state, scalars) -> (p, state)``, elementwise.
+        form_scalars: ``(hparams, step) -> scalars``, in float64; with more than one 0-dim state,
+            ``(hparams, step, scalar_state[1:]) -> (scalar_state[1:], scalars)``.
+        hparams: NamedTuple class of the hyperparameters that ``form_scalars`` takes.
+        scalars: NamedTuple class of the scalars that ``update`` takes.
+        state_keys: names of the states in torch.optim's state dict, in the order of ``state``.
+        scalar_state: names of the 0-dim states that each update advances: ``"step"`` first, if any.
+        reduction: sums over the whole tensor from which the last scalars are formed, or None.
+        nonnegative: the states that are never negative, each with the hyperparameter that is its
+            decay rate, or None if it never decays.
+        fp32_keys: states that formats of fewer bits keep in float32: positions in the space of the
             parameters, and terms of differences.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
-    scalars: Callable[..., Any]
+    form_scalars: Callable[..., Any]
     hparams: Any
-    s: Any
+    scalars: Any
     state_keys: tuple[str, ...] = ()
     scalar_state: tuple[str, ...] = ()
     reduction: Reduction | None = None
@@ -60,9 +61,8 @@ class Rule(NamedTuple):
 
     @property
     def num_elementwise_scalars(self) -> int:
-        """How many of the scalars are known before anything is measured."""
-        late = 0 if self.reduction is None else self.reduction.scalars
-        return len(self.s._fields) - late
+        """Number of scalars that do not depend on sums over the tensor."""
+        return len(self.scalars._fields) - len(self.scalars._field_defaults)
 
 
 def sqrt_rn(x: Tensor) -> Tensor:
@@ -139,33 +139,19 @@ def clip_factor(norm: Tensor, max_norm: Tensor) -> Tensor:
     return torch.where((factor > 1.0) | (max_norm == torch.inf), 1.0, factor)
 
 
-class Gradient(NamedTuple):
-    """Scalars of :func:`gradient`.
+def preprocess_grad(g: Tensor, p: Tensor, s: CommonScalars) -> Tensor:
+    """Scale the gradient, clip it by value, add the L2 and L1 terms.
 
-    Attributes:
-        factor: unscales, clips by the norm, and turns the sign for ``maximize``.
-        limit: no element is larger than this.
-        l2: weight of ``p``, the gradient of ``l2 / 2 * sum(p ** 2)``.
-        l1: weight of ``sign(p)``, the gradient of ``l1 * sum(abs(p))``.
+    ``max_grad_value``, ``l2`` and ``l1`` are floats here: a term that is off is left out.
     """
-
-    factor: Tensor
-    limit: float
-    l2: float
-    l1: float
-
-
-def gradient(g: Tensor, p: Tensor, common: Gradient) -> Tensor:
-    """The gradient a rule sees: scaled, clipped by value, with the L2 and L1 terms."""
-    factor, limit, l2, l1 = common
-    g = factor * g
-    if limit < torch.inf:
-        g = g.clamp(-limit, limit)
+    g = s.factor * g
+    if s.max_grad_value < torch.inf:
+        g = g.clamp(-s.max_grad_value, s.max_grad_value)
     # a term that is off is left out: 0 * inf would be NaN
-    if l2 != 0:
-        g = g + l2 * p
-    if l1 != 0:
-        g = g + l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype))
+    if s.l2 != 0:
+        g = g + s.l2 * p
+    if s.l1 != 0:
+        g = g + s.l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype))
     return g
 
 

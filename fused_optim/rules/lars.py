@@ -1,54 +1,36 @@
 """LARS."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import LARSHparams, LARSScalars
 from fused_optim.rules.common import Reduction, Rule, State, sqrt_rn
 
 
-class LARSHparams(NamedTuple):
-    """Options of LARS."""
-
-    lr: Tensor
-    momentum: Tensor
-    weight_decay: Tensor
-    trust_coefficient: Tensor
-    eps: Tensor
-
-
-class LARSScalars(NamedTuple):
-    """Scalars of :func:`lars`; the last is formed from the norms."""
-
-    lr: Tensor
-    momentum: Tensor
-    weight_decay: Tensor
-    trust_coefficient: Tensor
-    eps: Tensor
-    rate: Tensor
+def lars_scalars(hparams: LARSHparams, step: Tensor) -> LARSScalars:
+    """Return the scalars of :func:`lars` that do not depend on the norms."""
+    return LARSScalars(
+        lr=hparams.lr,
+        momentum=hparams.momentum,
+        weight_decay=hparams.weight_decay,
+        trust_coefficient=hparams.trust_coefficient,
+        eps=hparams.eps,
+    )
 
 
-def lars_scalars(hparams: LARSHparams, step: Tensor) -> tuple[Tensor, ...]:
-    """Scalars of :func:`lars` that are known before the norms."""
-    lr, momentum, weight_decay, trust_coefficient, eps = hparams
-    return lr, momentum, weight_decay, trust_coefficient, eps
-
-
-def lars_measure(p: Tensor, g: Tensor, state: State, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Squares of parameter and gradient."""
+def lars_map(p: Tensor, g: Tensor, state: State, s: LARSScalars) -> tuple[Tensor, ...]:
+    """Return the squares of the parameter and of the gradient."""
     return p * p, g * g
 
 
-def lars_finish(
-    sums: tuple[Tensor, ...], numel: Tensor, s: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """The rate of this tensor: lr times the local rate, 1 where a norm is 0."""
-    lr, _, weight_decay, trust_coefficient, eps = s
+def lars_finalize(sums: tuple[Tensor, ...], numel: Tensor, s: LARSScalars) -> LARSScalars:
+    """Form the rate of a tensor: lr times the local rate, which is 1 where a norm is 0."""
     weight_norm = sqrt_rn(sums[0])
     grad_norm = sqrt_rn(sums[1])
-    local = trust_coefficient * weight_norm / (grad_norm + weight_decay * weight_norm + eps)
-    return (lr * torch.where((weight_norm > 0) & (grad_norm > 0), local, 1.0),)
+    denom = grad_norm + s.weight_decay * weight_norm + s.eps
+    local_rate = s.trust_coefficient * weight_norm / denom
+    local_rate = torch.where((weight_norm > 0) & (grad_norm > 0), local_rate, 1.0)
+    return s._replace(rate=s.lr * local_rate)
 
 
 def lars(p: Tensor, g: Tensor, state: State, s: LARSScalars) -> tuple[Tensor, State]:
@@ -65,5 +47,5 @@ LARS = Rule(
     LARSHparams,
     LARSScalars,
     ("momentum_buffer",),
-    reduction=Reduction(lars_measure, lars_finish, num_sums=2, scalars=1),
+    reduction=Reduction(lars_map, lars_finalize, num_sums=2),
 )

@@ -1,36 +1,21 @@
 """Lion."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import LionHparams, LionScalars
 from fused_optim.rules.common import Rule, State, decay
 
 
-class LionHparams(NamedTuple):
-    """Options of Lion; ``weight_decay`` is the decoupled one."""
-
-    lr: Tensor
-    beta1: Tensor
-    beta2: Tensor
-    weight_decay: Tensor
-
-
-class LionScalars(NamedTuple):
-    """Scalars of :func:`lion`."""
-
-    decay: Tensor
-    lr: Tensor
-    beta1: Tensor
-    weight1: Tensor
-    weight2: Tensor
-
-
 def lion_scalars(hparams: LionHparams, step: Tensor) -> LionScalars:
-    """Scalars of :func:`lion`."""
-    lr, beta1, beta2, weight_decay = hparams
-    return LionScalars(lr * weight_decay, lr, beta1, 1.0 - beta1, 1.0 - beta2)
+    """Return the scalars of :func:`lion`."""
+    return LionScalars(
+        decay=hparams.lr * hparams.weight_decay,
+        lr=hparams.lr,
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+    )
 
 
 def lion(p: Tensor, g: Tensor, state: State, s: LionScalars) -> tuple[Tensor, State]:

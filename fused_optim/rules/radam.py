@@ -1,41 +1,17 @@
 """RAdam."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import AdamHparams, RAdamScalars
 from fused_optim.rules.common import Rule, State, decay, pow_int, sqrt_rn
 
 
-class RAdamHparams(NamedTuple):
-    """Options of RAdam; ``weight_decay`` is the decoupled one."""
-
-    lr: Tensor
-    beta1: Tensor
-    beta2: Tensor
-    eps: Tensor
-    weight_decay: Tensor
-
-
-class RAdamScalars(NamedTuple):
-    """Scalars of :func:`radam`; ``rectified`` is 1 or 0."""
-
-    decay: Tensor
-    beta1: Tensor
-    weight1: Tensor
-    weight2: Tensor
-    step_size: Tensor
-    rectified: Tensor
-    eps: Tensor
-
-
-def radam_scalars(hparams: RAdamHparams, step: Tensor) -> RAdamScalars:
-    """Scalars of :func:`radam`: whether the variance is known, and its rectification."""
-    lr, beta1, beta2, eps, weight_decay = hparams
-    power2 = pow_int(beta2, step)
+def radam_scalars(hparams: AdamHparams, step: Tensor) -> RAdamScalars:
+    """Return the scalars of :func:`radam`: whether the variance is known, and its rectification."""
+    power2 = pow_int(hparams.beta2, step)
     bias2 = 1.0 - power2
-    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    rho_inf = 2.0 / (1.0 - hparams.beta2) - 1.0
     rho = rho_inf - 2.0 * step * power2 / bias2
     tractable = rho > 5.0
     # 8 stands for any number above 4 where the rectification is not asked for
@@ -43,11 +19,17 @@ def radam_scalars(hparams: RAdamHparams, step: Tensor) -> RAdamScalars:
     longest = torch.where(tractable, rho_inf, 8.0)
     rect = (length - 4.0) * (length - 2.0) * longest
     rect = sqrt_rn(rect / ((longest - 4.0) * (longest - 2.0) * length))
-    step_size = lr / (1.0 - pow_int(beta1, step))
+    step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
     step_size = torch.where(tractable, step_size * rect * sqrt_rn(bias2), step_size)
     rectified = torch.where(tractable, 1.0, torch.zeros_like(rho))
     return RAdamScalars(
-        lr * weight_decay, beta1, 1.0 - beta1, 1.0 - beta2, step_size, rectified, eps
+        decay=hparams.lr * hparams.weight_decay,
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+        step_size=step_size,
+        rectified=rectified,
+        eps=hparams.eps,
     )
 
 
@@ -63,7 +45,7 @@ def radam(p: Tensor, g: Tensor, state: State, s: RAdamScalars) -> tuple[Tensor, 
 RADAM = Rule(
     radam,
     radam_scalars,
-    RAdamHparams,
+    AdamHparams,
     RAdamScalars,
     ("exp_avg", "exp_avg_sq"),
     scalar_state=("step",),

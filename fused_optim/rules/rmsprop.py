@@ -1,47 +1,26 @@
 """RMSprop: plain and centered, with and without momentum."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import (
+    RMSpropHparams,
+    RMSpropMomentumScalars,
+    RMSpropScalars,
+)
 from fused_optim.rules.common import Rule, State, decay, sqrt_rn
 
 
-class RMSpropHparams(NamedTuple):
-    """Options of RMSprop."""
-
-    lr: Tensor
-    alpha: Tensor
-    eps: Tensor
-    momentum: Tensor
-
-
-class RMSpropScalars(NamedTuple):
-    """Scalars of :func:`rmsprop` and :func:`rmsprop_centered`."""
-
-    lr: Tensor
-    weight: Tensor
-    eps: Tensor
-
-
-class RMSpropMomentumScalars(NamedTuple):
-    """Scalars of :func:`rmsprop_momentum` and :func:`rmsprop_centered_momentum`."""
-
-    lr: Tensor
-    weight: Tensor
-    eps: Tensor
-    momentum: Tensor
-
-
 def rmsprop_scalars(hparams: RMSpropHparams, step: Tensor) -> RMSpropScalars:
-    """Scalars of :func:`rmsprop` and :func:`rmsprop_centered`."""
-    return RMSpropScalars(hparams.lr, 1.0 - hparams.alpha, hparams.eps)
+    """Return the scalars of :func:`rmsprop` and :func:`rmsprop_centered`."""
+    return RMSpropScalars(lr=hparams.lr, weight=1.0 - hparams.alpha, eps=hparams.eps)
 
 
 def rmsprop_momentum_scalars(hparams: RMSpropHparams, step: Tensor) -> RMSpropMomentumScalars:
-    """Scalars of :func:`rmsprop_momentum` and :func:`rmsprop_centered_momentum`."""
-    return RMSpropMomentumScalars(hparams.lr, 1.0 - hparams.alpha, hparams.eps, hparams.momentum)
+    """Return the scalars of :func:`rmsprop_momentum` and :func:`rmsprop_centered_momentum`."""
+    return RMSpropMomentumScalars(
+        lr=hparams.lr, weight=1.0 - hparams.alpha, eps=hparams.eps, momentum=hparams.momentum
+    )
 
 
 def toward(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -105,11 +84,13 @@ RMSPROP = Rule(
     nonnegative=(("square_avg", "alpha"),),
 )
 CENTERED = ("square_avg", "grad_avg")  # the variance is a difference of the two
-RMSPROP_CENTERED = RMSPROP._replace(update=rmsprop_centered, state_keys=CENTERED, fp32_keys=CENTERED)
+RMSPROP_CENTERED = RMSPROP._replace(
+    update=rmsprop_centered, state_keys=CENTERED, fp32_keys=CENTERED
+)
 RMSPROP_MOMENTUM = RMSPROP._replace(
     update=rmsprop_momentum,
-    scalars=rmsprop_momentum_scalars,
-    s=RMSpropMomentumScalars,
+    form_scalars=rmsprop_momentum_scalars,
+    scalars=RMSpropMomentumScalars,
     state_keys=("square_avg", "momentum_buffer"),
 )
 RMSPROP_CENTERED_MOMENTUM = RMSPROP_MOMENTUM._replace(

@@ -1,55 +1,17 @@
 """Schedule-free AdamW and SGD: the parameter is y, between the iterate z and its average x."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import (
+    ScheduleFreeAdamWHparams,
+    ScheduleFreeAdamWScalars,
+    ScheduleFreeSGDHparams,
+    ScheduleFreeSGDScalars,
+)
 from fused_optim.rules.common import Rule, State, decay, pow_int, pow_real, sqrt_rn
 
 Running = tuple[Tensor, ...]
-
-
-class ScheduleFreeSGDHparams(NamedTuple):
-    """Options of schedule-free SGD."""
-
-    lr: Tensor
-    momentum: Tensor
-    warmup_steps: Tensor
-    r: Tensor
-    weight_lr_power: Tensor
-
-
-class ScheduleFreeSGDScalars(NamedTuple):
-    """Scalars of :func:`schedule_free_sgd`."""
-
-    share: Tensor
-    rate: Tensor
-    y_rate: Tensor
-
-
-class ScheduleFreeAdamWHparams(NamedTuple):
-    """Options of schedule-free AdamW."""
-
-    lr: Tensor
-    beta1: Tensor
-    beta2: Tensor
-    eps: Tensor
-    weight_decay: Tensor
-    warmup_steps: Tensor
-    r: Tensor
-    weight_lr_power: Tensor
-
-
-class ScheduleFreeAdamWScalars(NamedTuple):
-    """Scalars of :func:`schedule_free_adamw` and :func:`schedule_free_adamw_decay`."""
-
-    share: Tensor
-    rate: Tensor
-    y_rate: Tensor
-    weight2: Tensor
-    eps: Tensor
-    decay: Tensor
 
 
 def warmed_up(lr: Tensor, step: Tensor, warmup_steps: Tensor) -> Tensor:
@@ -72,23 +34,29 @@ def averaging(
 def schedule_free_sgd_scalars(
     hparams: ScheduleFreeSGDHparams, step: Tensor, running: Running
 ) -> tuple[Running, ScheduleFreeSGDScalars]:
-    """Scalars of :func:`schedule_free_sgd`."""
-    lr, momentum, warmup_steps, r, weight_lr_power = hparams
-    rate = warmed_up(lr, step, warmup_steps)
-    running, share = averaging(rate, step, r, weight_lr_power, running)
-    y_rate = rate * (1.0 - momentum * (1.0 - share))
-    return running, ScheduleFreeSGDScalars(share, rate, y_rate)
+    """Return the scalars of :func:`schedule_free_sgd`."""
+    rate = warmed_up(hparams.lr, step, hparams.warmup_steps)
+    running, share = averaging(rate, step, hparams.r, hparams.weight_lr_power, running)
+    y_rate = rate * (1.0 - hparams.momentum * (1.0 - share))
+    return running, ScheduleFreeSGDScalars(share=share, rate=rate, y_rate=y_rate)
 
 
 def schedule_free_adamw_scalars(
     hparams: ScheduleFreeAdamWHparams, step: Tensor, running: Running
 ) -> tuple[Running, ScheduleFreeAdamWScalars]:
-    """Scalars of :func:`schedule_free_adamw` and :func:`schedule_free_adamw_decay`."""
-    lr, beta1, beta2, eps, weight_decay, warmup_steps, r, weight_lr_power = hparams
-    rate = warmed_up(lr, step, warmup_steps) * sqrt_rn(1.0 - pow_int(beta2, step))
-    running, share = averaging(rate, step, r, weight_lr_power, running)
-    y_rate = rate * (1.0 - beta1 * (1.0 - share))
-    s = ScheduleFreeAdamWScalars(share, rate, y_rate, 1.0 - beta2, eps, weight_decay)
+    """Return the scalars of :func:`schedule_free_adamw` and :func:`schedule_free_adamw_decay`."""
+    bias2_sqrt = sqrt_rn(1.0 - pow_int(hparams.beta2, step))
+    rate = warmed_up(hparams.lr, step, hparams.warmup_steps) * bias2_sqrt
+    running, share = averaging(rate, step, hparams.r, hparams.weight_lr_power, running)
+    y_rate = rate * (1.0 - hparams.beta1 * (1.0 - share))
+    s = ScheduleFreeAdamWScalars(
+        share=share,
+        rate=rate,
+        y_rate=y_rate,
+        weight2=1.0 - hparams.beta2,
+        eps=hparams.eps,
+        decay=hparams.weight_decay,
+    )
     return running, s
 
 
@@ -107,9 +75,9 @@ def schedule_free_adamw(
     """Schedule-free AdamW, Defazio et al. 2024, algorithm 1 (https://arxiv.org/abs/2405.15682)."""
     z, exp_avg_sq = state
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    length = g / (sqrt_rn(exp_avg_sq) + s.eps)
-    p = p + (s.share * (z - p) - s.y_rate * length)
-    return p, (z - s.rate * length, exp_avg_sq)
+    update = g / (sqrt_rn(exp_avg_sq) + s.eps)
+    p = p + (s.share * (z - p) - s.y_rate * update)
+    return p, (z - s.rate * update, exp_avg_sq)
 
 
 def schedule_free_adamw_decay(
@@ -118,9 +86,9 @@ def schedule_free_adamw_decay(
     """Schedule-free AdamW with its weight decay, which is taken at y."""
     z, exp_avg_sq = state
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    length = g / (sqrt_rn(exp_avg_sq) + s.eps) + s.decay * p
-    p = p + (s.share * (z - p) - s.y_rate * length)
-    return p, (z - s.rate * length, exp_avg_sq)
+    update = g / (sqrt_rn(exp_avg_sq) + s.eps) + s.decay * p
+    p = p + (s.share * (z - p) - s.y_rate * update)
+    return p, (z - s.rate * update, exp_avg_sq)
 
 
 NUM_SCALAR_STATE = ("step", "weight_sum", "lr_max")

@@ -1,38 +1,15 @@
 """Gradient descent, with and without momentum."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import MomentumScalars, SGDHparams, SGDScalars
 from fused_optim.rules.common import Rule, State
 
 
-class SGDHparams(NamedTuple):
-    """Options of SGD."""
-
-    lr: Tensor
-    momentum: Tensor
-    dampening: Tensor
-
-
-class SGDScalars(NamedTuple):
-    """Scalars of :func:`sgd`."""
-
-    lr: Tensor
-
-
-class MomentumScalars(NamedTuple):
-    """Scalars of :func:`sgd_momentum` and :func:`sgd_nesterov`."""
-
-    lr: Tensor
-    momentum: Tensor
-    weight: Tensor
-
-
 def sgd_scalars(hparams: SGDHparams, step: Tensor) -> SGDScalars:
-    """Scalars of :func:`sgd`."""
-    return SGDScalars(hparams.lr)
+    """Return the scalars of :func:`sgd`."""
+    return SGDScalars(lr=hparams.lr)
 
 
 def sgd(p: Tensor, g: Tensor, state: State, s: SGDScalars) -> tuple[Tensor, State]:
@@ -41,14 +18,19 @@ def sgd(p: Tensor, g: Tensor, state: State, s: SGDScalars) -> tuple[Tensor, Stat
 
 
 def sgd_momentum_scalars(hparams: SGDHparams, step: Tensor) -> MomentumScalars:
-    """Scalars of :func:`sgd_momentum` and :func:`sgd_nesterov`, without dampening."""
-    return MomentumScalars(hparams.lr, hparams.momentum, torch.ones_like(hparams.momentum))
+    """Return the scalars of :func:`sgd_momentum` and :func:`sgd_nesterov`, without dampening."""
+    return MomentumScalars(
+        lr=hparams.lr, momentum=hparams.momentum, weight=torch.ones_like(hparams.momentum)
+    )
 
 
 def sgd_dampened_scalars(hparams: SGDHparams, step: Tensor) -> MomentumScalars:
-    """Scalars of :func:`sgd_momentum`: the first gradient enters the buffer undampened."""
-    lr, momentum, dampening = hparams
-    return MomentumScalars(lr, momentum, torch.where(step == 1, 1.0, 1.0 - dampening))
+    """Return the scalars of :func:`sgd_momentum`: the first gradient is not dampened."""
+    return MomentumScalars(
+        lr=hparams.lr,
+        momentum=hparams.momentum,
+        weight=torch.where(step == 1, 1.0, 1.0 - hparams.dampening),
+    )
 
 
 def sgd_momentum(p: Tensor, g: Tensor, state: State, s: MomentumScalars) -> tuple[Tensor, State]:
@@ -69,5 +51,5 @@ SGD = Rule(sgd, sgd_scalars, SGDHparams, SGDScalars)
 SGD_MOMENTUM = Rule(
     sgd_momentum, sgd_momentum_scalars, SGDHparams, MomentumScalars, ("momentum_buffer",)
 )
-SGD_DAMPENED = SGD_MOMENTUM._replace(scalars=sgd_dampened_scalars, scalar_state=("step",))
+SGD_DAMPENED = SGD_MOMENTUM._replace(form_scalars=sgd_dampened_scalars, scalar_state=("step",))
 SGD_NESTEROV = SGD_MOMENTUM._replace(update=sgd_nesterov)

@@ -1,62 +1,40 @@
 """StableAdamW."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fused_optim.kernels.rules.signatures import AdamHparams, StableAdamWScalars
 from fused_optim.rules.common import Reduction, Rule, State, decay, pow_int, sqrt_rn
 
 
-class StableAdamWHparams(NamedTuple):
-    """Options of StableAdamW."""
-
-    lr: Tensor
-    beta1: Tensor
-    beta2: Tensor
-    eps: Tensor
-    weight_decay: Tensor
-
-
-class StableAdamWScalars(NamedTuple):
-    """Scalars of :func:`stable_adamw`; the last two are formed from the mean square."""
-
-    weight1: Tensor
-    weight2: Tensor
-    eps: Tensor
-    eps_sq: Tensor
-    lr: Tensor
-    weight_decay: Tensor
-    decay: Tensor
-    step_size: Tensor
+def stable_adamw_scalars(hparams: AdamHparams, step: Tensor) -> StableAdamWScalars:
+    """Return the scalars of :func:`stable_adamw` that do not depend on the mean square."""
+    return StableAdamWScalars(
+        weight1=(1.0 - hparams.beta1) / (1.0 - pow_int(hparams.beta1, step)),
+        weight2=(1.0 - hparams.beta2) / (1.0 - pow_int(hparams.beta2, step)),
+        eps=hparams.eps,
+        eps_sq=hparams.eps * hparams.eps,
+        lr=hparams.lr,
+        weight_decay=hparams.weight_decay,
+    )
 
 
-def stable_adamw_scalars(hparams: StableAdamWHparams, step: Tensor) -> tuple[Tensor, ...]:
-    """Scalars of :func:`stable_adamw` that are known before the mean square."""
-    lr, beta1, beta2, eps, weight_decay = hparams
-    weight1 = (1.0 - beta1) / (1.0 - pow_int(beta1, step))
-    weight2 = (1.0 - beta2) / (1.0 - pow_int(beta2, step))
-    return weight1, weight2, eps, eps * eps, lr, weight_decay
-
-
-def stable_adamw_measure(
-    p: Tensor, g: Tensor, state: State, s: tuple[Tensor, ...]
+def stable_adamw_map(
+    p: Tensor, g: Tensor, state: State, s: StableAdamWScalars
 ) -> tuple[Tensor, ...]:
-    """The squared gradient over its average."""
+    """Return the squared gradient over its second moment estimate."""
     _, exp_avg_sq = state
-    _, weight2, _, eps_sq, _, _ = s
-    exp_avg_sq = decay(exp_avg_sq, weight2) + (weight2 * g) * g
-    return (g * g / torch.where(exp_avg_sq < eps_sq, eps_sq, exp_avg_sq),)
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    return (g * g / torch.where(exp_avg_sq < s.eps_sq, s.eps_sq, exp_avg_sq),)
 
 
-def stable_adamw_finish(
-    sums: tuple[Tensor, ...], numel: Tensor, s: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """Decay and step of this tensor: divided by the root of the mean square where that is > 1."""
-    _, _, _, _, lr, weight_decay = s
-    mean = sqrt_rn(sums[0] / numel)
-    rate = lr / torch.where(mean < 1.0, 1.0, mean)
-    return rate * weight_decay, rate
+def stable_adamw_finalize(
+    sums: tuple[Tensor, ...], numel: Tensor, s: StableAdamWScalars
+) -> StableAdamWScalars:
+    """Form decay and step size of a tensor: divided by its root mean square where that is > 1."""
+    rms = sqrt_rn(sums[0] / numel)
+    rate = s.lr / torch.where(rms < 1.0, 1.0, rms)
+    return s._replace(decay=rate * s.weight_decay, step_size=rate)
 
 
 def stable_adamw(p: Tensor, g: Tensor, state: State, s: StableAdamWScalars) -> tuple[Tensor, State]:
@@ -71,10 +49,10 @@ def stable_adamw(p: Tensor, g: Tensor, state: State, s: StableAdamWScalars) -> t
 STABLE_ADAMW = Rule(
     stable_adamw,
     stable_adamw_scalars,
-    StableAdamWHparams,
+    AdamHparams,
     StableAdamWScalars,
     ("exp_avg", "exp_avg_sq"),
     scalar_state=("step",),
-    reduction=Reduction(stable_adamw_measure, stable_adamw_finish, num_sums=1, scalars=2),
+    reduction=Reduction(stable_adamw_map, stable_adamw_finalize, num_sums=1),
     nonnegative=(("exp_avg_sq", "beta2"),),
 )

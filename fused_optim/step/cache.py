@@ -1,7 +1,7 @@
-"""Reuse of the last step: its buckets and address tables, if nothing but little has changed.
+"""Fast path: reuse the buckets and address tables of the last step if nothing relevant has changed.
 
-That is the addresses of gradients, and options that are numbers. Guards compare all else with what
-it was at the last step; whatever differs makes a full step. No tensor is kept.
+Only the addresses of gradients and options that are numbers may differ from the last step. Guards
+compare everything else; any other difference makes a full step. No tensor is kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from fused_optim import storage
-from fused_optim.backends.base import BucketKey, Options
-from fused_optim.step.rows import RowTemplate, Row
+from fused_optim.backends.base import BucketKey, GroupOptions
 from fused_optim.step.guards import (
     Group,
     GroupGuard,
@@ -24,38 +22,50 @@ from fused_optim.step.guards import (
     make_guard,
 )
 from fused_optim.step.plan import CachedInputs
+from fused_optim.step.rows import Row, RowTemplate
 
-Rows = Sequence[tuple[BucketKey, Row]]
+KeyedRows = Sequence[tuple[BucketKey, Row]]
 
 
-class Optimizer(Protocol):
-    """What an optimizer says of its groups; both methods look at the entries of the group only."""
+class GroupReader(Protocol):
+    """The parameter groups of an optimizer, and how to read them.
+
+    Both methods look at the entries of the group only, so that they need not be called again
+    before an entry changes.
+    """
 
     param_groups: list[Group]
     state: Any
-    max_grad_norm: float | None
 
-    def _options(self, group: Group, any_skips: bool) -> Options: ...
+    @property
+    def max_grad_norm(self) -> Any:
+        """Bound on the norm over all gradients, or None."""
 
-    def _bucket_options(self, group: Group) -> tuple[Any, ...]: ...
+    def group_options(self, group: Group, any_skips: bool) -> GroupOptions:
+        """Return the options of a group as kernels need them."""
+
+    def bucket_options(self, group: Group) -> tuple[Any, ...]:
+        """Return the options of a group that choose the buckets of its rows."""
 
 
 class StepCache:
-    """What the last full step was made from.
+    """The inputs of the last full step, and the guards that let the next step reuse it.
 
     Attributes:
-        options: of each group, brought up to date by :meth:`check`.
+        options: options of each group, brought up to date by :meth:`check`.
     """
 
-    def __init__(self, optimizer: Optimizer, rows: Rows, options: list[Options]) -> None:
+    def __init__(
+        self, optimizer: GroupReader, rows: KeyedRows, options: list[GroupOptions]
+    ) -> None:
         groups, state = optimizer.param_groups, optimizer.state
         self.max_grad_norm = optimizer.max_grad_norm
         self.skips = any(group["nonfinite"] == "skip" for group in groups)
         self.options = options
-        self.selections = [optimizer._bucket_options(group) for group in groups]
+        self.bucket_options = [optimizer.bucket_options(group) for group in groups]
         self.groups = [GroupGuard(group) for group in groups]
         params = [param for param in list_params(groups) if param.grad is not None]
-        self.recipes = list(_recipes(params, state, rows))
+        self.templates = list(_make_templates(params, state, rows))
         self.masks = np.array([_required_alignment(row, key) - 1 for key, row in rows], np.int64)
         gradients = [row.columns[key.first[1]].data_ptr() for key, row in rows]
         addresses = np.array(gradients, np.int64)
@@ -63,7 +73,9 @@ class StepCache:
         self.tensors = make_guard(groups, state, addresses)
 
     @classmethod
-    def build(cls, optimizer: Optimizer, rows: Rows, options: list[Options]) -> "StepCache | None":
+    def build(
+        cls, optimizer: GroupReader, rows: KeyedRows, options: list[GroupOptions]
+    ) -> "StepCache | None":
         """Return the cache of the step of these rows; None if the next must be a full one."""
         values = list_values(list(optimizer.state.values()))
         if not rows or not all(isinstance(value, Tensor) for value in values):
@@ -75,26 +87,29 @@ class StepCache:
         return cls(optimizer, rows, options)
 
     @property
-    def measures(self) -> bool:
-        """Whether the step needs the norm."""
+    def needs_norm(self) -> bool:
+        """Whether the step needs the norm of the gradients."""
         return self.max_grad_norm is not None or self.skips
 
-    def check(self, optimizer: Optimizer) -> CachedInputs | None:
+    def check(self, optimizer: GroupReader) -> CachedInputs | None:
         """Return the tensors of this step; None if it must be a full one."""
         found = self.tensors.check(optimizer.param_groups, optimizer.state)
-        if found is None or not self._check_options(optimizer):
+        # a gradient of another alignment belongs to another bucket
+        if found is None or (found.grad_addresses & self.masks != self.misaligned).any():
             return None
-        # a gradient of another alignment belongs to another kind, and so to another launch
-        if (found.gradients & self.masks != self.misaligned).any():
+        fresh = self._read_changed_options(optimizer)
+        if fresh is None:
             return None
-        return CachedInputs(found.params, found.tensors, found.gradients, self.recipes)
+        for i, options in fresh.items():
+            self.options[i] = options
+        return CachedInputs(found.params, found.list_tensors, found.grad_addresses, self.templates)
 
-    def _check_options(self, optimizer: Optimizer) -> bool:
-        """Bring the options up to date; False if they select other rules, formats or backends."""
+    def _read_changed_options(self, optimizer: GroupReader) -> dict[int, GroupOptions] | None:
+        """Return the options of groups that changed; None if they choose other buckets."""
         groups: Any = optimizer.param_groups
         changes = [own.changed(group) for own, group in zip(self.groups, groups, strict=True)]
         if None in changes:
-            return False
+            return None
         changed: Any = list(compress(range(len(groups)), changes))
         skips = self.skips
         if changed:
@@ -102,45 +117,43 @@ class StepCache:
         if skips != self.skips or optimizer.max_grad_norm is not self.max_grad_norm:
             changed = range(len(groups))  # each group's options have these two
         self.skips, self.max_grad_norm = skips, optimizer.max_grad_norm
-        for i in changed:
-            self.options[i] = optimizer._options(groups[i], skips)
-            if optimizer._bucket_options(groups[i]) != self.selections[i]:
-                return False
-        return True
+        if any(optimizer.bucket_options(groups[i]) != self.bucket_options[i] for i in changed):
+            return None
+        return {i: optimizer.group_options(groups[i], skips) for i in changed}
+
+
+def _state_columns(key: BucketKey) -> list[str]:
+    """Return the names of the state entries that are columns, in their order."""
+    codecs = zip(key.rule.state_keys, key.codecs[2:], strict=True)
+    return [name for state_key, codec in codecs for name in codec.column_keys(state_key)]
 
 
 def _column_sources(param: Tensor, state: State, key: BucketKey) -> list[Tensor | None]:
     """Return the tensors from which the columns of a row are made, in their order."""
-    state_keys = zip(key.rule.state_keys, key.codecs[2:], strict=True)
-    names = [name for state_key, codec in state_keys for name in storage.names(state_key, codec)]
     own: Mapping[str, Any] = state.get(param, {})
-    return [
-        param,
-        *map(own.get, storage.extras(key.codecs[0])),
-        param.grad,
-        *map(own.get, names),
-    ]
+    extras = map(own.get, key.codecs[0].extra_keys)
+    return [param, *extras, param.grad, *map(own.get, _state_columns(key))]
 
 
 def _row_matches(row: Row, sources: list[Tensor | None], key: BucketKey) -> bool:
-    """Return whether ``row`` is these tensors; to a kernel a view is, which has their addresses."""
+    """Return whether ``row`` is these tensors; for a kernel, whether it has their addresses."""
     pairs = list(zip(row.columns, sources, strict=True))
     if key.backend == "reference":
         return all(column is source for column, source in pairs)
     return all(s is not None and column.data_ptr() == s.data_ptr() for column, s in pairs)
 
 
-def _recipes(params: list[Tensor], state: State, rows: Rows) -> Iterator[RowTemplate]:
-    """Yield how to make the rows of a later step from its parameters, gradients and states."""
-    names = [(id(key), name) for key, own in state.items() for name in own]
-    where = {key: 2 * len(params) + i for i, key in enumerate(names)}
+def _make_templates(params: list[Tensor], state: State, rows: KeyedRows) -> Iterator[RowTemplate]:
+    """Yield the template of each row, for lists of parameters, gradients and state values."""
+    names = [(id(param), name) for param, own in state.items() for name in own]
+    index = {name: 2 * len(params) + i for i, name in enumerate(names)}
     for i, (param, (key, row)) in enumerate(zip(params, rows, strict=True)):
-        state_keys = zip(key.rule.state_keys, key.codecs[2:], strict=True)
-        states = [name for state_key, codec in state_keys for name in storage.names(state_key, codec)]
-        extras = [where[id(param), name] for name in storage.extras(key.codecs[0])]
-        columns = (i, *extras, len(params) + i, *(where[id(param), name] for name in states))
-        scalar_state = tuple(where[id(param), name] for name in key.rule.scalar_state)
-        yield RowTemplate(itemgetter(*columns, *scalar_state), len(columns), row.group, row.place)
+        extras = [index[id(param), name] for name in key.codecs[0].extra_keys]
+        states = [index[id(param), name] for name in _state_columns(key)]
+        columns = (i, *extras, len(params) + i, *states)
+        scalar_state = tuple(index[id(param), name] for name in key.rule.scalar_state)
+        read = itemgetter(*columns, *scalar_state)
+        yield RowTemplate(read, len(columns), row.group, row.noise_key)
 
 
 def _required_alignment(row: Row, key: BucketKey) -> int:

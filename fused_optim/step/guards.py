@@ -21,7 +21,7 @@ from torch.nn import Parameter
 
 from fused_optim.private_api import TENSOR_GUARDS, dlpack_exchange_api
 
-BLOCK = 256
+BLOCK = 256  # tensors that are read at once: their objects stay in a core's cache
 T = TypeVar("T")
 Group = dict[str, Any]
 State = Mapping[Tensor, dict[str, Any]]
@@ -38,13 +38,13 @@ class GradSnapshot(NamedTuple):
 
     Attributes:
         params: those with a gradient.
-        gradients: int64, the addresses of the gradients.
-        tensors: lists the parameters, their gradients, and all values of the state.
+        grad_addresses: int64 [parameters], the addresses of the gradients.
+        list_tensors: returns the parameters, their gradients, and all values of the state.
     """
 
     params: list[Tensor]
-    gradients: np.ndarray[Any, Any]
-    tensors: Callable[[], list[Tensor]]
+    grad_addresses: np.ndarray[Any, Any]
+    list_tensors: Callable[[], list[Tensor]]
 
 
 class TensorGuard(Protocol):
@@ -237,12 +237,14 @@ class HostGuard:
         return GradSnapshot(own, np.frombuffer(addresses, np.int64), tensors)
 
 
-def make_guard(groups: list[Group], state: State, gradients: np.ndarray[Any, Any]) -> TensorGuard:
-    """Return a guard of these tensors; ``gradients``: the addresses that it must find, int64."""
+def make_guard(
+    groups: list[Group], state: State, grad_addresses: np.ndarray[Any, Any]
+) -> TensorGuard:
+    """Return a guard of these tensors; ``grad_addresses``: int64, the addresses it must read."""
     try:
         guard = HostGuard(groups, state)
         found = guard.check(groups, state)
-        if found is not None and np.array_equal(found.gradients, gradients):
+        if found is not None and np.array_equal(found.grad_addresses, grad_addresses):
             log.debug("the tensors of a step are compared in C")
             return guard
         reason = "DLPack gives other addresses"

@@ -1,4 +1,4 @@
-"""One step: sort the rows into kinds, then norm, begin and update for each kind."""
+"""The plan of a step: sort rows into buckets, then run norm, prepare and update of each bucket."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fused_optim.backends.base import Bucket, BucketKey, Launch, Options, AmpState, make_runner
+from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
+from fused_optim.backends.select import make_runner
 from fused_optim.formats.codecs import Codec
-from fused_optim.step.rows import RowTemplate, Row
 from fused_optim.rules.common import Rule
+from fused_optim.step.rows import Row, RowTemplate
 
 
 def is_aligned(columns: Sequence[Tensor]) -> bool:
-    """Whether every address allows accesses of 16 bytes in the widest column."""
+    """Return whether every address allows accesses of 16 bytes in the widest column."""
     addresses = 0
     for column in columns:
         addresses |= column.data_ptr()
@@ -26,9 +27,9 @@ def is_aligned(columns: Sequence[Tensor]) -> bool:
 
 
 def make_bucket_key(
-    row: Row, rule: Rule, codecs: tuple[Codec, ...], backend: str, ema: bool, counts: bool
+    row: Row, rule: Rule, codecs: tuple[Codec, ...], backend: str, ema: bool, count_stalled: bool
 ) -> BucketKey:
-    """What ``row`` must share with others to share a launch."""
+    """Return the key of the bucket that ``row`` belongs to."""
     return BucketKey(
         backend,
         row.columns[0].device,
@@ -38,150 +39,164 @@ def make_bucket_key(
         row.scalar_state[0].dtype if row.scalar_state else None,
         backend == "triton" and is_aligned(row.columns),
         ema,
-        counts,
+        count_stalled,
     )
 
 
 class CachedInputs(NamedTuple):
-    """The tensors of a step whose rows are those of the last one, but for where gradients are.
+    """The tensors of a step whose rows are those of the last one, but for gradient addresses.
 
     Attributes:
-        params: those that are updated.
-        tensors: lists all of the step, in the order that ``recipes`` know.
-        gradients: int64, the address of each parameter's gradient.
-        recipes: how to make each row.
+        params: parameters that are updated.
+        list_tensors: returns all tensors of the step, in the order that ``templates`` expect.
+        grad_addresses: int64 [rows], the address of each parameter's gradient.
+        templates: makes each row.
     """
 
     params: list[Tensor]
-    tensors: Callable[[], list[Tensor]]
-    gradients: np.ndarray[Any, Any]
-    recipes: list[RowTemplate]
+    list_tensors: Callable[[], list[Tensor]]
+    grad_addresses: np.ndarray[Any, Any]
+    templates: list[RowTemplate]
 
-    def make_rows(self, which: Sequence[int]) -> list[Row]:
+    def make_rows(self, indices: Sequence[int]) -> list[Row]:
         """Return the rows with these indices."""
-        tensors = self.tensors()
-        return [self.recipes[i].row(tensors) for i in which]
+        tensors = self.list_tensors()
+        return [self.templates[i].make_row(tensors) for i in indices]
+
+
+class PlannedBucket:
+    """One bucket of the plan.
+
+    Attributes:
+        runner: updates the rows, and keeps its device tables.
+        rows: indices of the bucket's rows among all rows of the step.
+        groups: indices of the parameter groups that have rows here.
+    """
+
+    def __init__(self, runner: BucketRunner) -> None:
+        self.runner = runner
+        self.rows: list[int] = []
+        self.groups: list[int] = []
 
 
 class Plan:
-    """Keeps the launches, with their device tables, from step to step.
+    """Buckets with their runners, kept from step to step.
 
     Nothing is keyed on a tensor's identity and no tensor of the user is kept: rows come anew each
-    step, and a launch compares their addresses with those it has uploaded.
+    step, and a runner compares their addresses with those it has uploaded.
 
     Attributes:
-        launches: one for each kind of rows.
-        stalled: what the last step counted, where it was asked to.
-        rows: of each kind, which rows of the step.
-        groups: of each kind, the groups that have rows of it.
+        buckets: buckets of the last step.
+        stalled: counts of stalled elements in the last step, where they were asked for.
     """
 
     def __init__(self) -> None:
-        self.launches: dict[BucketKey, Launch] = {}
+        self.buckets: dict[BucketKey, PlannedBucket] = {}
         self.stalled: list[Tensor] = []
-        self.rows: dict[BucketKey, list[int]] = {}
-        self.groups: dict[BucketKey, list[int]] = {}
 
-    def step(
+    def run(
         self,
         rows: Sequence[tuple[BucketKey, Row]],
-        options: Sequence[Options],
-        measure: bool,
-        scaler: AmpState,
+        options: Sequence[GroupOptions],
+        needs_norm: bool,
+        amp_state: AmpState,
     ) -> Tensor | None:
         """Update every row.
 
         Args:
-            rows: the parameters and their kinds.
-            options: of each parameter group.
-            measure: whether anything needs the norm.
-            scaler: of automatic mixed precision.
+            rows: one row for each parameter, with the key of its bucket.
+            options: options of each parameter group.
+            needs_norm: whether anything needs the norm of the gradients.
+            amp_state: tensors of a GradScaler.
 
         Returns:
-            float64 [3] on the first row's device: the gradient norm (NaN unless measured), the
+            float64 [3] on the first row's device: the gradient norm (NaN unless it was needed), the
             clip factor, and 1 if rows were skipped; None without rows.
         """
         self._bind(rows, options)
-        answer = self._run(measure, scaler)
+        report = self._launch(needs_norm, amp_state)
         for _, row in rows:
             for tensor, copy in row.copies:
                 tensor.copy_(copy)
-        _say_written([row.columns[0] for _, row in rows])
-        return answer
+        _bump_version_counters([row.columns[0] for _, row in rows])
+        return report
 
-    def again(
-        self, same: CachedInputs, options: Sequence[Options], measure: bool, scaler: AmpState
+    def run_cached(
+        self,
+        inputs: CachedInputs,
+        options: Sequence[GroupOptions],
+        needs_norm: bool,
+        amp_state: AmpState,
     ) -> Tensor | None:
-        """Update the rows of the last step once more: see :meth:`step`."""
-        for key, launch in self.launches.items():
-            own, values = self.rows[key], [options[group] for group in self.groups[key]]
-            gradients = same.gradients if len(self.rows) == 1 else same.gradients[own]
-            launch.rebind(gradients, partial(same.make_rows, own), values)
-        answer = self._run(measure, scaler)
-        _say_written(same.params)
-        return answer
+        """Update the rows of the last step once more: see :meth:`run`."""
+        for bucket in self.buckets.values():
+            whole = len(self.buckets) == 1
+            addresses = inputs.grad_addresses if whole else inputs.grad_addresses[bucket.rows]
+            own = [options[group] for group in bucket.groups]
+            bucket.runner.rebind(addresses, partial(inputs.make_rows, bucket.rows), own)
+        report = self._launch(needs_norm, amp_state)
+        _bump_version_counters(inputs.params)
+        return report
 
-    def _run(self, measure: bool, scaler: AmpState) -> Tensor | None:
-        """Launch everything that is bound."""
-        launches = self.launches
-        if not launches:
-            self.stalled = []
+    def _launch(self, needs_norm: bool, amp_state: AmpState) -> Tensor | None:
+        """Run norm, prepare and update of every bucket."""
+        self.stalled = []
+        if not self.buckets:
             return None
-        partials = _partials(launches) if measure else {}
-        device = next(iter(launches)).device
-        report: Tensor | None = torch.empty(3, dtype=torch.float64, device=device)
-        answer = report
-        for key, launch in launches.items():
-            launch.begin(partials.get(key.device), report, _on(key.device, scaler))
-            report = None  # one is enough
-        counts = [launch.update() for launch in launches.values()]
+        partials = self._reduce_norm() if needs_norm else {}
+        device = next(iter(self.buckets)).device
+        report = torch.empty(3, dtype=torch.float64, device=device)
+        for i, (key, bucket) in enumerate(self.buckets.items()):
+            # the report of one bucket is enough
+            own = report if i == 0 else None
+            bucket.runner.prepare(partials.get(key.device), own, _move(amp_state, key.device))
+        counts = [bucket.runner.update() for bucket in self.buckets.values()]
         self.stalled = [count for count in counts if count is not None]
-        return answer
+        return report
 
-    def _bind(self, rows: Sequence[tuple[BucketKey, Row]], options: Sequence[Options]) -> None:
-        """Give each launch its rows of this step; launches without rows are dropped."""
-        buckets: dict[BucketKey, Bucket] = {}
-        self.rows, self.groups = {}, {}
+    def _bind(self, rows: Sequence[tuple[BucketKey, Row]], options: Sequence[GroupOptions]) -> None:
+        """Give each bucket its rows of this step; buckets without rows are dropped."""
+        before, self.buckets = self.buckets, {}
+        bound: dict[BucketKey, Bucket] = {}
         for i, (key, row) in enumerate(rows):
-            if key not in buckets:
-                buckets[key], self.rows[key], self.groups[key] = Bucket(), [], []
-            bucket, groups = buckets[key], self.groups[key]
-            if row.group not in groups[-1:]:  # the rows of a group follow each other
-                groups.append(row.group)
+            if key not in bound:
+                runner = before[key].runner if key in before else make_runner(key)
+                self.buckets[key], bound[key] = PlannedBucket(runner), Bucket()
+            planned, bucket = self.buckets[key], bound[key]
+            if row.group not in planned.groups[-1:]:  # the rows of a group follow each other
+                planned.groups.append(row.group)
                 bucket.options.append(options[row.group])
             bucket.rows.append(row)
-            bucket.members.append(len(groups) - 1)
-            self.rows[key].append(i)
-        self.launches = {key: self.launches.get(key) or make_runner(key) for key in buckets}
-        for key, bucket in buckets.items():
-            self.launches[key].bind(bucket)
+            bucket.group_of_row.append(len(planned.groups) - 1)
+            planned.rows.append(i)
+        for key, bucket in bound.items():
+            self.buckets[key].runner.bind(bucket)
+
+    def _reduce_norm(self) -> dict[torch.device, Tensor]:
+        """Return the partial sums of all buckets, on each device that needs them."""
+        parts = [bucket.runner.norm() for bucket in self.buckets.values()]
+        if len(parts) == 1:
+            return {parts[0].device: parts[0]}
+        return {
+            device: torch.cat(
+                [
+                    # a copy to the CPU must be waited for; other devices order it on their streams
+                    part.to(device, non_blocking=device.type != "cpu")
+                    for part in parts
+                    # a meta tensor has no value to add to the norm of others
+                    if device.type == "meta" or part.device.type != "meta"
+                ]
+            )
+            for device in dict.fromkeys(key.device for key in self.buckets)
+        }
 
 
-def _say_written(params: list[Tensor]) -> None:
-    """Autograd must see that saved parameters have changed; a kernel does not tell it."""
+def _bump_version_counters(params: list[Tensor]) -> None:
+    """Tell autograd that saved parameters have changed; a kernel does not."""
     torch.autograd.graph.increment_version(params)
 
 
-def _on(device: torch.device, scaler: AmpState) -> AmpState:
-    if scaler.scale is None and scaler.found_inf is None:
-        return scaler
-    return AmpState(*(None if x is None else x.to(device, non_blocking=True) for x in scaler))
-
-
-def _partials(launches: dict[BucketKey, Launch]) -> dict[torch.device, Tensor]:
-    """The partial sums of all launches, on each device that needs them."""
-    parts = [launch.norm() for launch in launches.values()]
-    if len(parts) == 1:
-        return {parts[0].device: parts[0]}
-    # a meta tensor has no value to add to the norm of others
-    return {
-        device: torch.cat(
-            [
-                # a copy to the CPU must be waited for; other devices order it on their streams
-                part.to(device, non_blocking=device.type != "cpu")
-                for part in parts
-                if device.type == "meta" or part.device.type != "meta"
-            ]
-        )
-        for device in dict.fromkeys(key.device for key in launches)
-    }
+def _move(amp_state: AmpState, device: torch.device) -> AmpState:
+    if amp_state.grad_scale is None and amp_state.found_inf is None:
+        return amp_state
+    return AmpState(*(None if x is None else x.to(device, non_blocking=True) for x in amp_state))

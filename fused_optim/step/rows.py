@@ -11,63 +11,63 @@ from torch import Tensor
 
 
 class NoiseKey(NamedTuple):
-    """Where the elements of a row stand: what stochastic rounding is keyed by.
+    """The part of the key of stochastic rounding that tells rows apart.
 
     Attributes:
-        number: of the parameter among all of the optimizer.
-        offset: of the first element in the whole parameter, of which this may be a shard.
+        param_index: index of the parameter among all parameters of the optimizer.
+        element_offset: index of the row's first element in the full, unsharded parameter.
     """
 
-    number: int = 0
-    offset: int = 0
+    param_index: int = 0
+    element_offset: int = 0
 
 
-NOWHERE = NoiseKey()  # for rows without stochastic rounding
+_NO_NOISE = NoiseKey()  # for rows without stochastic rounding
 
 
 class Row(NamedTuple):
     """One parameter of one step.
 
     Attributes:
-        columns: those of the parameter, the gradient and the states, contiguous, in one order of
+        columns: contiguous tensors of the parameter, the gradient and the states, in one order of
             elements.
-        counters: those of the rule, 0-dim, of one dtype, on the parameter's device.
+        scalar_state: 0-dim states of the rule, of one dtype, on the parameter's device.
         group: index of the parameter group.
-        place: where the elements stand among all parameters.
-        copies: ``(tensor, copy)`` pairs: columns that stand in for tensors whose strides do not
-            fit; after the update each tensor takes the values of its copy.
+        noise_key: key of stochastic rounding.
+        copies: ``(tensor, copy)`` pairs: copies are columns in place of tensors whose strides do
+            not match; after the update each tensor takes the values of its copy.
     """
 
     columns: tuple[Tensor, ...]
     scalar_state: tuple[Tensor, ...]
     group: int
-    place: NoiseKey = NOWHERE
+    noise_key: NoiseKey = _NO_NOISE
     copies: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class RowTemplate(NamedTuple):
-    """How to make a row from a list of tensors.
+    """Makes a row from a list of tensors.
 
     Attributes:
-        read: takes columns and counters from the list.
-        columns: how many of these are columns.
-        group: see :class:`Row`.
-        place: see :class:`Row`.
+        read: selects columns and 0-dim states from the list.
+        columns: number of columns; 0-dim states follow them.
+        group: index of the parameter group.
+        noise_key: key of stochastic rounding.
     """
 
     read: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     columns: int
     group: int
-    place: NoiseKey
+    noise_key: NoiseKey
 
-    def row(self, tensors: Sequence[Tensor]) -> Row:
-        """The row of these tensors, none of which needs a copy."""
+    def make_row(self, tensors: Sequence[Tensor]) -> Row:
+        """Return the row of these tensors, none of which needs a copy."""
         own = self.read(tensors)
-        return Row(own[: self.columns], own[self.columns :], self.group, self.place)
+        return Row(own[: self.columns], own[self.columns :], self.group, self.noise_key)
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill their memory without gaps or overlap, in any order of dims."""
+    """Return whether the elements fill their memory without gaps or overlap, in any dim order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -77,7 +77,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def _column(tensor: Tensor, shape: torch.Size, strides: Sequence[int]) -> tuple[Tensor, bool]:
-    """``tensor`` in the memory order of ``strides``, and whether it had to be copied."""
+    """Return ``tensor`` in the memory order of ``strides``, and whether it had to be copied."""
     fits = all(
         n == 1 or mine == other
         for n, mine, other in zip(shape, tensor.stride(), strides, strict=True)
@@ -92,19 +92,19 @@ def make_row(
     tensors: Sequence[Tensor],
     scalar_state: tuple[Tensor, ...],
     group: int,
-    place: NoiseKey = NOWHERE,
+    noise_key: NoiseKey = _NO_NOISE,
     grad: int = 1,
 ) -> Row:
     """Pair the elements of a parameter (first), its gradient (``grad``) and its states.
 
     A dense parameter (channels_last, transposed) sets the order, and what is laid out as it is
-    needs no copy. A parameter with gaps is updated in a dense copy. What is of another shape, the
-    scales of blocks, is taken as it is.
+    needs no copy. A parameter with gaps is updated in a dense copy. Tensors of another shape, the
+    scales of blocks, are taken as they are.
     """
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(tensor) for tensor in tensors]
     if all(tensor.is_contiguous() for tensor in tensors):
-        return Row(tuple(tensors), scalar_state, group, place)
+        return Row(tuple(tensors), scalar_state, group, noise_key)
     param = tensors[0]
     order = param if is_dense(param) else torch.empty_like(param, device="meta")
     columns, copies = [], []
@@ -116,4 +116,4 @@ def make_row(
         columns.append(column)
         if copied and i != grad:  # the gradient is only read
             copies.append((tensor, column.as_strided(param.shape, order.stride())))
-    return Row(tuple(columns), scalar_state, group, place, tuple(copies))
+    return Row(tuple(columns), scalar_state, group, noise_key, tuple(copies))

@@ -1,4 +1,4 @@
-"""Counts of steps, and what else a rule keeps in 0-dim tensors, as torch has them."""
+"""0-dim states: the count of steps and others that a rule advances, in the dtypes of torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,19 +11,19 @@ from fused_optim.rules.common import Rule
 State = dict[str, Any]
 
 
-def fitted(
+def get(
     state: State, name: str, rule: Rule, param: Tensor, start: Callable[[], float | Tensor]
 ) -> Tensor:
-    """The counter ``name`` of ``state``, on the parameter's device; a new one is ``start()``."""
-    # who takes the state away wants a first step
-    value = None if begins(state, rule) else state.get(name)
+    """Return the 0-dim state ``name`` on the parameter's device; create it from ``start()``."""
+    # a user who deletes the states wants a first step
+    value = None if starts(state, rule) else state.get(name)
     if value is None:
         value = start()
-        state_keys = own_slots(rule) or rule.state_keys
-        if name == "step" and any(state.get(state_key) is not None for state_key in state_keys):
-            # a state without a count is one that torch's SGD wrote: its first step is done
+        keys = _own_keys(rule) or rule.state_keys
+        if name == "step" and any(state.get(key) is not None for key in keys):
+            # a state without a count was written by torch's SGD: its first step is done
             value = 1.0
-    dtype = state["step"].dtype if name != "step" else _dtype(value)
+    dtype = state["step"].dtype if name != "step" else _step_dtype(value)
     if not isinstance(value, Tensor) or value.device != param.device or value.dtype != dtype:
         given = value if isinstance(value, Tensor) else torch.tensor(value, device=param.device)
         value = given.to(param.device, dtype, copy=True)
@@ -31,26 +31,25 @@ def fitted(
     return value
 
 
-def begins(state: State, rule: Rule) -> bool:
-    """Whether none of the rule's states is there; an average is not of the rule."""
-    state_keys = own_slots(rule)
-    return bool(state_keys) and all(state.get(state_key) is None for state_key in state_keys)
+def starts(state: State, rule: Rule) -> bool:
+    """Return whether all states of the rule are missing; the EMA does not count as one."""
+    keys = _own_keys(rule)
+    return bool(keys) and all(state.get(key) is None for key in keys)
 
 
-def own_slots(rule: Rule) -> list[str]:
-    """The states of a rule without the average."""
-    return [state_key for state_key in rule.state_keys if state_key != "ema"]
+def _own_keys(rule: Rule) -> list[str]:
+    return [key for key in rule.state_keys if key != "ema"]
 
 
-def as_tensors(param: Tensor, state: State) -> None:
-    """Turn numbers into tensors: old checkpoints of torch have counts that are numbers."""
+def convert_numbers(param: Tensor, state: State) -> None:
+    """Turn numbers into tensors: old checkpoints of torch have step counts that are numbers."""
     for name, value in state.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            state[name] = torch.tensor(float(value), dtype=_dtype(value), device=param.device)
+            state[name] = torch.tensor(float(value), dtype=_step_dtype(value), device=param.device)
 
 
-def _dtype(step: Any) -> torch.dtype:
-    """What torch keeps a count in: the dtype it came with, else by the default dtype."""
+def _step_dtype(step: Any) -> torch.dtype:
+    """Return the dtype of a step count: its own if floating, else as torch chooses it."""
     if isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64):
         return step.dtype
     return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32

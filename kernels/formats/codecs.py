@@ -1,4 +1,4 @@
-"""Every storage format in Triton: the same page as fused_optim/codecs.py.
+"""Every storage format in Triton: the Triton counterpart of fused_optim/formats/codecs.py.
 
 ``load_<name>`` reads a value in the compute dtype, ``store_<name>`` rounds it once and writes it.
 The stores of weights return what ``load_<name>`` would find then.
@@ -129,11 +129,11 @@ def round_stochastically(bits, noise, DROP: tl.constexpr):
 def load_kahan(pointers, start, offs, mask, COMPUTE: tl.constexpr):
     """The parameter and what was lost when it was rounded."""
     param = tl.load(pointers[0] + offs, mask=mask)
-    return with_lost(param, tl.load(pointers[1] + offs, mask=mask), COMPUTE)
+    return add_compensation(param, tl.load(pointers[1] + offs, mask=mask), COMPUTE)
 
 
 @triton.jit
-def with_lost(param, lost, COMPUTE: tl.constexpr):
+def add_compensation(param, lost, COMPUTE: tl.constexpr):
     """The sum, unless the second is not what was lost when the first was rounded."""
     wide: tl.constexpr = param.dtype == tl.bfloat16
     param = param.to(COMPUTE)
@@ -158,7 +158,7 @@ def store_kahan(pointers, start, offs, mask, value, noise):
     lost = lost.to(pointers[1].dtype.element_ty)
     tl.store(pointers[0] + offs, param, mask=mask)
     tl.store(pointers[1] + offs, lost, mask=mask)
-    return with_lost(param, lost, value.dtype)
+    return add_compensation(param, lost, value.dtype)
 
 
 @triton.jit
@@ -179,7 +179,7 @@ def store_stochastic(pointers, start, offs, mask, value, noise):
 
 
 @triton.jit
-def scales(pointer, start, COUNT: tl.constexpr):
+def scale_pointers(pointer, start, COUNT: tl.constexpr):
     """The addresses of the scales of COUNT elements."""
     return pointer + start // BLOCK + tl.arange(0, COUNT // BLOCK)
 
@@ -191,7 +191,7 @@ def any_in_block(mask, COUNT: tl.constexpr):
 
 
 @triton.jit
-def scales_loaded(pointer, mask, COUNT: tl.constexpr):
+def load_scales(pointer, mask, COUNT: tl.constexpr):
     """Load the scales of COUNT elements; those of blocks that are all masked are undefined."""
     if mask is None:
         return tl.load(pointer)
@@ -200,7 +200,7 @@ def scales_loaded(pointer, mask, COUNT: tl.constexpr):
 
 
 @triton.jit
-def scales_stored(pointer, exponents, mask, COUNT: tl.constexpr):
+def store_scales(pointer, exponents, mask, COUNT: tl.constexpr):
     """Store the scales of COUNT elements but those of blocks that are all masked."""
     if mask is None:
         tl.store(pointer, exponents)
@@ -226,10 +226,10 @@ def dequantize(
     LARGEST: tl.constexpr,
     SIGNED: tl.constexpr,
 ):
-    """The float32 values of the codes; see ``Small`` on the page in torch."""
+    """The float32 values of the codes; see ``MiniFloat`` in the counterpart."""
     count: tl.constexpr = offs.shape[0]
     code = tl.load(pointers[0] + offs, mask=mask).to(tl.int32)
-    exponents = scales_loaded(scales(pointers[1], start, count), mask, count)
+    exponents = load_scales(scale_pointers(pointers[1], start, count), mask, count)
     exponents = spread(exponents.to(tl.int32), count)
     magnitude = code
     if SIGNED:
@@ -269,8 +269,8 @@ def quantize(
     # one more where the largest value lies between the largest code and the next power of two
     room: tl.constexpr = (1 << 23) - 1 - ((LARGEST & ((1 << MANTISSA) - 1)) << (23 - MANTISSA))
     exponents = tl.minimum((largest + room) >> 23, 254)
-    pointer = scales(pointers[1], start, count)
-    scales_stored(pointer, exponents.to(tl.uint8), mask, count)
+    pointer = scale_pointers(pointers[1], start, count)
+    store_scales(pointer, exponents.to(tl.uint8), mask, count)
     # halved first: the reciprocal of the largest power of two is no normal number
     scaled = tl.abs(value) * 0.5 * float_of((255 - spread(exponents, count)) << 23)
     least: tl.constexpr = 2.0 ** (1 - TOP)

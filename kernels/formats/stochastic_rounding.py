@@ -1,4 +1,4 @@
-"""Random bits for stochastic rounding: the same page as fused_optim/noise.py."""
+"""Random bits for stochastic rounding in Triton: see fused_optim/formats/."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ KEY_BITS = tl.constexpr(24)  # of each half of a key: a whole number that float3
 
 
 @triton.jit
-def mixed(x):
+def hash32(x):
     """A permutation of all uint32, in which every bit of ``x`` turns half of the bits."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
@@ -19,10 +19,10 @@ def mixed(x):
 def make_row_keys(seed, step, index):
     """Two keys of ``KEY_BITS`` for each row; seed and step are float64, whole numbers."""
     whole = seed.to(tl.int64)
-    key = mixed(whole.to(tl.uint32) ^ mixed((whole >> 32).to(tl.uint32) + 1))
-    key = mixed(key ^ step.to(tl.int64).to(tl.uint32))
-    key = mixed(key ^ index.to(tl.uint32))
-    return key >> (32 - KEY_BITS), mixed(key + 1) >> (32 - KEY_BITS)
+    key = hash32(whole.to(tl.uint32) ^ hash32((whole >> 32).to(tl.uint32) + 1))
+    key = hash32(key ^ step.to(tl.int64).to(tl.uint32))
+    key = hash32(key ^ index.to(tl.uint32))
+    return key >> (32 - KEY_BITS), hash32(key + 1) >> (32 - KEY_BITS)
 
 
 @triton.jit
@@ -30,4 +30,4 @@ def random_bits(keys, elements, NUMBER: tl.constexpr):
     """32 random bits for each of ``elements`` (int64), for the value ``NUMBER`` of its row."""
     first, second = keys
     high = (elements >> 32).to(tl.uint32) * GOLDEN + (second.to(tl.uint32) + NUMBER) * GOLDEN
-    return mixed((elements.to(tl.uint32) ^ first.to(tl.uint32)) + high)
+    return hash32((elements.to(tl.uint32) ^ first.to(tl.uint32)) + high)

@@ -1,63 +1,61 @@
-"""Adan: the same page as fused_optim/rules/adan.py."""
+"""Adan: the Triton counterpart of fused_optim/rules/adan.py."""
 
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.rules.common import div_rn, decay, pow_int, sqrt_rn
+from fused_optim.kernels.rules.common import decay, div_rn, pow_int, sqrt_rn
+from fused_optim.kernels.rules.signatures import AdanHparams, AdanScalars
 
 
 @triton.jit
 def adan_no_prox_scalars(hparams, step):
-    """Scalars of :func:`adan` with the decay of AdamW."""
-    lr, beta1, beta2, beta3, eps, weight_decay = hparams
-    return (
-        tl.where(step == 1, 1.0, 0.0),
-        lr * weight_decay,
-        lr,
-        beta1,
-        1.0 - beta1,
-        beta2,
-        1.0 - beta2,
-        1.0 - beta3,
-        1.0 / (1.0 - pow_int(beta1, step)),
-        beta2 / (1.0 - pow_int(beta2, step)),
-        1.0 / sqrt_rn(1.0 - pow_int(beta3, step)),
-        eps,
+    """Return the scalars of :func:`adan` with the decay of AdamW."""
+    hparams = AdanHparams(*hparams)
+    return AdanScalars(
+        is_first=tl.where(step == 1, 1.0, 0.0),
+        decay=hparams.lr * hparams.weight_decay,
+        lr=hparams.lr,
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        beta2=hparams.beta2,
+        weight2=1.0 - hparams.beta2,
+        weight3=1.0 - hparams.beta3,
+        inv_bias1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
+        diff_share=hparams.beta2 / (1.0 - pow_int(hparams.beta2, step)),
+        inv_bias3_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta3, step)),
+        eps=hparams.eps,
     )
 
 
 @triton.jit
 def adan_scalars(hparams, step):
-    """Scalars of :func:`adan`: dividing by ``1 + lr * decay`` is AdamW's decay at a lower rate."""
-    lr, beta1, beta2, beta3, eps, weight_decay = hparams
-    lr = lr / (1.0 + lr * weight_decay)
-    return adan_no_prox_scalars((lr, beta1, beta2, beta3, eps, weight_decay), step)
+    """Return the scalars of :func:`adan`: its proximal decay is AdamW's at a lower rate."""
+    hparams = AdanHparams(*hparams)
+    lr = hparams.lr / (1.0 + hparams.lr * hparams.weight_decay)
+    return adan_no_prox_scalars(
+        AdanHparams(
+            lr=lr,
+            beta1=hparams.beta1,
+            beta2=hparams.beta2,
+            beta3=hparams.beta3,
+            eps=hparams.eps,
+            weight_decay=hparams.weight_decay,
+        ),
+        step,
+    )
 
 
 @triton.jit
 def adan(p, g, state, s):
     """Adan, Xie et al. 2022, algorithm 1 (https://arxiv.org/abs/2208.06677)."""
     exp_avg, exp_avg_diff, exp_avg_sq, pre_grad = state
-    (
-        first,
-        decay,
-        lr,
-        beta1,
-        weight1,
-        beta2,
-        weight2,
-        weight3,
-        inv_bias1,
-        diff_share,
-        inv_bias3_sqrt,
-        eps,
-    ) = s
-    diff = g - tl.where(first != 0, g, pre_grad)
-    ahead = g + beta2 * diff
-    exp_avg = beta1 * exp_avg + weight1 * g
-    exp_avg_diff = beta2 * exp_avg_diff + weight2 * diff
-    exp_avg_sq = decay(exp_avg_sq, weight3) + (weight3 * ahead) * ahead
-    denom = sqrt_rn(exp_avg_sq) * inv_bias3_sqrt + eps
-    mixed = inv_bias1 * exp_avg + diff_share * exp_avg_diff
-    p = decay(p, decay) - lr * div_rn(mixed, denom)
+    s = AdanScalars(*s)
+    diff = g - tl.where(s.is_first != 0, g, pre_grad)
+    lookahead = g + s.beta2 * diff
+    exp_avg = s.beta1 * exp_avg + s.weight1 * g
+    exp_avg_diff = s.beta2 * exp_avg_diff + s.weight2 * diff
+    exp_avg_sq = decay(exp_avg_sq, s.weight3) + (s.weight3 * lookahead) * lookahead
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias3_sqrt + s.eps
+    numerator = s.inv_bias1 * exp_avg + s.diff_share * exp_avg_diff
+    p = decay(p, s.decay) - s.lr * div_rn(numerator, denom)
     return p, (exp_avg, exp_avg_diff, exp_avg_sq, g)

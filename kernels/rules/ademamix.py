@@ -1,42 +1,33 @@
-"""AdEMAMix: the same page as fused_optim/rules/ademamix.py."""
+"""AdEMAMix: the Triton counterpart of fused_optim/rules/ademamix.py."""
 
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.rules.common import div_rn, exp, decay, pow_int, sqrt_rn
+from fused_optim.kernels.rules.common import decay, div_rn, exp, pow_int, sqrt_rn
+from fused_optim.kernels.rules.signatures import AdEMAMixHparams, AdEMAMixScalars
 
 
 @triton.jit
 def ademamix_scalars(hparams, step):
-    """Scalars of :func:`ademamix` and :func:`ademamix_slow`, with both schedules."""
-    (
-        lr,
-        beta1,
-        beta2,
-        beta3,
-        alpha,
-        eps,
-        weight_decay,
-        alpha_warmup,
-        beta3_warmup,
-        inv_log1,
-        inv_log3,
-    ) = hparams
-    alpha = tl.where(step < alpha_warmup, alpha * (step / alpha_warmup), alpha)
-    share = step / beta3_warmup
-    warm = exp(1.0 / ((1.0 - share) * inv_log1 + share * inv_log3))
-    beta3 = tl.where(step < beta3_warmup, warm, beta3)
-    return (
-        lr * weight_decay,
-        lr,
-        beta1,
-        1.0 - beta1,
-        1.0 - beta2,
-        1.0 - beta3,
-        1.0 / (1.0 - pow_int(beta1, step)),
-        1.0 / sqrt_rn(1.0 - pow_int(beta2, step)),
-        alpha,
-        eps,
+    """Return the scalars of :func:`ademamix` and :func:`ademamix_slow`, with both schedules."""
+    hparams = AdEMAMixHparams(*hparams)
+    alpha_share = step / hparams.alpha_warmup
+    warm_alpha = hparams.alpha * alpha_share
+    alpha = tl.where(step < hparams.alpha_warmup, warm_alpha, hparams.alpha)
+    beta3_share = step / hparams.beta3_warmup
+    inv_log = (1.0 - beta3_share) * hparams.inv_log1 + beta3_share * hparams.inv_log3
+    beta3 = tl.where(step < hparams.beta3_warmup, exp(1.0 / inv_log), hparams.beta3)
+    return AdEMAMixScalars(
+        decay=hparams.lr * hparams.weight_decay,
+        lr=hparams.lr,
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+        weight3=1.0 - beta3,
+        inv_bias1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
+        inv_bias2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
+        alpha=alpha,
+        eps=hparams.eps,
     )
 
 
@@ -44,13 +35,13 @@ def ademamix_scalars(hparams, step):
 def ademamix(p, g, state, s):
     """AdEMAMix, Pagliardini et al. 2024, algorithm 1 (https://arxiv.org/abs/2409.03137)."""
     exp_avg_fast, exp_avg_slow, exp_avg_sq = state
-    decay, lr, beta1, weight1, weight2, weight3, inv_bias1, inv_bias2_sqrt, alpha, eps = s
-    exp_avg_fast = beta1 * exp_avg_fast + weight1 * g
-    exp_avg_slow = decay(exp_avg_slow, weight3) + weight3 * g
-    exp_avg_sq = decay(exp_avg_sq, weight2) + (weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * inv_bias2_sqrt + eps
-    mixed = inv_bias1 * exp_avg_fast + alpha * exp_avg_slow
-    p = decay(p, decay) - lr * div_rn(mixed, denom)
+    s = AdEMAMixScalars(*s)
+    exp_avg_fast = s.beta1 * exp_avg_fast + s.weight1 * g
+    exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    numerator = s.inv_bias1 * exp_avg_fast + s.alpha * exp_avg_slow
+    p = decay(p, s.decay) - s.lr * div_rn(numerator, denom)
     return p, (exp_avg_fast, exp_avg_slow, exp_avg_sq)
 
 
@@ -58,9 +49,9 @@ def ademamix(p, g, state, s):
 def ademamix_slow(p, g, state, s):
     """AdEMAMix with beta1 = 0: the gradient itself stands where the fast average was."""
     exp_avg_slow, exp_avg_sq = state
-    decay, lr, _beta1, _weight1, weight2, weight3, _inv_bias1, inv_bias2_sqrt, alpha, eps = s
-    exp_avg_slow = decay(exp_avg_slow, weight3) + weight3 * g
-    exp_avg_sq = decay(exp_avg_sq, weight2) + (weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * inv_bias2_sqrt + eps
-    mixed = g + alpha * exp_avg_slow
-    return decay(p, decay) - lr * div_rn(mixed, denom), (exp_avg_slow, exp_avg_sq)
+    s = AdEMAMixScalars(*s)
+    exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    numerator = g + s.alpha * exp_avg_slow
+    return decay(p, s.decay) - s.lr * div_rn(numerator, denom), (exp_avg_slow, exp_avg_sq)

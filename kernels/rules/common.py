@@ -1,4 +1,4 @@
-"""What the rules share in Triton: the same page as fused_optim/rules/common.py."""
+"""What the rules share in Triton: the Triton counterpart of fused_optim/rules/common.py."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
 FLOAT64_MAX = tl.constexpr(1.7976931348623157e308)
 INV_LN2 = tl.constexpr(1.4426950408889634)
-LN2_HIGH = tl.constexpr(0.6931471803691238)  # ln(2) in two parts: see the page in torch
+LN2_HIGH = tl.constexpr(0.6931471803691238)  # ln(2) in two parts: see the counterpart
 LN2_LOW = tl.constexpr(1.9082149292705877e-10)
 
 
@@ -96,14 +96,14 @@ def clip_factor(norm, max_norm):
 
 
 @triton.jit
-def gradient(g, p, common):
-    """The gradient a rule sees: scaled, clipped by value, with the L2 and L1 terms."""
-    factor, limit, l2, l1 = common
-    g = factor * g
+def preprocess_grad(g, p, s):
+    """Scale the gradient, clip it by value, add the L2 and L1 terms; ``s``: CommonScalars."""
+    g = s.factor * g
+    limit = s.max_grad_value
     g = tl.where(g > limit, limit, tl.where(g < -limit, -limit, g))
     # a term that is off is left out: 0 * inf would be NaN
-    g = tl.where(l2 != 0, g + l2 * p, g)
-    return tl.where(l1 != 0, g + l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype)), g)
+    g = tl.where(s.l2 != 0, g + s.l2 * p, g)
+    return tl.where(s.l1 != 0, g + s.l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype)), g)
 
 
 @triton.jit

@@ -1,18 +1,19 @@
-"""RAdam: the same page as fused_optim/rules/radam.py."""
+"""RAdam: the Triton counterpart of fused_optim/rules/radam.py."""
 
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.rules.common import div_rn, decay, pow_int, sqrt_rn
+from fused_optim.kernels.rules.common import decay, div_rn, pow_int, sqrt_rn
+from fused_optim.kernels.rules.signatures import AdamHparams, RAdamScalars
 
 
 @triton.jit
 def radam_scalars(hparams, step):
-    """Scalars of :func:`radam`: whether the variance is known, and its rectification."""
-    lr, beta1, beta2, eps, weight_decay = hparams
-    power2 = pow_int(beta2, step)
+    """Return the scalars of :func:`radam`: whether the variance is known, and its rectification."""
+    hparams = AdamHparams(*hparams)
+    power2 = pow_int(hparams.beta2, step)
     bias2 = 1.0 - power2
-    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    rho_inf = 2.0 / (1.0 - hparams.beta2) - 1.0
     rho = rho_inf - 2.0 * step * power2 / bias2
     tractable = rho > 5.0
     # 8 stands for any number above 4 where the rectification is not asked for
@@ -20,18 +21,26 @@ def radam_scalars(hparams, step):
     longest = tl.where(tractable, rho_inf, 8.0)
     rect = (length - 4.0) * (length - 2.0) * longest
     rect = sqrt_rn(rect / ((longest - 4.0) * (longest - 2.0) * length))
-    step_size = lr / (1.0 - pow_int(beta1, step))
+    step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
     step_size = tl.where(tractable, step_size * rect * sqrt_rn(bias2), step_size)
     rectified = tl.where(tractable, 1.0, rho * 0.0)
-    return lr * weight_decay, beta1, 1.0 - beta1, 1.0 - beta2, step_size, rectified, eps
+    return RAdamScalars(
+        decay=hparams.lr * hparams.weight_decay,
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+        step_size=step_size,
+        rectified=rectified,
+        eps=hparams.eps,
+    )
 
 
 @triton.jit
 def radam(p, g, state, s):
     """RAdam, Liu et al. 2020, algorithm 2 (https://arxiv.org/abs/1908.03265)."""
     exp_avg, exp_avg_sq = state
-    decay, beta1, weight1, weight2, step_size, rectified, eps = s
-    exp_avg = beta1 * exp_avg + weight1 * g
-    exp_avg_sq = decay(exp_avg_sq, weight2) + (weight2 * g) * g
-    denom = tl.where(rectified != 0, sqrt_rn(exp_avg_sq) + eps, 1.0)
-    return decay(p, decay) - step_size * div_rn(exp_avg, denom), (exp_avg, exp_avg_sq)
+    s = RAdamScalars(*s)
+    exp_avg = s.beta1 * exp_avg + s.weight1 * g
+    exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
+    denom = tl.where(s.rectified != 0, sqrt_rn(exp_avg_sq) + s.eps, 1.0)
+    return decay(p, s.decay) - s.step_size * div_rn(exp_avg, denom), (exp_avg, exp_avg_sq)

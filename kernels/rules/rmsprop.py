@@ -1,23 +1,30 @@
-"""RMSprop: the same page as fused_optim/rules/rmsprop.py."""
+"""RMSprop: the Triton counterpart of fused_optim/rules/rmsprop.py."""
 
 import triton
 import triton.language as tl
 
-from fused_optim.kernels.rules.common import div_rn, decay, sqrt_rn
+from fused_optim.kernels.rules.common import decay, div_rn, sqrt_rn
+from fused_optim.kernels.rules.signatures import (
+    RMSpropHparams,
+    RMSpropMomentumScalars,
+    RMSpropScalars,
+)
 
 
 @triton.jit
 def rmsprop_scalars(hparams, step):
-    """Scalars of :func:`rmsprop` and :func:`rmsprop_centered`."""
-    lr, alpha, eps, _momentum = hparams
-    return lr, 1.0 - alpha, eps
+    """Return the scalars of :func:`rmsprop` and :func:`rmsprop_centered`."""
+    hparams = RMSpropHparams(*hparams)
+    return RMSpropScalars(lr=hparams.lr, weight=1.0 - hparams.alpha, eps=hparams.eps)
 
 
 @triton.jit
 def rmsprop_momentum_scalars(hparams, step):
-    """Scalars of :func:`rmsprop_momentum` and :func:`rmsprop_centered_momentum`."""
-    lr, alpha, eps, momentum = hparams
-    return lr, 1.0 - alpha, eps, momentum
+    """Return the scalars of :func:`rmsprop_momentum` and :func:`rmsprop_centered_momentum`."""
+    hparams = RMSpropHparams(*hparams)
+    return RMSpropMomentumScalars(
+        lr=hparams.lr, weight=1.0 - hparams.alpha, eps=hparams.eps, momentum=hparams.momentum
+    )
 
 
 @triton.jit
@@ -39,39 +46,39 @@ def variance(square_avg, grad_avg):
 def rmsprop(p, g, state, s):
     """RMSprop, Hinton 2012, lecture 6 (https://www.cs.toronto.edu/~tijmen/csc321)."""
     (square_avg,) = state
-    lr, weight, eps = s
-    square_avg = decay(square_avg, weight) + (weight * g) * g
-    return p - lr * div_rn(g, sqrt_rn(square_avg) + eps), (square_avg,)
+    s = RMSpropScalars(*s)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    return p - s.lr * div_rn(g, sqrt_rn(square_avg) + s.eps), (square_avg,)
 
 
 @triton.jit
 def rmsprop_momentum(p, g, state, s):
     """RMSprop whose steps enter a momentum buffer, as torch.optim.RMSprop defines it."""
     square_avg, momentum_buffer = state
-    lr, weight, eps, momentum = s
-    square_avg = decay(square_avg, weight) + (weight * g) * g
-    momentum_buffer = momentum * momentum_buffer + div_rn(g, sqrt_rn(square_avg) + eps)
-    return p - lr * momentum_buffer, (square_avg, momentum_buffer)
+    s = RMSpropMomentumScalars(*s)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    momentum_buffer = s.momentum * momentum_buffer + div_rn(g, sqrt_rn(square_avg) + s.eps)
+    return p - s.lr * momentum_buffer, (square_avg, momentum_buffer)
 
 
 @triton.jit
 def rmsprop_centered(p, g, state, s):
     """Centered RMSprop, Graves 2013, section 4.2 (https://arxiv.org/abs/1308.0850)."""
     square_avg, grad_avg = state
-    lr, weight, eps = s
-    square_avg = decay(square_avg, weight) + (weight * g) * g
-    grad_avg = toward(grad_avg, g, weight)
-    denom = sqrt_rn(variance(square_avg, grad_avg)) + eps
-    return p - lr * div_rn(g, denom), (square_avg, grad_avg)
+    s = RMSpropScalars(*s)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    grad_avg = toward(grad_avg, g, s.weight)
+    denom = sqrt_rn(variance(square_avg, grad_avg)) + s.eps
+    return p - s.lr * div_rn(g, denom), (square_avg, grad_avg)
 
 
 @triton.jit
 def rmsprop_centered_momentum(p, g, state, s):
     """Centered RMSprop with momentum, Graves 2013, section 4.2 (arXiv 1308.0850)."""
     square_avg, momentum_buffer, grad_avg = state
-    lr, weight, eps, momentum = s
-    square_avg = decay(square_avg, weight) + (weight * g) * g
-    grad_avg = toward(grad_avg, g, weight)
-    denom = sqrt_rn(variance(square_avg, grad_avg)) + eps
-    momentum_buffer = momentum * momentum_buffer + div_rn(g, denom)
-    return p - lr * momentum_buffer, (square_avg, momentum_buffer, grad_avg)
+    s = RMSpropMomentumScalars(*s)
+    square_avg = decay(square_avg, s.weight) + (s.weight * g) * g
+    grad_avg = toward(grad_avg, g, s.weight)
+    denom = sqrt_rn(variance(square_avg, grad_avg)) + s.eps
+    momentum_buffer = s.momentum * momentum_buffer + div_rn(g, denom)
+    return p - s.lr * momentum_buffer, (square_avg, momentum_buffer, grad_avg)

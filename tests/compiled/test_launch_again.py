@@ -29,7 +29,10 @@ def arguments(device, there, aligned, rows):
 
 def test_the_kernel_is_tritons_choice(device, monkeypatch):
     rule = next(rule for rule in RULES.values() if not rule.scalar_state)
-    fixed = {**resolve(constants(make_bucket_key(rule, torch.float32), GEOMETRY)["prepare"]), **OPTIONS}
+    fixed = {
+        **resolve(constants(make_bucket_key(rule, torch.float32), GEOMETRY)["prepare"]),
+        **OPTIONS,
+    }
     ready, launched = CachedKernel(begin, fixed), []
     with device.on():
         made = [arguments(device.torch, *which) for which in ARGUMENTS]

@@ -17,8 +17,8 @@ import torch
 from native.kernels import Case, loaded, run
 
 from fused_optim.backends.base import NUM_COMMON_SCALARS, BucketKey
-from fused_optim.backends.native.executor import GEOMETRY
 from fused_optim.backends.kernel_runner import chunk_maps
+from fused_optim.backends.native.executor import GEOMETRY
 
 LENGTHS = [*range(1, 66), 127, 128, 4095, 4096, 4097, 8192 + 77]
 PAGES = 18  # of data: the longest row in float64, and more

@@ -13,9 +13,9 @@ import torch
 from native.kernels import HERE, PER_TENSOR, Case, covering, loaded, run
 
 from fused_optim.backends.base import NUM_COMMON_SCALARS
+from fused_optim.backends.kernel_runner import chunk_maps
 from fused_optim.backends.native import levels
 from fused_optim.backends.native.executor import GEOMETRY
-from fused_optim.backends.kernel_runner import chunk_maps
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, torch.inf, -torch.inf, torch.nan, 1.0]
 NUMEL = 4096 + 77  # a whole chunk, a block and a tail
@@ -45,7 +45,9 @@ def executed(case, level):
     firsts, spans = (torch.from_numpy(a) for a in chunk_maps([NUMEL], GEOMETRY))
     chunks = int(firsts[-1])
     table = torch.tensor([[NUMEL, 5, *[tensor.data_ptr() for tensor in tensors]]])
-    scalars = torch.full((NUM_COMMON_SCALARS + len(kind.rule.h._fields),), 0.125, dtype=kind.compute)
+    scalars = torch.full(
+        (NUM_COMMON_SCALARS + len(kind.rule.h._fields),), 0.125, dtype=kind.compute
+    )
     # not skipped, average, keys; factor, limit, L2, L1
     scalars[:NUM_COMMON_SCALARS] = torch.tensor([0, 0.5, 123, 456, 0.75, 2.0, 0.25, 0.125])
     if case.kernel == "norm":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_optim.backends.base import CompileError, BucketKey
+from fused_optim.backends.base import BucketKey, CompileError
 from fused_optim.backends.constexprs import (
     Constexprs,
     Geometry,
@@ -15,11 +15,11 @@ from fused_optim.backends.constexprs import (
     constants,
     describe,
 )
+from fused_optim.backends.kernel_runner import Argument
 from fused_optim.backends.native import threads
 from fused_optim.backends.native.compiler import compile_kernel
 from fused_optim.backends.native.image import Kernel
 from fused_optim.backends.native.levels import level
-from fused_optim.backends.kernel_runner import Argument
 
 # A block of 64 is one scale block. The other numbers are chosen by measurement: a chunk is long
 # enough to hide what a program does before its loop, and short enough to share out. They must not
@@ -48,7 +48,7 @@ class NativeExecutor:
         self.kernels: dict[str, Kernel] = {}
         self.neutral: Mapping[str, Tensor] = {
             "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64, device="cpu"),
-            "scale": torch.ones(1, device="cpu"),  # the loss is not scaled
+            "grad_scale": torch.ones(1, device="cpu"),  # the loss is not scaled
             "found_inf": torch.zeros(1, device="cpu"),
             "report": torch.empty(3, dtype=torch.float64, device="cpu"),  # nobody reads it
         }
@@ -58,7 +58,7 @@ class NativeExecutor:
             "reduce": sum(d.itemsize / n for d, n in zip(key.dtypes, key.blocks, strict=True)),
         }
 
-    def prepare(self) -> None:
+    def compile(self) -> None:
         """See :class:`~fused_optim.backends.kernel_runner.Executor`."""
         if not self.kernels:
             self.kernels = {
@@ -87,9 +87,9 @@ class NativeExecutor:
 
     def _absent(self, name: str) -> tuple[str, ...]:
         """The arguments that are always None for these rows."""
-        if name == "prepare" and self.key.counter_dtype is None:
-            return ("counter_ptr",)
-        if name == "update" and not self.key.counts:
+        if name == "prepare" and self.key.scalar_state_dtype is None:
+            return ("state_ptr",)
+        if name == "update" and not self.key.count_stalled:
             return ("count_ptr",)
         return ()
 

@@ -78,7 +78,7 @@ class OperationReader(Scanner):
         found.results = [Value("", found.operands[0].type.of("i1"))]
         return found
 
-    def _bucket_options(self, name: str, form: Form) -> Operation:
+    def _selection(self, name: str, form: Form) -> Operation:
         """Read ``%c, %a, %b : type`` for one condition, else ``: type of conditions, type``."""
         operands, _ = self._operands(name, form)
         types = self.types("")

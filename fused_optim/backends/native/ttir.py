@@ -118,7 +118,7 @@ class Parser(OperationReader):
 
     # ---- what ends a region
 
-    def _no_copy_back(self, name: str, form: Form) -> Operation:
+    def _nothing(self, name: str, form: Form) -> Operation:
         return Operation(name, [], [])
 
     def _yielded(self, name: str, form: Form) -> Operation:

@@ -1,0 +1,98 @@
+"""The counterpart in torch.optim of a live fused optimizer."""
+
+import inspect
+from typing import Any, cast
+
+import torch
+
+from fused_optim import options
+
+Group = dict[str, Any]
+
+
+def to_torch(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the counterpart in ``torch.optim`` of a live fused optimizer, in the same state.
+
+    The parameters and the tensors of the state are shared, not copied: use one of the two from
+    here on. Hooks and schedulers are not taken along.
+
+    Args:
+        optimizer: an optimizer of this library that has a counterpart, not of a subclass.
+
+    Raises:
+        TypeError: there is no counterpart, or ``optimizer`` is of a subclass.
+        ValueError: an option is in use that torch does not have.
+
+    Source: torch.optim, https://docs.pytorch.org/docs/stable/optim.html
+    """
+    import fused_optim
+
+    cls = find_counterpart(optimizer, fused_optim, torch.optim)
+    _check_no_additions(optimizer)
+    new = clone_as(cls, optimizer, {})
+    for group in new.param_groups:
+        for param in group["params"]:
+            if param in optimizer.state:
+                new.state[param] = _to_torch_state(optimizer.state[param], group, cls)
+    return new
+
+
+def find_counterpart(optimizer: Any, source: Any, target: Any) -> Any:
+    """Return the class in ``target`` that has the name of the optimizer's class in ``source``.
+
+    Raises:
+        TypeError: the class is not of ``source``, or ``target`` has none of its name.
+    """
+    cls = type(optimizer)
+    name, here, there = cls.__name__, source.__name__, target.__name__
+    if getattr(source, name, None) is not cls:
+        raise TypeError(
+            f"must be an optimizer of {here}, got {torch.typename(optimizer)}: convert an instance "
+            "of the class itself, as a subclass may override the step"
+        )
+    if not hasattr(target, name):
+        raise TypeError(f"{there} has no {name}")
+    return getattr(target, name)
+
+
+def clone_as(cls: Any, optimizer: torch.optim.Optimizer, additions: Group) -> torch.optim.Optimizer:
+    """Return a ``cls`` with the defaults and groups of ``optimizer``, without its state."""
+    known = inspect.signature(cls).parameters
+    defaults = {name: value for name, value in optimizer.defaults.items() if name in known}
+    groups = [
+        {
+            name: list(value) if name == "params" else value
+            for name, value in group.items()
+            if name not in options.GROUP_DEFAULTS
+        }
+        for group in optimizer.param_groups
+    ]
+    return cast(torch.optim.Optimizer, cls(groups, **defaults, **additions))
+
+
+def _check_no_additions(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if an option is in use that torch does not have."""
+    defaults = options.GROUP_DEFAULTS
+    for group in optimizer.param_groups:
+        for name in group.keys() & defaults.keys() - {"backend"}:
+            if group[name] != defaults[name]:
+                peer = f"torch.optim.{type(optimizer).__name__}"
+                raise ValueError(
+                    f"{name} must be {defaults[name]!r} for {peer}, which has no such option, "
+                    f"got {group[name]!r}"
+                )
+
+
+def _to_torch_state(state: Group, group: Group, cls: Any) -> Group:
+    """Return ``state`` without the EMA, its step count on the device where torch keeps it."""
+    own = {name: value for name, value in state.items() if name != "ema"}
+    step = own.get("step")
+    if cls is torch.optim.SGD and "step" in own:
+        # all steps were skipped: torch tells a first step by the missing buffer
+        return {} if own.pop("step") == 0 else own
+    if isinstance(step, torch.Tensor):
+        if group.get("fused") or group.get("capturable"):
+            own["step"] = step.float()
+        else:
+            own["step"] = step.cpu()
+    return own

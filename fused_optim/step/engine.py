@@ -1,0 +1,252 @@
+"""The engine of a step: the fast path through the last step's cache, or a full step."""
+
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fused_optim import validation
+from fused_optim.backends.base import AmpState, BucketKey, CompileError
+from fused_optim.backends.select import resolve
+from fused_optim.formats import registry
+from fused_optim.formats.codecs import BLOCK
+from fused_optim.formats.weights import make_columns
+from fused_optim.rules.common import Rule
+from fused_optim.step import scalar_state
+from fused_optim.step.cache import GroupReader, StepCache
+from fused_optim.step.guards import Group
+from fused_optim.step.plan import Plan, make_bucket_key
+from fused_optim.step.rows import NoiseKey, Row, make_row
+
+
+class Shard(NamedTuple):
+    """A parameter that is a slice of a larger one.
+
+    Attributes:
+        param_index: index of the whole parameter among all parameters of the optimizer.
+        offset: index of the slice's first element in the whole parameter.
+        global_numel: number of elements of the whole parameter.
+    """
+
+    param_index: int
+    offset: int
+    global_numel: int
+
+
+class SteppedOptimizer(GroupReader, Protocol):
+    """An optimizer as the engine sees it."""
+
+    def rule(self, group: Group) -> Rule:
+        """Return the rule that the options of ``group`` select."""
+
+    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
+        """Return the first value of a state; None for zeros."""
+
+    def new_scalar_state(self, name: str, group: Group) -> float | Tensor:
+        """Return the first value of a 0-dim state."""
+
+    def before_first_step(self, param: Tensor) -> None:
+        """Take note that the states of ``param`` start in this step."""
+
+    def check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
+        """Raise ValueError unless ``param`` can be updated."""
+
+
+class GradientOf(NamedTuple):
+    """A parameter that has a gradient in this step.
+
+    Attributes:
+        group_index: index of its parameter group.
+        rule: rule of the group, with EMA and step count.
+        backend: resolved name of the backend.
+        param: the parameter.
+        param_index: its index among all parameters of the optimizer.
+    """
+
+    group_index: int
+    rule: Rule
+    backend: str
+    param: Tensor
+    param_index: int
+
+
+def with_ema_and_step(rule: Rule, group: Group) -> Rule:
+    """Return ``rule`` with the EMA as a state, and with a step count if one is needed."""
+    if group["ema_decay"] is not None:
+        rule = rule._replace(state_keys=(*rule.state_keys, "ema"))
+    stochastic = registry.is_stochastic(group["weights"], group["states"])
+    # the first value of an average is the parameter, and noise differs from step to step
+    if group["ema_decay"] is not None or stochastic:
+        rule = rule._replace(scalar_state=rule.scalar_state or ("step",))
+    return rule
+
+
+def needs_grad_norm(optimizer: GroupReader) -> bool:
+    """Return whether a step needs the norm, and so reads the gradients once more."""
+    skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
+    return optimizer.max_grad_norm is not None or skips
+
+
+class StepEngine:
+    """Runs the steps of one optimizer.
+
+    Attributes:
+        report: float64 [3]: norm, clip factor and skip of the last step; None before the first.
+        shards: slices of larger parameters; others are whole.
+    """
+
+    def __init__(self, shards: Mapping[Tensor, Shard] | None = None) -> None:
+        self.report: Tensor | None = None
+        self._counted = 0
+        self._has_warned = False
+        self.shards: dict[Tensor, Shard] = dict(shards or {})
+        self._plan = Plan()
+        self._cache: StepCache | None = None
+        self._resolved: dict[tuple[str, torch.device], str] = {}
+
+    @property
+    def bucket_keys(self) -> list[BucketKey]:
+        """Keys of the buckets of the last step."""
+        return list(self._plan.buckets)
+
+    def stalled_fraction(self) -> Tensor | None:
+        """Return the share of stalled elements, 0-dim float64; None before the first step."""
+        counts = self._plan.stalled
+        if not counts:
+            return None if self.report is None else torch.zeros_like(self.report[0])
+        device = counts[0].device
+        stalled = torch.stack([count.sum().to(device) for count in counts]).sum().double()
+        return stalled / max(self._counted, 1)
+
+    def warn_of_stalling(self) -> None:
+        """Warn, once and only on the CPU, if most elements stalled in the last step."""
+        share = self.stalled_fraction() if self._plan.stalled else None
+        if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
+            return
+        if any(key.count_stalled and key.codecs[0].stochastic for key in self.bucket_keys):
+            return  # stochastic rounding moves an element by a whole ulp or not at all
+        self._has_warned = True
+        warnings.warn(
+            f"{share:.0%} of the elements did not move in this step: their updates are less than "
+            "half an ulp of the parameter; pass weights='split' (bf16) or 'master' to keep them",
+            stacklevel=5,
+        )
+
+    def set_shard(self, param: Tensor, shard: Shard) -> None:
+        """Declare that ``param`` is a slice of a larger parameter.
+
+        Raises:
+            ValueError: the slice does not lie in the whole, or not on a multiple of 64.
+        """
+        last = shard.global_numel - param.numel()
+        if shard.param_index < 0 or shard.offset % BLOCK or not 0 <= shard.offset <= last:
+            raise ValueError(
+                f"offset must be a multiple of {BLOCK} in [0, {last}], and index >= 0, "
+                f"got {shard.offset}, {shard.param_index}"
+            )
+        self.shards[param] = shard
+        self._cache = None  # which has the noise keys of before
+
+    def run(self, optimizer: SteppedOptimizer, amp_state: AmpState) -> None:
+        """Update every parameter that has a gradient; see :meth:`FusedOptimizer.step`."""
+        # a step that fails leaves no cache behind
+        cache, self._cache = self._cache, None
+        if cache is None or not self._try_cached_step(optimizer, cache, amp_state):
+            cache = self._full_step(optimizer, amp_state)
+        self._cache = cache
+        if self.report is None:
+            params = itertools.chain.from_iterable(g["params"] for g in optimizer.param_groups)
+            device = next((param.device for param in params), None)
+            # without a gradient: as clip_grad_norm_ of nothing
+            self.report = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=device)
+
+    def _try_cached_step(
+        self, optimizer: SteppedOptimizer, cache: StepCache, amp_state: AmpState
+    ) -> bool:
+        """Run the fast path; return False, with nothing changed, if a full step is needed."""
+        inputs = cache.check(optimizer)
+        if inputs is None:
+            return False
+        try:
+            self.report = self._plan.run_cached(inputs, cache.options, cache.needs_norm, amp_state)
+        except CompileError:
+            return False
+        return True
+
+    def _full_step(self, optimizer: SteppedOptimizer, amp_state: AmpState) -> StepCache | None:
+        """Run a step that checks everything; return the cache for the next one."""
+        skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
+        options = [optimizer.group_options(group, skips) for group in optimizer.param_groups]
+        needs_norm = needs_grad_norm(optimizer)
+        rows = self.prepare_rows(optimizer)
+        self._counted = sum(row.columns[0].numel() for key, row in rows if key.count_stalled)
+        try:
+            self.report = self._plan.run(rows, options, needs_norm, amp_state)
+        except CompileError as reason:  # and nothing has been changed
+            self._fall_back_to_reference(reason)
+            rows = self.prepare_rows(optimizer)
+            self.report = self._plan.run(rows, options, needs_norm, amp_state)
+        return StepCache.build(optimizer, rows, options)
+
+    def _fall_back_to_reference(self, reason: CompileError) -> None:
+        """Use the reference on the CPU, unless the user asked for the native backend."""
+        if any(name == "native" for name, _ in self._resolved):
+            raise reason
+        warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=7)
+        self._resolved[("auto", torch.device("cpu"))] = "reference"
+
+    def prepare_rows(self, optimizer: SteppedOptimizer) -> list[tuple[BucketKey, Row]]:
+        """Return a row for each parameter with a gradient; missing states are created here."""
+        # all checks come before the first change
+        return [self._make_row(optimizer, one) for one in list(self._collect_grads(optimizer))]
+
+    def _collect_grads(self, optimizer: SteppedOptimizer) -> Iterator[GradientOf]:
+        """Check and yield every parameter that has a gradient."""
+        index = itertools.count()
+        for group_index, group in enumerate(optimizer.param_groups):
+            rule = with_ema_and_step(optimizer.rule(group), group)
+            for param, name in validation.named_params(group):
+                param_index = next(index)
+                if param.grad is None:
+                    continue
+                optimizer.check_param(param, name, group_index)
+                validation.check_gradient(param, group_index, name)
+                state = optimizer.state.get(param, {})
+                validation.check_states(param, state, rule, group_index, name)
+                backend = self._resolve(group["backend"], param.device)
+                yield GradientOf(group_index, rule, backend, param, param_index)
+
+    def _resolve(self, name: str, device: torch.device) -> str:
+        key = (name, device)
+        if key not in self._resolved:
+            self._resolved[key] = resolve(name, device)
+        return self._resolved[key]
+
+    def _make_row(self, optimizer: SteppedOptimizer, one: GradientOf) -> tuple[BucketKey, Row]:
+        """Return the row of a parameter; its states are created here, at its first step."""
+        param, rule, group = one.param, one.rule, optimizer.param_groups[one.group_index]
+        shard = self.shards.get(param, Shard(one.param_index, 0, param.numel()))
+        small = shard.global_numel < registry.MIN_SCALED_NUMEL
+        codecs = registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
+        has_state = rule.state_keys or rule.scalar_state or codecs[0].extra_keys
+        # an optimizer without states has no entry, as in torch
+        state = optimizer.state[param] if has_state else optimizer.state.get(param, {})
+        if group["ema_decay"] is not None and scalar_state.starts(state, rule):
+            optimizer.before_first_step(param)
+        scalars = tuple(
+            scalar_state.get(
+                state, name, rule, param, partial(optimizer.new_scalar_state, name, group)
+            )
+            for name in rule.scalar_state
+        )
+        start = partial(optimizer.new_state, param, group=group)
+        columns = make_columns(state, param, codecs, rule.state_keys, start)
+        noise_key = NoiseKey(shard.param_index, shard.offset)
+        grad = len(codecs[0].columns)
+        row = make_row(columns, scalars, one.group_index, noise_key, grad=grad)
+        ema, counts = group["ema_decay"] is not None, bool(group["count_stalled"])
+        return make_bucket_key(row, rule, codecs, one.backend, ema, counts), row

@@ -1,0 +1,43 @@
+"""The options of a parameter group as the numbers that kernels read."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from fused_optim.kernels.signatures import CommonOptions
+from fused_optim.step.guards import Group
+from fused_optim.validation import to_number
+
+
+def read_common_options(
+    group: Group, max_grad_norm: Any, l2: Any, any_skips: bool
+) -> CommonOptions:
+    """Return the options of a group that do not depend on its rule.
+
+    Args:
+        group: a parameter group.
+        max_grad_norm: bound on the norm over all gradients, or None.
+        l2: weight of the parameter in the gradient.
+        any_skips: whether an Inf or NaN skips any group of the optimizer.
+    """
+    limit, decay = group["max_grad_value"], group["ema_decay"]
+    options = CommonOptions(
+        sign=-1.0 if group.get("maximize") else 1.0,
+        max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
+        max_grad_value=math.inf if limit is None else limit,
+        l2=l2,
+        l1=group["l1"],
+        skips=group["nonfinite"] == "skip",
+        any_skips=any_skips,
+        ema_decay=0.0 if decay is None else decay,
+        seed=group["seed"],
+    )
+    return CommonOptions._make(map(read_option, options))
+
+
+def read_option(value: Any) -> float | Tensor:
+    """Return an option as a float; a tensor on an accelerator stays, so that nothing waits."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value
+    return to_number("an option", value)

@@ -1,0 +1,1 @@
+"""Storage formats in Triton: the counterpart of fused_optim/formats/."""
