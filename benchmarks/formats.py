@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fused_optim import SGD, AdamW, codecs, memory
+from fused_optim import SGD, AdamW, memory
+from fused_optim.formats import codecs
 from fused_optim.formats.codecs import Codec, Column, Columns, Small
 from fused_optim.formats.conversion import decoded, encoded
 from fused_optim.formats.registry import WEIGHTS

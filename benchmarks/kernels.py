@@ -71,8 +71,8 @@ def chosen(options: argparse.Namespace) -> list[Any]:
 
 def look(build: Any) -> static_table.Line:
     """Compile one kernel and read its facts."""
-    kernel = builds.compiled(build.key, build.kernel, build.target)
-    facts = Facts(kernel, build.kernel, build.target, build.key)
+    kernel = builds.compiled(build.kind, build.kernel, build.target)
+    facts = Facts(kernel, build.kernel, build.target, build.kind)
     return static_table.line(facts, "" if build.kernel == "norm" else build.rule, build.format)
 
 

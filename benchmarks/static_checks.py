@@ -57,7 +57,7 @@ def is_wide(facts: Facts) -> str:
     narrow = []
     for access in facts.full:
         column = facts.columns[access.column]
-        vector = min(facts.key.vector, facts.elements)
+        vector = min(facts.kind.vector, facts.elements)
         least = max(min(WIDEST, vector * column.size), NARROWEST[column.size])
         if column.block == 1 and access.size < least:
             narrow.append(f"column {access.column} in {access.size} bytes, not {least}")
@@ -94,9 +94,9 @@ def has_few_registers(facts: Facts) -> str:
     # 128 of AMD's leave as many threads as 96 of NVIDIA's and more
     wide = wide or facts.target.startswith("gfx")
     bound = REGISTERS_WIDE if wide else REGISTERS
-    if not facts.key.aligned:
+    if not facts.kind.aligned:
         bound = REGISTERS_UNALIGNED
-    bound *= facts.key.compute.itemsize // 4  # a number in float64 takes two
+    bound *= facts.kind.compute.itemsize // 4  # a number in float64 takes two
     return f"{facts.registers} registers, not {bound}" if facts.registers > bound else ""
 
 
@@ -125,7 +125,7 @@ CHECKS: dict[tuple[str, bool], tuple[Check, ...]] = {
 def complaints(facts: Facts) -> list[str]:
     """What does not hold of a kernel."""
     found = {}
-    for check in CHECKS.get((facts.name, facts.key.aligned), ALWAYS):
+    for check in CHECKS.get((facts.name, facts.kind.aligned), ALWAYS):
         found[check] = check(facts)
         if check is has_both_paths and found[check]:
             break  # what follows asks about the one path

@@ -51,7 +51,7 @@ class Facts:
         self.kernel = kernel
         self.name = name
         self.target = target
-        self.key = kind
+        self.kind = kind
         self.columns = columns(kind, name)
         self.threads: int = kernel.metadata.num_warps * kernel.metadata.target.warp_size
         self.elements: int = GEOMETRY.block // self.threads
@@ -63,7 +63,7 @@ class Facts:
         What ``fused_optim.memory`` forecasts: so the forecast is what the code does.
         """
         if self.name == "update":
-            return self.key.bytes_moved
+            return self.kind.bytes_moved
         return self.bytes_per_element
 
     @cached_property

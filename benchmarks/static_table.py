@@ -66,7 +66,7 @@ def line(facts: Facts, rule: str, format_: str) -> Line:
         rule,
         format_,
         facts.target,
-        facts.key.aligned,
+        facts.kind.aligned,
         facts.registers,
         facts.spills,
         widths(facts, store=False),

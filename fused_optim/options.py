@@ -1,8 +1,9 @@
 """Options that every optimizer adds to torch.optim's, with their defaults."""
 
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
-from fused_optim.backends.base import BackendName
+BackendName = Literal["auto", "triton", "native", "reference"]
+BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "native", "reference")
 
 
 class Additions(TypedDict, total=False):

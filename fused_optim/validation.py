@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_optim.backends.base import BACKENDS
 from fused_optim.formats.registry import HALVES, STATES, WEIGHTS
-from fused_optim.options import Additions
+from fused_optim.options import BACKENDS, Additions
 from fused_optim.private_api import is_wrapper
 from fused_optim.rules.common import Rule
 

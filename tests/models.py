@@ -14,13 +14,13 @@ import fused_optim.rules
 from fused_optim.formats.registry import STATES, WEIGHTS
 from fused_optim.rules.common import Rule
 
-PAGES = [
+RULE_MODULES = [
     importlib.import_module(page.name)
     for page in pkgutil.iter_modules(fused_optim.rules.__path__, "fused_optim.rules.")
 ]
 RULES = {
     name.lower(): rule
-    for page in PAGES
+    for page in RULE_MODULES
     for name, rule in vars(page).items()
     if isinstance(rule, Rule)
 }

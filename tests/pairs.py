@@ -86,7 +86,7 @@ class Pair:
                 same = name not in counters
                 torch.testing.assert_close(mine[name], other[name], check_dtype=same)
 
-    def counters(self):
+    def scalar_state(self):
         """Names of the counters beside the step."""
         optimizer = self.optimizers[0]
         return optimizer.rule(optimizer.param_groups[0]).scalar_state[1:]

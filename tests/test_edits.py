@@ -15,11 +15,12 @@ from kept import random_grads, trained, weight
 from models import BACKENDS, give, parameters, values
 from torch import nn
 
-from fused_optim import SGD, AdamW, ScheduleFreeAdamW, storage
+from fused_optim import SGD, AdamW, ScheduleFreeAdamW
+from fused_optim.formats import conversion
 from fused_optim.formats.registry import WEIGHTS
 
 BF16 = torch.bfloat16
-BESIDE = [name for name, format in WEIGHTS.items() if storage.extras(format.codec)]
+BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 each = pytest.mark.parametrize("name", BESIDE)
 on_each = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -161,7 +162,7 @@ def test_a_stale_compensation_is_at_most_half_an_ulp(dtype):
     below = (bits - 1).view(dtype).float()
     for size in (2.0**-30, 2.0**-12, 2.0**-8, 1.0):
         lost = torch.full_like(param, size)
-        found = storage.decoded(codec, [param, lost], torch.float32)
+        found = conversion.decode(codec, [param, lost], torch.float32)
         number = param.isfinite() & below.isfinite() & (param > 0)
         ulp = (param.float() - below)[number]  # of the lower side, where it may be half as long
         assert ((found - param.float())[number] <= ulp).all()
@@ -176,8 +177,8 @@ def test_kahan_keeps_its_own_compensation(dtype):
     least = -37 if dtype is BF16 else -8
     value = torch.logspace(least, 38, 200_000, base=10.0)
     value = value[value < torch.finfo(dtype).max]
-    tensors = storage.encoded(codec, value, value.to(dtype))
-    found = storage.decoded(codec, tensors, torch.float32)
+    tensors = conversion.encode(codec, value, value.to(dtype))
+    found = conversion.decode(codec, tensors, torch.float32)
     param, lost = (tensor.float() for tensor in tensors)
     assert_same_bits("sum", found[param != 0], (param + lost)[param != 0])
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from closeness import assert_same_bits
 
 from fused_optim.kernels.rules import common as device
+from fused_optim.kernels.signatures import CommonScalars
 from fused_optim.rules import common as host
 
 COUNT = 1 << 20
@@ -24,41 +25,43 @@ PARTS = [(0, 1), (1, 1), (0, 7), (3, 7), (0, 1025), (1, 1025), (5, COUNT // 8)]
 def elementary(x_ptr, y_ptr, out_ptr, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     x, y = tl.load(x_ptr + i), tl.load(y_ptr + i)
-    if FUNCTION == "root":
-        out = device.root(x)
-    elif FUNCTION == "keep":
-        out = device.keep(x, y)
-    elif FUNCTION == "power":
-        out = device.power(x, y)
+    if FUNCTION == "sqrt_rn":
+        out = device.sqrt_rn(x)
+    elif FUNCTION == "decay":
+        out = device.decay(x, y)
+    elif FUNCTION == "pow_int":
+        out = device.pow_int(x, y)
     elif FUNCTION == "exp":
         out = device.exp(x)
     elif FUNCTION == "log":
         out = device.log(x)
-    elif FUNCTION == "real_power":
+    elif FUNCTION == "pow_real":
         out = device.pow_real(x, y)
     elif FUNCTION == "clip_factor":
         out = device.clip_factor(x, y)
-    elif FUNCTION == "averaged":
+    elif FUNCTION == "ema_update":
         out = device.ema_update(x, y, 0.25)
     else:
-        out = device.gradient(x, y, (0.7, 0.9, 0.1, 0.2))
+        out = device.preprocess_grad(x, y, CommonScalars(0, 0, 0, 0, 0.7, 0.9, 0.1, 0.2))
     tl.store(out_ptr + i, out)
 
 
 HOST = {
-    "root": lambda x, y: host.root(x),
-    "keep": host.keep,
-    "power": host.power,
+    "sqrt_rn": lambda x, y: host.sqrt_rn(x),
+    "decay": host.decay,
+    "pow_int": host.pow_int,
     "exp": lambda x, y: host.exp(x),
     "log": lambda x, y: host.log(x),
-    "real_power": host.pow_real,
+    "pow_real": host.pow_real,
     "clip_factor": host.clip_factor,
-    "averaged": lambda x, y: host.ema_update(x, y, torch.full_like(x, 0.25)),
-    "gradient": lambda x, y: host.gradient(x, y, host.Gradient(x.new_tensor(0.7), 0.9, 0.1, 0.2)),
+    "ema_update": lambda x, y: host.ema_update(x, y, torch.full_like(x, 0.25)),
+    "preprocess_grad": lambda x, y: host.preprocess_grad(
+        x, y, CommonScalars(0, 0, 0, 0, x.new_tensor(0.7), 0.9, 0.1, 0.2)
+    ),
 }
 # an ulp is between 1.1e-16 and 2.2e-16 of a number
-BOUNDS = {"power": 1.2e-16, "exp": 2e-16, "log": 3.5e-16, "real_power": 4e-16}
-EXACT = {"power": np.power, "exp": np.exp, "log": np.log, "real_power": np.power}
+BOUNDS = {"pow_int": 1.2e-16, "exp": 2e-16, "log": 3.5e-16, "pow_real": 4e-16}
+EXACT = {"pow_int": np.power, "exp": np.exp, "log": np.log, "pow_real": np.power}
 
 
 def arguments(name, count=COUNT):
@@ -69,10 +72,10 @@ def arguments(name, count=COUNT):
     if name == "exp":
         special = [0.0, -1e-4, -1e-300, 1.0, -700.0, 700.0]
         x = 40.0 * (x - 0.9)
-    elif name == "power":
+    elif name == "pow_int":
         special = [0.0, 0.9, 0.999, 0.9999, 0.5, 1.0]
         y = (1024.0 * y).floor()
-    elif name in ("log", "real_power"):
+    elif name in ("log", "pow_real"):
         # half of them without a power of two, which would hide the series
         x[: count // 2] = torch.exp(60.0 * (x[: count // 2] - 0.7))
         x[count // 2 :] += 0.9
@@ -108,14 +111,14 @@ def test_both_pages_give_the_same_bits(name):
 def test_accuracy(name):
     """Relative to the result, or where the logarithm is near 0, to the argument's size."""
     x, y = (z.numpy().astype(np.longdouble) for z in arguments(name))
-    exact = EXACT[name](x, y) if "power" in name else EXACT[name](x)
+    exact = EXACT[name](x, y) if "pow_int" in name else EXACT[name](x)
     error = np.abs(computed(name).numpy() - exact)
     size = np.abs(exact)
     if name == "log":
         size = np.maximum(size, 1.0)
-    elif name == "real_power":  # exp of a number with roundings of its own
+    elif name == "pow_real":  # exp of a number with roundings of its own
         size *= 1.0 + np.abs(np.log(exact))
-    elif name == "power":  # so many factors, each with a rounding
+    elif name == "pow_int":  # so many factors, each with a rounding
         size *= 1.0 + y
     # where numpy has nothing wider than float64, what is exact here is so to an ulp
     bound = BOUNDS[name] + float(np.finfo(np.longdouble).eps)

@@ -27,12 +27,12 @@ from fused_optim import AdamW
 PACKAGE = Path(__file__).parent.parent / "fused_optim"
 MODULES = [
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "rules").glob("*.py")),
-    "codecs.py",
-    "noise.py",
-    "layout.py",
-    "storage.py",
+    "formats/codecs.py",
+    "formats/stochastic_rounding.py",
+    "backends/rows.py",
+    "formats/conversion.py",
     "backends/reference.py",
-    "backends/packing.py",
+    "backends/small_tensors.py",
     "backends/sums.py",
 ]
 
@@ -59,19 +59,19 @@ OPERATORS += (ast.LShift, ast.RShift)
 # what is one operation for whole numbers, or numbers of Python, alone, and the functions in which
 # these are what it gets; and the two lines that ``root`` is made of
 ONLY_IN = {
-    ("rules/common.py", "root"): {".sqrt", "numpy.sqrt"},
-    ("rules/common.py", "power"): {"%", "//"},
+    ("rules/common.py", "sqrt_rn"): {".sqrt", "numpy.sqrt"},
+    ("rules/common.py", "pow_int"): {"%", "//"},
     ("rules/common.py", "log"): {"**"},
-    ("codecs.py", "load_kahan"): {"**"},
-    ("codecs.py", "_decoded"): {"**"},
-    ("codecs.py", "_encoded"): {"**", "%"},
-    ("storage.py", "fits"): {"//"},
-    ("storage.py", "empty"): {"//"},
-    ("storage.py", "_pieces"): {"//"},
+    ("formats/codecs.py", "load_kahan"): {"**"},
+    ("formats/codecs.py", "_dequantize"): {"**"},
+    ("formats/codecs.py", "_quantize"): {"**", "%"},
+    ("formats/conversion.py", "matches_column"): {"//"},
+    ("formats/conversion.py", "allocate"): {"//"},
+    ("formats/conversion.py", "_pieces"): {"//"},
     ("backends/reference.py", "_pieces"): {"//"},
     ("backends/reference.py", "_new_sum"): {"sum"},
-    ("backends/packing.py", "pack"): {"sum"},
-    ("backends/packing.py", ""): {"//"},
+    ("backends/small_tensors.py", "get"): {"sum"},
+    ("backends/small_tensors.py", ""): {"//"},
     ("backends/sums.py", "_halved"): {"//"},
 }
 SIGNS = {ast.Pow: "**", ast.Mod: "%", ast.FloorDiv: "//", ast.MatMult: "@"}

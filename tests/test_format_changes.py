@@ -11,8 +11,9 @@ from models import BACKENDS, give, parameters, state_of, values
 from torch.nn import Parameter
 
 import fused_optim
-from fused_optim import AdamW, codecs, storage
-from fused_optim.formats.registry import STATES, WEIGHTS, formats
+from fused_optim import AdamW
+from fused_optim.formats import codecs, conversion
+from fused_optim.formats.registry import STATES, WEIGHTS, formats_for
 
 BF16 = torch.bfloat16
 
@@ -109,12 +110,12 @@ def test_a_run_can_change_its_format(source, target):
         others[0].grad = torch.zeros_like(others[0])
         resumed.prepared()
         state = resumed.state[others[0]]
-        expected = {*storage.names("exp_avg", formats_of(resumed, others[0])[2])}
+        expected = {*formats_of(resumed, others[0])[2].column_keys("exp_avg")}
         assert expected <= state.keys()
         found = weight(resumed, others[0])
-        moment = storage.decoded(
+        moment = conversion.decode(
             formats_of(resumed, others[0])[2],
-            [state[n] for n in storage.names("exp_avg", formats_of(resumed, others[0])[2])],
+            [state[n] for n in formats_of(resumed, others[0])[2].column_keys("exp_avg")],
             torch.float32,
         )
         if target[0] in ("master", "split"):
@@ -129,7 +130,7 @@ def test_a_run_can_change_its_format(source, target):
 
 def formats_of(optimizer, param):
     group = optimizer.param_groups[0]
-    return formats(optimizer.rule(group), param.dtype, False, group["weights"], group["states"])
+    return formats_for(optimizer.rule(group), param.dtype, False, group["weights"], group["states"])
 
 
 def test_to_torch_and_back():

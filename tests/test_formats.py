@@ -12,13 +12,14 @@ from models import give, parameters, values
 from torch.nn import Parameter
 
 import fused_optim
-from fused_optim import AdamW, storage
+from fused_optim import AdamW
+from fused_optim.formats import conversion
 from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
 CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e38, 1e-30, 1.0]
-BESIDE = [name for name, format in WEIGHTS.items() if storage.extras(format.codec)]
+BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 
 
 # ---- lossless
@@ -65,7 +66,7 @@ def test_every_float32_is_kept(name):
     """To the bit by split and master; by the others as far as their bits go."""
     value = all_bits()
     codec = WEIGHTS[name].codec
-    kept = storage.decoded(codec, storage.encoded(codec, value, value.to(BF16)), torch.float32)
+    kept = conversion.decode(codec, conversion.encode(codec, value, value.to(BF16)), torch.float32)
     assert torch.equal(kept.isnan(), value.isnan())
     number = ~value.isnan()
     if name in ("split", "master"):
@@ -141,8 +142,8 @@ def test_bf16_squares_decay():
 def draws(codec, value, count):
     """``count`` values of the same element, each with its own random bits."""
     start = torch.full((count,), value)
-    tensors = storage.encoded(codec, start, start.to(BF16))
-    return storage.decoded(codec, tensors, torch.float32).double()
+    tensors = conversion.encode(codec, start, start.to(BF16))
+    return conversion.decode(codec, tensors, torch.float32).double()
 
 
 @pytest.mark.parametrize("codec", ["stochastic", "split24"])
@@ -166,7 +167,7 @@ def test_states_are_unbiased(states, kind):
     if kind == "signed":
         block *= torch.randn(64, generator=generator).sign()
     value = block.repeat(20_000)
-    found = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+    found = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
     error = (found.double() - value.double()).view(-1, 64)
     bound = 4.5 * error.std(0) / math.sqrt(len(error))  # the largest of 64 normal means
     assert (error.mean(0).abs() <= bound + 1e-12).all()
@@ -177,10 +178,10 @@ def test_states_are_unbiased(states, kind):
 def test_what_can_be_represented_is_not_rounded(states):
     for codec in STATES[states]:
         value = values([4096], torch.float32)[0].abs()
-        once = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+        once = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
         for shift in range(3):  # other elements, so other random bits
             again = torch.roll(once, 64 * shift)
-            kept = storage.decoded(codec, storage.encoded(codec, again, value), torch.float32)
+            kept = conversion.decode(codec, conversion.encode(codec, again, value), torch.float32)
             assert_same_bits(f"{states} {shift}", kept, again)
 
 
@@ -293,15 +294,15 @@ def test_scales_reach_far(size, states):
 
 @pytest.mark.parametrize("states", ["int8", "fp8"])
 def test_zero_stays_zero_and_nothing_else_becomes_zero(states):
-    codec = STATES[states].nonnegative
+    codec = STATES[states].unsigned
     value = torch.zeros(256)
     value[::7] = 1e-20
     value[3] = 1.0
-    kept = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+    kept = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
     assert torch.equal(kept == 0, value == 0)
     for codec in STATES[states]:
-        assert not storage.decoded(
-            codec, storage.empty(codec, torch.zeros(100)), torch.float32
+        assert not conversion.decode(
+            codec, conversion.allocate(codec, torch.zeros(100)), torch.float32
         ).any()
 
 
@@ -310,7 +311,7 @@ def test_one_nan_is_one_nan(states):
     for codec in STATES[states]:
         value = torch.ones(128)
         value[5], value[70] = math.nan, math.inf
-        kept = storage.decoded(codec, storage.encoded(codec, value, value), torch.float32)
+        kept = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
         assert kept[[5, 70]].isnan().all()
         assert kept.isnan().sum() == 2
 

@@ -274,7 +274,7 @@ def test_allocations_do_not_grow_with_the_tensors(full):
     for tensors in (10, 300):
         params = parameters(values([(5,)] * tensors, torch.float32))
         optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
-        with mock.patch("fused_optim.backends.kernel_runner.TableLaunch._run"):
+        with mock.patch("fused_optim.backends.kernel_runner.KernelRunner._run"):
             for _ in range(2):
                 give(params, [torch.ones(5)] * tensors)
                 optimizer.step()
@@ -287,7 +287,7 @@ def test_a_step_keeps_nothing(full, monkeypatch):
     """Of Python's memory, and whether its gradients are new ones or not."""
     # a mock would keep its calls
     monkeypatch.setattr(
-        "fused_optim.backends.kernel_runner.TableLaunch._run", lambda *arguments: None
+        "fused_optim.backends.kernel_runner.KernelRunner._run", lambda *arguments: None
     )
     for fresh in (False, True):
         params = parameters(values([(5,)] * 50, torch.float32))

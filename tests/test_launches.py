@@ -8,7 +8,7 @@ import torch
 from models import KERNELS, give, parameters, values
 
 from fused_optim import AdamW
-from fused_optim.backends import triton
+from fused_optim.backends import kernel_runner, triton
 
 # the numbers of programs are those of the Triton backend
 pytestmark = pytest.mark.interpreted(only=True)
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.interpreted(only=True)
 def launched(monkeypatch):
     """Names and grids of the kernels that run."""
     calls = []
-    run = tables.KernelRunner._run
+    run = kernel_runner.KernelRunner._run
 
     def spy(self, name, programs, *args):
         if programs:  # nothing runs otherwise
             calls.append((name, programs))
         run(self, name, programs, *args)
 
-    monkeypatch.setattr(tables.KernelRunner, "_run", spy)
+    monkeypatch.setattr(kernel_runner.KernelRunner, "_run", spy)
     return calls
 
 
@@ -33,13 +33,13 @@ def launched(monkeypatch):
 def uploaded(monkeypatch):
     """Shapes and dtypes of the tables that are uploaded."""
     calls = []
-    upload = tables.upload
+    upload = kernel_runner.upload
 
     def spy(array, device):
         calls.append((array.shape, str(array.dtype)))
         return upload(array, device)
 
-    monkeypatch.setattr(tables, "upload", spy)
+    monkeypatch.setattr(kernel_runner, "upload", spy)
     return calls
 
 
@@ -128,7 +128,7 @@ def test_options_change_no_kernel():
         seen.append(
             {
                 kind: {name: ready.fixed for name, ready in launch.executor.ready.items()}
-                for kind, launch in optimizer._plan.launches.items()
+                for kind, launch in optimizer._engine._plan.buckets.items()
             }
         )
     assert seen[0] == seen[1] == seen[2]
@@ -149,7 +149,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    ((kind, launch),) = optimizer._plan.launches.items()
+    ((kind, launch),) = optimizer._engine._plan.buckets.items()
     launch.key = kind._replace(device=torch.device("cuda"))
     tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
     for name in tables:
@@ -167,7 +167,7 @@ def test_a_tensor_on_the_device_is_copied_there():
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    (launch,) = optimizer._plan.launches.values()
+    (launch,) = optimizer._engine._plan.buckets.values()
     lr = torch.tensor([0.25])
     options = [(lr, *group[1:]) for group in launch.values]
     for value in (0.25, 0.5):
@@ -186,7 +186,7 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    (launch,) = optimizer._plan.launches.values()
+    (launch,) = optimizer._engine._plan.buckets.values()
     launch.executor.device = torch.device("cuda", 1)
     launch.update()
     assert entered == [torch.device("cuda", 1)]
@@ -204,9 +204,9 @@ def test_the_norm_has_at_most_1024_programs(launched):
 
 def launch_norm_only(optimizer):
     """A step whose update is left out: thousands of programs take long in the interpreter."""
-    original = tables.KernelRunner.update
-    tables.KernelRunner.update = lambda self: None
+    original = kernel_runner.KernelRunner.update
+    kernel_runner.KernelRunner.update = lambda self: None
     try:
         optimizer.step()
     finally:
-        tables.KernelRunner.update = original
+        kernel_runner.KernelRunner.update = original

@@ -215,8 +215,8 @@ def test_torch_arguments_come_first_and_in_order():
     for cls, peer in ((getattr(fused_optim, n), getattr(torch.optim, n)) for n in namesakes):
         theirs = list(inspect.signature(peer).parameters.values())
         ours = list(inspect.signature(cls).parameters.values())
-        assert [(p.name, p.default, p.key) for p in ours[: len(theirs)]] == [
-            (p.name, p.default, p.key) for p in theirs
+        assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [
+            (p.name, p.default, p.kind) for p in theirs
         ]
         assert [p.name for p in ours[len(theirs) :]] == ["additions"]
         for flag in ("foreach", "fused", "capturable"):

@@ -6,9 +6,24 @@ from closeness import assert_same_bits
 from models import give, parameters, state_of, values
 
 from fused_optim import SGD, AdamW
-from fused_optim.backends import reference
+from fused_optim.backends import reference, small_tensors
 
-SMALL = [3, 1, 700, 0, 41, packing.SMALL - 1, 64, 5000, 2, packing.SMALL, 900, 6000, 7000, 8000]
+SMALL = [
+    3,
+    1,
+    700,
+    0,
+    41,
+    small_tensors.MAX_NUMEL - 1,
+    64,
+    5000,
+    2,
+    small_tensors.MAX_NUMEL,
+    900,
+    6000,
+    7000,
+    8000,
+]
 
 
 def stepped(make, numels, steps=3, before=lambda step, params: None):
@@ -33,8 +48,8 @@ def compare(actual, expected):
 
 def alone(monkeypatch):
     """From now on every row is updated for itself, with its own scalars."""
-    monkeypatch.setattr(packing, "SMALL", 0)
-    monkeypatch.setattr(reference.ReferenceRunner, "_unique", each_row)
+    monkeypatch.setattr(small_tensors, "MAX_NUMEL", 0)
+    monkeypatch.setattr(reference.ReferenceRunner, "_shared_bits", each_row)
 
 
 def each_row(launch):
@@ -110,8 +125,8 @@ def test_more_counters_than_a_pack_has_elements(monkeypatch):
             param.grad = None
 
     expected = stepped(adamw, [3] * 50, 3, lacking)
-    monkeypatch.setattr(packing, "SIZE", 32)
-    monkeypatch.setattr(packing, "SMALL", 8)
+    monkeypatch.setattr(small_tensors, "SIZE", 32)
+    monkeypatch.setattr(small_tensors, "MAX_NUMEL", 8)
     compare(stepped(adamw, [3] * 50, 3, lacking), expected)
 
 
@@ -142,7 +157,7 @@ def test_packs_without_use_are_dropped():
         for param in params[count:]:
             param.grad = None
         optimizer.step()
-    (launch,) = optimizer._plan.launches.values()
+    (launch,) = optimizer._engine._plan.buckets.values()
     # counters and columns of this step, and of the one before
     assert len(launch.packs.packs) == 2
     assert len(launch.packs.last) <= 2
@@ -150,11 +165,11 @@ def test_packs_without_use_are_dropped():
 
 def test_what_is_kept_does_not_grow_with_the_tensors():
     """All packs are places in the same memory."""
-    params = parameters(values([packing.SMALL - 1] * 40, torch.float32))
+    params = parameters(values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer = adamw(params)
-    give(params, values([packing.SMALL - 1] * 40, torch.float32))
+    give(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer.step()
-    (launch,) = optimizer._plan.launches.values()
+    (launch,) = optimizer._engine._plan.buckets.values()
     storages = {
         c.untyped_storage().data_ptr() for p in launch.packs.packs.values() for c in p.columns
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fused_optim
-from fused_optim.backends import triton
+from fused_optim.backends import kernel_runner, triton
 
 HIDDEN, FEED_FORWARD, KEYS, VOCABULARY, LAYERS = 16384, 53248, 1024, 128256, 126
 ATTENTION = [(HIDDEN, HIDDEN), (KEYS, HIDDEN), (KEYS, HIDDEN), (HIDDEN, HIDDEN)]
@@ -59,10 +59,10 @@ def test_a_step_on_meta_tensors(cost):
 def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     """What it would upload for that model: a few bytes a tensor, and a few a million elements."""
     uploaded = []
-    monkeypatch.setattr(tables, "upload", lambda array, device: uploaded.append(array))
-    monkeypatch.setattr(tables.KernelRunner, "_hold", lambda self: None)
-    monkeypatch.setattr(tables.KernelRunner, "_run", lambda *args, **constants: None)
-    monkeypatch.setattr("fused_optim.optimizers.base.resolve", lambda name, device: "triton")
+    monkeypatch.setattr(kernel_runner, "upload", lambda array, device: uploaded.append(array))
+    monkeypatch.setattr(kernel_runner.KernelRunner, "_record_streams", lambda self: None)
+    monkeypatch.setattr(kernel_runner.KernelRunner, "_run", lambda *args, **constants: None)
+    monkeypatch.setattr("fused_optim.step.engine.resolve", lambda name, device: "triton")
     monkeypatch.setattr(triton, "active_target", triton.InterpreterTarget)
     params = meta_model()
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
@@ -70,5 +70,5 @@ def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     size = sum(array.nbytes for array in uploaded)
     record_property("MiB of tables", round(size / MIB, 1))
     assert size < 64 * MIB
-    launch = next(iter(optimizer._plan.launches.values()))
+    launch = next(iter(optimizer._engine._plan.buckets.values()))
     assert launch.chunks < 2**31 - 1  # programs a grid can have

@@ -97,7 +97,7 @@ def load_shared(
     try:
         return batch.shared.load(rows, threads, offsets, dtype, count)
     except BadSharedAccess as bad:
-        raise batch.fault(bad.key, batch.pick(batch.numbers, mask)[bad.at][0]) from None
+        raise batch.fault(bad.kind, batch.pick(batch.numbers, mask)[bad.at][0]) from None
 
 
 def store_shared(batch: "Batch", offsets: Array, values: Array, mask: Array | None) -> None:
@@ -106,4 +106,4 @@ def store_shared(batch: "Batch", offsets: Array, values: Array, mask: Array | No
     try:
         batch.shared.store(rows, threads, offsets, values)
     except BadSharedAccess as bad:
-        raise batch.fault(bad.key, batch.pick(batch.numbers, mask)[bad.at][0]) from None
+        raise batch.fault(bad.kind, batch.pick(batch.numbers, mask)[bad.at][0]) from None

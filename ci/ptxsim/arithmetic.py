@@ -192,7 +192,7 @@ def multiply_high(a: Array, b: Array) -> Array:
         wide = np.dtype(f"{a.dtype.kind}{2 * a.itemsize}")
         return ((a.astype(wide) * b.astype(wide)) >> wide.type(bits)).astype(a.dtype)
     high = _multiply_high_u64(a.view(np.uint64), b.view(np.uint64)).view(a.dtype)
-    if a.dtype.key == "u":
+    if a.dtype.kind == "u":
         return high
     return high - np.where(a < 0, b, 0) - np.where(b < 0, a, 0)
 

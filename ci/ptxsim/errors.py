@@ -38,5 +38,5 @@ class Fault(Exception):
 
     def __init__(self, kind: str, place: Place) -> None:
         super().__init__(f"{kind}: {place}")
-        self.key = kind
+        self.kind = kind
         self.place = place

@@ -32,7 +32,7 @@ class BadAccess(Exception):
 
     def __init__(self, kind: str, address: int) -> None:
         super().__init__(f"{kind} at {address:#x}")
-        self.key, self.address = kind, address
+        self.kind, self.address = kind, address
 
 
 class _Unwritten(NamedTuple):

@@ -22,7 +22,7 @@ class BadSharedAccess(Exception):
 
     def __init__(self, kind: str, at: Array) -> None:
         super().__init__(kind)
-        self.key, self.at = kind, at
+        self.kind, self.at = kind, at
 
 
 class Copy(NamedTuple):

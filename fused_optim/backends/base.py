@@ -3,19 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fused_optim.backends.rows import Row
 from fused_optim.formats.codecs import Codec
 from fused_optim.kernels.signatures import CommonOptions
 from fused_optim.rules.common import Rule
-from fused_optim.step.rows import Row
-
-BackendName = Literal["auto", "triton", "native", "reference"]
-BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "native", "reference")
 
 
 class GroupOptions(NamedTuple):

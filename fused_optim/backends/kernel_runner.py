@@ -16,8 +16,8 @@ from typing_extensions import override
 
 from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
 from fused_optim.backends.constexprs import Geometry
+from fused_optim.backends.rows import Row
 from fused_optim.kernels.signatures import CommonScalars
-from fused_optim.step.rows import Row
 
 Argument = Tensor | int | None
 

@@ -11,12 +11,12 @@ from typing_extensions import override
 
 from fused_optim.backends import small_tensors
 from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
+from fused_optim.backends.rows import Row
 from fused_optim.backends.small_tensors import Columns, FlatBufferPool
 from fused_optim.backends.sums import WIDTH, Sum, total
 from fused_optim.formats.stochastic_rounding import make_row_keys, random_bits
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 from fused_optim.rules.common import clip_factor, ema_update, preprocess_grad, sqrt_rn
-from fused_optim.step.rows import Row
 
 CHUNK = WIDTH  # elements a thread, which torch gives no fewer than half of these
 WHOLE = 1 << 62  # elements: more than any tensor has, so that nothing is cut

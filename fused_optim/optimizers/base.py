@@ -20,7 +20,7 @@ from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
 from fused_optim.step import scalar_state
 from fused_optim.step.engine import Shard, StepEngine
-from fused_optim.step.read_options import read_common_options, read_option
+from fused_optim.step.read_options import read_common_options, read_hparams, read_option
 from fused_optim.validation import Check
 
 Group = dict[str, Any]
@@ -63,8 +63,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._swap = ema.ParameterSwap()
         self._idle_ema = ema.EmaOfIdleParameters()
 
-    # ---- the options of a group, read again whenever an entry changes
-
     def rule(self, group: Group) -> Rule:
         """Return the rule that the options of ``group`` select."""
         return self.RULE
@@ -77,19 +75,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
 
     def hparams(self, group: Group) -> Any:
-        """Return the hyperparameters of the group's rule: options of the same names.
-
-        ``beta1`` is ``betas[0]`` and so on; ``weight_decay`` is 0 unless it is decoupled.
-        """
-        fields = self.rule(group).hparams._fields
-        return self.rule(group).hparams(*(self._hyperparameter(group, name) for name in fields))
-
-    def _hyperparameter(self, group: Group, name: str) -> Any:
-        if name.startswith("beta") and name[4:].isdigit():
-            return group["betas"][int(name[4:]) - 1]
-        if name == "weight_decay" and not self._is_decoupled(group):
-            return 0.0
-        return group[name]
+        """Return the hyperparameters of the group's rule: see :func:`read_hparams`."""
+        return read_hparams(self.rule(group), group, self._is_decoupled(group))
 
     def _is_decoupled(self, group: Group) -> bool:
         if self.WEIGHT_DECAY == "switch":
@@ -107,11 +94,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return 0.0
 
     def group_options(self, group: Group, any_skips: bool) -> GroupOptions:
-        """Return the options of ``group`` as kernels need them.
-
-        Raises:
-            ValueError: the group has a ``max_grad_norm`` of its own.
-        """
+        """Return the options of ``group`` as kernels need them."""
         validation.check_max_grad_norm(group, self.max_grad_norm)
         l2 = 0.0 if self._is_decoupled(group) else group["weight_decay"]
         common = read_common_options(group, self.max_grad_norm, l2, any_skips)
@@ -123,21 +106,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         chosen = [group[name] for name in ("backend", "weights", "states", "count_stalled")]
         return (self.rule(group), *chosen, group["ema_decay"] is None)
 
-    # ---- results of the last step
-
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether GradScaler leaves unscaling and skipping to the step.
 
-        The step does both on the device. It asks for them where it clips, or where ``fused=True``
-        asks, as in torch: others may then not clip between backward and step, and trainers that do
-        refuse an optimizer that says so.
+        The step does both on the device, where it clips or, as in torch, where ``fused=True``
+        asks: trainers that clip between backward and step refuse an optimizer that says so.
         """
-        groups = self.param_groups
-        clips = self.max_grad_norm is not None or any(
-            group["max_grad_value"] is not None for group in groups
+        fused = any(
+            bool(group.get("fused")) or group["max_grad_value"] is not None
+            for group in self.param_groups
         )
-        return clips or any(bool(group.get("fused")) for group in groups)
+        return fused or self.max_grad_norm is not None
 
     @property
     def max_grad_norm(self) -> Any:
@@ -186,8 +166,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     def backend_used(self) -> str | None:
         """Backends of the last step, as in ``"reference, triton"``; None before the first."""
         return ", ".join(sorted({key.backend for key in self._engine.bucket_keys})) or None
-
-    # ---- torch.optim.Optimizer
 
     def to_torch(self) -> torch.optim.Optimizer:
         """Return the counterpart in ``torch.optim``: see :func:`fused_optim.to_torch`."""
@@ -323,8 +301,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not own.issuperset(params):
             raise KeyError("every parameter must be one of this optimizer's")
 
-    # ---- the average of the parameters
-
     def ema_parameters(self) -> Iterator[Tensor]:
         """Yield the averages, in the order of the parameters that have one."""
         return (average for _, average in self.ema_pairs())
@@ -342,18 +318,15 @@ class FusedOptimizer(torch.optim.Optimizer):
     def swap_ema(self) -> Iterator[None]:
         """Within this context the parameters are their averages.
 
-        Their own values are kept, which takes the memory of the parameters once more, and come back
-        at the exit; anything written to a parameter within is then lost. The state, and with it
-        ``state_dict()`` and ``ema_parameters()``, is the same within and without. A copy of the
-        optimizer (``deepcopy``, ``pickle``) has the own values.
+        Their own values are kept, in as much memory again, and come back at the exit; anything
+        written to a parameter within is lost. ``state_dict()``, ``ema_parameters()`` and copies of
+        the optimizer are the same within and without.
 
         Raises:
             RuntimeError: the context is entered twice, or ``step()`` is called within.
         """
         with self._swap.active_for(list(self._params()), self.state):
             yield
-
-    # ---- checkpoints and copies
 
     @override
     def state_dict(self, *, format: Literal["own", "torch"] = "own") -> dict[str, Any]:

@@ -11,14 +11,14 @@ def adam_scalars(hparams: AdamHparams, step: Tensor) -> AdamScalars:
     """Return the scalars of :func:`adam` and :func:`adam_amsgrad`."""
     decay = hparams.lr * hparams.weight_decay
     step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
-    inv_bias2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step))
+    inv_bias_correction2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step))
     return AdamScalars(
         decay=decay,
         beta1=hparams.beta1,
         weight1=1.0 - hparams.beta1,
         weight2=1.0 - hparams.beta2,
         step_size=step_size,
-        inv_bias2_sqrt=inv_bias2_sqrt,
+        inv_bias_correction2_sqrt=inv_bias_correction2_sqrt,
         eps=hparams.eps,
     )
 
@@ -28,7 +28,7 @@ def adam(p: Tensor, g: Tensor, state: State, s: AdamScalars) -> tuple[Tensor, St
     exp_avg, exp_avg_sq = state
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
     return decay(p, s.decay) - s.step_size * (exp_avg / denom), (exp_avg, exp_avg_sq)
 
 
@@ -38,7 +38,7 @@ def adam_amsgrad(p: Tensor, g: Tensor, state: State, s: AdamScalars) -> tuple[Te
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
     max_exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-    denom = sqrt_rn(max_exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    denom = sqrt_rn(max_exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
     p = decay(p, s.decay) - s.step_size * (exp_avg / denom)
     return p, (exp_avg, exp_avg_sq, max_exp_avg_sq)
 

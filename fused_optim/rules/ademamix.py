@@ -22,8 +22,8 @@ def ademamix_scalars(hparams: AdEMAMixHparams, step: Tensor) -> AdEMAMixScalars:
         weight1=1.0 - hparams.beta1,
         weight2=1.0 - hparams.beta2,
         weight3=1.0 - beta3,
-        inv_bias1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
-        inv_bias2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
+        inv_bias_correction1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
+        inv_bias_correction2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
         alpha=alpha,
         eps=hparams.eps,
     )
@@ -35,8 +35,8 @@ def ademamix(p: Tensor, g: Tensor, state: State, s: AdEMAMixScalars) -> tuple[Te
     exp_avg_fast = s.beta1 * exp_avg_fast + s.weight1 * g
     exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
-    numerator = s.inv_bias1 * exp_avg_fast + s.alpha * exp_avg_slow
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
+    numerator = s.inv_bias_correction1 * exp_avg_fast + s.alpha * exp_avg_slow
     return decay(p, s.decay) - s.lr * (numerator / denom), (exp_avg_fast, exp_avg_slow, exp_avg_sq)
 
 
@@ -45,7 +45,7 @@ def ademamix_slow(p: Tensor, g: Tensor, state: State, s: AdEMAMixScalars) -> tup
     exp_avg_slow, exp_avg_sq = state
     exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
     numerator = g + s.alpha * exp_avg_slow
     return decay(p, s.decay) - s.lr * (numerator / denom), (exp_avg_slow, exp_avg_sq)
 

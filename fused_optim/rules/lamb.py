@@ -12,8 +12,8 @@ def lamb_scalars(hparams: LAMBHparams, step: Tensor) -> LAMBScalars:
     return LAMBScalars(
         weight1=1.0 - hparams.beta1,
         weight2=1.0 - hparams.beta2,
-        inv_bias1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
-        inv_bias2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
+        inv_bias_correction1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
+        inv_bias_correction2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
         eps=hparams.eps,
         weight_decay=hparams.weight_decay,
         lr=hparams.lr,
@@ -30,7 +30,9 @@ def lamb_direction(
     exp_avg, exp_avg_sq = state
     exp_avg = decay(exp_avg, s.weight1) + s.weight1 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    update = (s.inv_bias1 * exp_avg) / (sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps)
+    update = (s.inv_bias_correction1 * exp_avg) / (
+        sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
+    )
     update = torch.where(s.weight_decay != 0, update + s.weight_decay * p, update)
     return update, exp_avg, exp_avg_sq
 

@@ -22,7 +22,7 @@ def nadam_scalars(
         lr=hparams.lr,
         grad_share=(1.0 - mu) / (1.0 - mu_product),
         avg_share=mu_next / (1.0 - mu_product * mu_next),
-        inv_bias2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
+        inv_bias_correction2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
         eps=hparams.eps,
     )
     return (mu_product,), s
@@ -33,7 +33,7 @@ def nadam(p: Tensor, g: Tensor, state: State, s: NAdamScalars) -> tuple[Tensor, 
     exp_avg, exp_avg_sq = state
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
     lookahead = s.grad_share * g + s.avg_share * exp_avg
     return decay(p, s.decay) - s.lr * (lookahead / denom), (exp_avg, exp_avg_sq)
 

@@ -10,9 +10,9 @@ from fused_optim.rules.common import Rule, State, decay, pow_int, sqrt_rn
 def radam_scalars(hparams: AdamHparams, step: Tensor) -> RAdamScalars:
     """Return the scalars of :func:`radam`: whether the variance is known, and its rectification."""
     power2 = pow_int(hparams.beta2, step)
-    bias2 = 1.0 - power2
+    bias_correction2 = 1.0 - power2
     rho_inf = 2.0 / (1.0 - hparams.beta2) - 1.0
-    rho = rho_inf - 2.0 * step * power2 / bias2
+    rho = rho_inf - 2.0 * step * power2 / bias_correction2
     tractable = rho > 5.0
     # 8 stands for any number above 4 where the rectification is not asked for
     length = torch.where(tractable, rho, 8.0)
@@ -20,7 +20,7 @@ def radam_scalars(hparams: AdamHparams, step: Tensor) -> RAdamScalars:
     rect = (length - 4.0) * (length - 2.0) * longest
     rect = sqrt_rn(rect / ((longest - 4.0) * (longest - 2.0) * length))
     step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
-    step_size = torch.where(tractable, step_size * rect * sqrt_rn(bias2), step_size)
+    step_size = torch.where(tractable, step_size * rect * sqrt_rn(bias_correction2), step_size)
     rectified = torch.where(tractable, 1.0, torch.zeros_like(rho))
     return RAdamScalars(
         decay=hparams.lr * hparams.weight_decay,

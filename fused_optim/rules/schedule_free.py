@@ -45,8 +45,8 @@ def schedule_free_adamw_scalars(
     hparams: ScheduleFreeAdamWHparams, step: Tensor, running: Running
 ) -> tuple[Running, ScheduleFreeAdamWScalars]:
     """Return the scalars of :func:`schedule_free_adamw` and :func:`schedule_free_adamw_decay`."""
-    bias2_sqrt = sqrt_rn(1.0 - pow_int(hparams.beta2, step))
-    rate = warmed_up(hparams.lr, step, hparams.warmup_steps) * bias2_sqrt
+    bias_correction2_sqrt = sqrt_rn(1.0 - pow_int(hparams.beta2, step))
+    rate = warmed_up(hparams.lr, step, hparams.warmup_steps) * bias_correction2_sqrt
     running, share = averaging(rate, step, hparams.r, hparams.weight_lr_power, running)
     y_rate = rate * (1.0 - hparams.beta1 * (1.0 - share))
     s = ScheduleFreeAdamWScalars(

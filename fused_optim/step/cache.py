@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from fused_optim.backends.base import BucketKey, GroupOptions
+from fused_optim.backends.rows import Row, RowTemplate
 from fused_optim.step.guards import (
     Group,
     GroupGuard,
@@ -22,7 +23,6 @@ from fused_optim.step.guards import (
     make_guard,
 )
 from fused_optim.step.plan import CachedInputs
-from fused_optim.step.rows import Row, RowTemplate
 
 KeyedRows = Sequence[tuple[BucketKey, Row]]
 

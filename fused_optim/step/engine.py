@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fused_optim import validation
 from fused_optim.backends.base import AmpState, BucketKey, CompileError
+from fused_optim.backends.rows import NoiseKey, Row, make_row
 from fused_optim.backends.select import resolve
 from fused_optim.formats import registry
 from fused_optim.formats.codecs import BLOCK
@@ -20,7 +21,6 @@ from fused_optim.step import scalar_state
 from fused_optim.step.cache import GroupReader, StepCache
 from fused_optim.step.guards import Group
 from fused_optim.step.plan import Plan, make_bucket_key
-from fused_optim.step.rows import NoiseKey, Row, make_row
 
 
 class Shard(NamedTuple):

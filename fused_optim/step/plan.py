@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
+from fused_optim.backends.rows import Row, RowTemplate
 from fused_optim.backends.select import make_runner
 from fused_optim.formats.codecs import Codec
 from fused_optim.rules.common import Rule
-from fused_optim.step.rows import Row, RowTemplate
 
 
 def is_aligned(columns: Sequence[Tensor]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fused_optim.kernels.signatures import CommonOptions
+from fused_optim.rules.common import Rule
 from fused_optim.step.guards import Group
 from fused_optim.validation import to_number
 
@@ -34,6 +35,20 @@ def read_common_options(
         seed=group["seed"],
     )
     return CommonOptions._make(map(read_option, options))
+
+
+def read_hparams(rule: Rule, group: Group, is_decoupled: bool) -> Any:
+    """Return the hyperparameters of ``rule``: options of the same names.
+
+    ``beta1`` is ``betas[0]`` and so on; ``weight_decay`` is 0 unless it is decoupled.
+    """
+
+    def read(name: str) -> Any:
+        if name.startswith("beta") and name[4:].isdigit():
+            return group["betas"][int(name[4:]) - 1]
+        return 0.0 if name == "weight_decay" and not is_decoupled else group[name]
+
+    return rule.hparams(*map(read, rule.hparams._fields))
 
 
 def read_option(value: Any) -> float | Tensor:

@@ -13,14 +13,14 @@ def adam_scalars(hparams, step):
     hparams = AdamHparams(*hparams)
     decay = hparams.lr * hparams.weight_decay
     step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
-    inv_bias2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step))
+    inv_bias_correction2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step))
     return AdamScalars(
         decay=decay,
         beta1=hparams.beta1,
         weight1=1.0 - hparams.beta1,
         weight2=1.0 - hparams.beta2,
         step_size=step_size,
-        inv_bias2_sqrt=inv_bias2_sqrt,
+        inv_bias_correction2_sqrt=inv_bias_correction2_sqrt,
         eps=hparams.eps,
     )
 
@@ -32,7 +32,7 @@ def adam(p, g, state, s):
     s = AdamScalars(*s)
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
     return decay(p, s.decay) - s.step_size * div_rn(exp_avg, denom), (exp_avg, exp_avg_sq)
 
 
@@ -46,6 +46,6 @@ def adam_amsgrad(p, g, state, s):
     # written this way round, a NaN on either side is kept, as torch.maximum does
     larger = (exp_avg_sq > max_exp_avg_sq) | (exp_avg_sq != exp_avg_sq)
     max_exp_avg_sq = tl.where(larger, exp_avg_sq, max_exp_avg_sq)
-    denom = sqrt_rn(max_exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    denom = sqrt_rn(max_exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
     p = decay(p, s.decay) - s.step_size * div_rn(exp_avg, denom)
     return p, (exp_avg, exp_avg_sq, max_exp_avg_sq)

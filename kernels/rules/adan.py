@@ -20,9 +20,9 @@ def adan_no_prox_scalars(hparams, step):
         beta2=hparams.beta2,
         weight2=1.0 - hparams.beta2,
         weight3=1.0 - hparams.beta3,
-        inv_bias1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
+        inv_bias_correction1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
         diff_share=hparams.beta2 / (1.0 - pow_int(hparams.beta2, step)),
-        inv_bias3_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta3, step)),
+        inv_bias_correction3_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta3, step)),
         eps=hparams.eps,
     )
 
@@ -55,7 +55,7 @@ def adan(p, g, state, s):
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_avg_diff = s.beta2 * exp_avg_diff + s.weight2 * diff
     exp_avg_sq = decay(exp_avg_sq, s.weight3) + (s.weight3 * lookahead) * lookahead
-    denom = sqrt_rn(exp_avg_sq) * s.inv_bias3_sqrt + s.eps
-    numerator = s.inv_bias1 * exp_avg + s.diff_share * exp_avg_diff
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction3_sqrt + s.eps
+    numerator = s.inv_bias_correction1 * exp_avg + s.diff_share * exp_avg_diff
     p = decay(p, s.decay) - s.lr * div_rn(numerator, denom)
     return p, (exp_avg, exp_avg_diff, exp_avg_sq, g)

@@ -23,7 +23,7 @@ def nadam_scalars(hparams, step, running):
         lr=hparams.lr,
         grad_share=(1.0 - mu) / (1.0 - mu_product),
         avg_share=mu_next / (1.0 - mu_product * mu_next),
-        inv_bias2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
+        inv_bias_correction2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
         eps=hparams.eps,
     )
     return (mu_product,), s
@@ -36,6 +36,6 @@ def nadam(p, g, state, s):
     s = NAdamScalars(*s)
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    denom = sqrt_rn(exp_avg_sq) * s.inv_bias2_sqrt + s.eps
+    denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
     lookahead = s.grad_share * g + s.avg_share * exp_avg
     return decay(p, s.decay) - s.lr * div_rn(lookahead, denom), (exp_avg, exp_avg_sq)

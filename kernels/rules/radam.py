@@ -12,9 +12,9 @@ def radam_scalars(hparams, step):
     """Return the scalars of :func:`radam`: whether the variance is known, and its rectification."""
     hparams = AdamHparams(*hparams)
     power2 = pow_int(hparams.beta2, step)
-    bias2 = 1.0 - power2
+    bias_correction2 = 1.0 - power2
     rho_inf = 2.0 / (1.0 - hparams.beta2) - 1.0
-    rho = rho_inf - 2.0 * step * power2 / bias2
+    rho = rho_inf - 2.0 * step * power2 / bias_correction2
     tractable = rho > 5.0
     # 8 stands for any number above 4 where the rectification is not asked for
     length = tl.where(tractable, rho, 8.0)
@@ -22,7 +22,7 @@ def radam_scalars(hparams, step):
     rect = (length - 4.0) * (length - 2.0) * longest
     rect = sqrt_rn(rect / ((longest - 4.0) * (longest - 2.0) * length))
     step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
-    step_size = tl.where(tractable, step_size * rect * sqrt_rn(bias2), step_size)
+    step_size = tl.where(tractable, step_size * rect * sqrt_rn(bias_correction2), step_size)
     rectified = tl.where(tractable, 1.0, rho * 0.0)
     return RAdamScalars(
         decay=hparams.lr * hparams.weight_decay,

@@ -4,8 +4,9 @@
 ``<Rule>Scalars`` are the numbers that its update takes for one parameter in one step, formed in
 float64 from the hyperparameters and the step and rounded once to the dtype of the arithmetic.
 Fields with a default are formed by the rule's reduction, from sums over the whole tensor, and come
-last. Names: ``weight<i>`` is ``1 - beta<i>``; ``inv_bias<i>`` is ``1 / (1 - beta<i> ** step)``, the
-bias correction of a moment estimate; ``decay`` is the share of the parameter that is subtracted.
+last. Names: ``weight<i>`` is ``1 - beta<i>``; ``inv_bias_correction<i>`` is
+``1 / (1 - beta<i> ** step)``, by which a moment estimate is corrected for its start at zero;
+``decay`` is the share of the parameter that weight decay subtracts.
 """
 
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ class AdamScalars(NamedTuple):
     weight1: Any
     weight2: Any
     step_size: Any
-    inv_bias2_sqrt: Any
+    inv_bias_correction2_sqrt: Any
     eps: Any
 
 
@@ -105,9 +106,9 @@ class AdanScalars(NamedTuple):
     beta2: Any
     weight2: Any
     weight3: Any
-    inv_bias1: Any
+    inv_bias_correction1: Any
     diff_share: Any
-    inv_bias3_sqrt: Any
+    inv_bias_correction3_sqrt: Any
     eps: Any
 
 
@@ -140,8 +141,8 @@ class AdEMAMixScalars(NamedTuple):
     weight1: Any
     weight2: Any
     weight3: Any
-    inv_bias1: Any
-    inv_bias2_sqrt: Any
+    inv_bias_correction1: Any
+    inv_bias_correction2_sqrt: Any
     alpha: Any
     eps: Any
 
@@ -181,8 +182,8 @@ class LAMBScalars(NamedTuple):
 
     weight1: Any
     weight2: Any
-    inv_bias1: Any
-    inv_bias2_sqrt: Any
+    inv_bias_correction1: Any
+    inv_bias_correction2_sqrt: Any
     eps: Any
     weight_decay: Any
     lr: Any
@@ -253,7 +254,7 @@ class NAdamScalars(NamedTuple):
     lr: Any
     grad_share: Any
     avg_share: Any
-    inv_bias2_sqrt: Any
+    inv_bias_correction2_sqrt: Any
     eps: Any
 
 

@@ -25,7 +25,7 @@ from fused_optim.backends.base import BucketKey
 from fused_optim.backends.constexprs import argument_types, constants
 from fused_optim.backends.triton import GEOMETRY, KERNELS, resolve
 from fused_optim.backends.triton import options as launch_options
-from fused_optim.formats.registry import PLAIN, formats
+from fused_optim.formats.registry import PLAIN, formats_for
 from fused_optim.rules.common import Rule
 
 # benchmarks/, beside tests/, has what reads the compiled code
@@ -73,7 +73,7 @@ def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], Buck
     """Formats by their names in fused_optim/formats.py, in tensors that are not small."""
 
     def kept_kind(rule: Rule) -> BucketKey:
-        codecs = formats(rule, param, False, weights, states)
+        codecs = formats_for(rule, param, False, weights, states)
         columns = [column for codec in codecs for column in codec.columns]
         dtypes = tuple(column.dtype or param for column in columns)
         return make_bucket_key(rule, param)._replace(codecs=codecs, dtypes=dtypes)
@@ -146,9 +146,9 @@ def compiled(
 ) -> CompiledKernel:
     """The kernel ``name`` for rows of ``kind``; ``changes`` are constexpr that are to differ."""
     signature, consts = _signature(kind, name), changed(kind, name, changes)
-    if name == "prepare" and kind.counter_dtype is None:
-        consts = {"counter_ptr": None, **consts}
-    if name == "update" and not kind.counts:
+    if name == "prepare" and kind.scalar_state_dtype is None:
+        consts = {"state_ptr": None, **consts}
+    if name == "update" and not kind.count_stalled:
         consts = {"count_ptr": None, **consts}
     # an argument that is None is one too
     signature |= dict.fromkeys(consts, "constexpr")
@@ -164,7 +164,7 @@ def compiled(
 @cache
 def made(build: Build) -> CompiledKernel:
     """The compiled kernel, once a process."""
-    return compiled(build.key, build.kernel, build.target)
+    return compiled(build.kind, build.kernel, build.target)
 
 
 # What the sweep over everything (python -m benchmarks.kernels --all) once found: ptxas spilled to
@@ -205,8 +205,8 @@ def few_builds() -> list[Build]:
         aligned = i % 2 == 0 or target.startswith("gfx")
         turn = Build(rule, formats[i % len(formats)], target, aligned)
         found.append(turn)
-        if RULES[rule].scalars not in formed:  # rules share them
-            formed.add(RULES[rule].scalars)
+        if RULES[rule].form_scalars not in formed:  # rules share them
+            formed.add(RULES[rule].form_scalars)
             found.append(turn._replace(format="fp32", kernel="prepare"))
         if RULES[rule].reduction is not None:
             found += [turn._replace(kernel=kernel) for kernel in ("reduce", "finalize")]
@@ -257,7 +257,7 @@ def _others() -> Iterator[Build]:
     measured = [rule for rule in RULES if RULES[rule].reduction is not None]
     for i, target in enumerate(targets):
         yield Build(measured[i % len(measured)], "fp32", target, kernel="finalize")
-    kinds = {name: Build("adam", name, "").key for name in FORMATS}
+    kinds = {name: Build("adam", name, "").kind for name in FORMATS}
     for target in targets:
         yield Build("adam", "fp64", target, kernel="prepare")
     # the norm reads one column, in vectors of the widest

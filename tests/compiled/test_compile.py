@@ -26,7 +26,7 @@ from versions import NEEDS_AMD_LINKER
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY
 
-OPTIONAL = ("partial_ptr", "scale_ptr", "found_ptr", "report_ptr")
+OPTIONAL = ("partial_ptr", "scale_ptr", "found_inf_ptr", "report_ptr")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -68,8 +68,8 @@ def test_few_builds_have_everything_once():
     assert {build.kernel for build in few} == set(KERNELS)
     begins = [build for build in few if build.kernel == "prepare"]
     assert {build.target for build in begins} == set(TARGETS)
-    formed = [RULES[build.rule].scalars for build in begins]
-    assert sorted(map(id, formed)) == sorted({id(rule.scalars) for rule in RULES.values()})
+    formed = [RULES[build.rule].form_scalars for build in begins]
+    assert sorted(map(id, formed)) == sorted({id(rule.form_scalars) for rule in RULES.values()})
 
 
 def test_every_kernel_is_built_for_every_target():

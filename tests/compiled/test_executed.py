@@ -17,7 +17,7 @@ from models import give, parameters, state_of, values
 from versions import NEEDS_DENORMALS
 
 import fused_optim
-from fused_optim.kernels.rules.common import divide, root
+from fused_optim.kernels.rules.common import div_rn, sqrt_rn
 from fused_optim.kernels.update import update
 from fused_optim.rules import common as host
 
@@ -137,8 +137,8 @@ def test_a_step_of_200_tensors_in_3_groups_is_3_launches_of_the_driver():
 def divided(x_ptr, y_ptr, quotient_ptr, root_ptr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     x, y = tl.load(x_ptr + i), tl.load(y_ptr + i)
-    tl.store(quotient_ptr + i, divide(x, y))
-    tl.store(root_ptr + i, root(x))
+    tl.store(quotient_ptr + i, div_rn(x, y))
+    tl.store(root_ptr + i, sqrt_rn(x))
 
 
 @NEEDS_DENORMALS
@@ -150,7 +150,7 @@ def test_division_and_root_of_denormals(device):
     with device.on():
         divided[(1,)](*args, BLOCK=128, enable_fp_fusion=False)
     assert_same_bits("quotients", args[2].cpu(), x / y)
-    assert_same_bits("roots", args[3].cpu(), host.root(x))
+    assert_same_bits("roots", args[3].cpu(), host.sqrt_rn(x))
 
 
 def test_options_and_sizes_compile_nothing(device):

@@ -12,13 +12,13 @@ from models import RULES
 
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, OPTIONS, CachedKernel, resolve
-from fused_optim.kernels.prepare import begin
+from fused_optim.kernels.prepare import prepare
 
 ARGUMENTS = list(itertools.product([True, False], [True, False], [1, 16, 17]))
 
 
 def arguments(device, there, aligned, rows):
-    """Those of the kernel begin without a norm and without counters."""
+    """Those of the kernel prepare without a norm and without counters."""
     memory = torch.zeros(64, dtype=torch.float32, device=device)
     found_inf = memory[0 if aligned else 1 :][:1] if there else None
     groups = torch.zeros(rows, 2, dtype=torch.int32, device=device)
@@ -33,14 +33,14 @@ def test_the_kernel_is_tritons_choice(device, monkeypatch):
         **resolve(constants(make_bucket_key(rule, torch.float32), GEOMETRY)["prepare"]),
         **OPTIONS,
     }
-    ready, launched = CachedKernel(begin, fixed), []
+    ready, launched = CachedKernel(prepare, fixed), []
     with device.on():
         made = [arguments(device.torch, *which) for which in ARGUMENTS]
         for args in made:  # Triton launches each sort of arguments once
             ready.launch(1, *args)
-        chosen = [begin.warmup(*args, grid=(1,), **fixed) for args in made]
+        chosen = [prepare.warmup(*args, grid=(1,), **fixed) for args in made]
         assert len(set(map(id, chosen))) == len(ready.compiled) == 3
-        monkeypatch.setattr(type(begin), "run", lambda *args, **options: pytest.fail("by Triton"))
+        monkeypatch.setattr(type(prepare), "run", lambda *args, **options: pytest.fail("by Triton"))
         kernel = type(chosen[0])
         original = kernel.__getitem__
         spy = lambda self, grid: launched.append(self) or original(self, grid)  # noqa: E731

@@ -38,7 +38,7 @@ from fused_optim.backends.triton import CachedKernel
 
 pytestmark = needs_compiler
 # what lives on from step to step
-TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "hyper_ptr", "counter_ptr"]
+TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "option_ptr", "state_ptr"]
 
 
 @contextlib.contextmanager
@@ -114,9 +114,9 @@ def test_arguments_that_are_none(stub):
             pair.step()
             pair.check(driver)
     found = [[argument.name for argument in launch.arguments] for launch in driver.launches]
-    rest = ["group_ptr", "hyper_ptr", "scalar_ptr", "report_ptr", "partials", "n_rows"]
+    rest = ["group_ptr", "option_ptr", "scalar_ptr", "report_ptr", "partials", "n_rows"]
     update = ["table_ptr", "first_ptr", "span_ptr", "scalar_ptr"]
-    assert found == [["counter_ptr", *rest], update, rest, update]
+    assert found == [["state_ptr", *rest], update, rest, update]
     for launch in driver.launches:
         assert_packed(launch)
 
@@ -148,10 +148,10 @@ def test_a_grad_scaler(stub):
         assert_packed(launch)
     found = [[argument.name for argument in begin.arguments] for begin in driver.launches[1::3]]
     scaled, plain = found[2], found[3]
-    assert scaled == [*plain[:4], "scale_ptr", "found_ptr", *plain[4:]]
+    assert scaled == [*plain[:4], "scale_ptr", "found_inf_ptr", *plain[4:]]
     assert [[name for name in scaled if name not in other] for other in found[3:]] == [
-        ["scale_ptr", "found_ptr"],
-        ["found_ptr"],
+        ["scale_ptr", "found_inf_ptr"],
+        ["found_inf_ptr"],
         ["scale_ptr"],
     ]
 

@@ -56,7 +56,7 @@ def test_conflicts_are_found(blocks, kept, monkeypatch):
             found = found or footprint.settle()
         found = found or footprint.check()
         assert (found is not None) == conflicts(instructions), instructions
-        seen.add(found and found.key)
+        seen.add(found and found.kind)
         if found and kept:
             check_witness(found, instructions)
     assert len(seen) == (3 if blocks > 1 else 2)
@@ -79,7 +79,7 @@ def check_witness(found, instructions):
     write, size, addresses, threads = instructions[found.line]
     start = int(addresses[threads == found.thread][0])
     assert start <= found.address < start + size
-    assert write == (found.key == "two threads write one address")
+    assert write == (found.kind == "two threads write one address")
     write, size, addresses, threads = instructions[found.other_line]
     assert write
     assert ((addresses <= found.address) & (found.address < addresses + size)).any()

@@ -34,11 +34,11 @@ def adamw_chunk(row_ptr, offs, mask, h, LOW: tl.constexpr, VECTOR: tl.constexpr)
     p = tl.load(p_ptr, mask=mask).to(tl.float32)
     g = tl.load(column(row_ptr, 1, LOW, VECTOR) + offs, mask=mask).to(tl.float32)
     m, v = tl.load(m_ptr, mask=mask), tl.load(v_ptr, mask=mask)
-    decay, weight1, weight2, step_size, inv_bias2_sqrt, eps = h
+    decay, weight1, weight2, step_size, inv_bias_correction2_sqrt, eps = h
     p = p * decay
     m = m + weight1 * (g - m)
     v = v + weight2 * (g * g - v)
-    p = p - step_size * tl.div_rn(m, tl.sqrt_rn(v) * inv_bias2_sqrt + eps)
+    p = p - step_size * tl.div_rn(m, tl.sqrt_rn(v) * inv_bias_correction2_sqrt + eps)
     tl.store(p_ptr, p.to(LOW), mask=mask)
     tl.store(m_ptr, m, mask=mask)
     tl.store(v_ptr, v, mask=mask)
@@ -89,11 +89,11 @@ def launch_adamw(rows, dtype, vector=4):
 def adamw_in_numpy(row):
     """The same update, one float32 operation at a time."""
     p, g, m, v = (x.float().numpy().copy() for x in row)
-    decay, weight1, weight2, step_size, inv_bias2_sqrt, eps = SCALARS
+    decay, weight1, weight2, step_size, inv_bias_correction2_sqrt, eps = SCALARS
     p = p * decay
     m = m + weight1 * (g - m)
     v = v + weight2 * (g * g - v)
-    p = p - step_size * (m / (np.sqrt(v) * inv_bias2_sqrt + eps))
+    p = p - step_size * (m / (np.sqrt(v) * inv_bias_correction2_sqrt + eps))
     return torch.from_numpy(p).to(row[0].dtype), row[1], torch.from_numpy(m), torch.from_numpy(v)
 
 

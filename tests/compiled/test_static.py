@@ -35,7 +35,7 @@ def _flushing_is_known():
 
 
 def facts(build: Build) -> Facts:
-    return Facts(made(build), build.kernel, build.target, build.key)
+    return Facts(made(build), build.kernel, build.target, build.kind)
 
 
 BUILDS = {

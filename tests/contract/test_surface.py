@@ -31,10 +31,10 @@ def described(groups):
 def test_signature(case):
     """torch's arguments in torch's order, then ours by keyword."""
     mine, theirs = (list(inspect.signature(c).parameters.values()) for c in (case.fused, case.peer))
-    assert [(p.name, p.default, p.key) for p in mine[: len(theirs)]] == [
-        (p.name, p.default, p.key) for p in theirs
+    assert [(p.name, p.default, p.kind) for p in mine[: len(theirs)]] == [
+        (p.name, p.default, p.kind) for p in theirs
     ]
-    assert [p.key for p in mine[len(theirs) :]] == [inspect.Parameter.VAR_KEYWORD]
+    assert [p.kind for p in mine[len(theirs) :]] == [inspect.Parameter.VAR_KEYWORD]
 
 
 @pytest.mark.point("signature")
@@ -43,7 +43,7 @@ def test_positional_arguments(case):
     positional = [
         p.default
         for p in inspect.signature(case.peer).parameters.values()
-        if p.key is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
+        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
     ]
     param = torch.zeros(2, requires_grad=True)
     positional[0] = 0.125

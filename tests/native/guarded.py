@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from native.kernels import Case, loaded, run
 
-from fused_optim.backends.base import NUM_COMMON_SCALARS, BucketKey
+from fused_optim.backends.base import BucketKey
 from fused_optim.backends.kernel_runner import chunk_maps
 from fused_optim.backends.native.executor import GEOMETRY
+from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 
 LENGTHS = [*range(1, 66), 127, 128, 4095, 4096, 4097, 8192 + 77]
-PAGES = 18  # of data: the longest row in float64, and more
+RULE_MODULES = 18  # of data: the longest row in float64, and more
 FILL = 0xA5
 NO_ACCESS = 0  # PROT_NONE
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -31,7 +32,7 @@ class Guarded:
     """Memory between two pages that nothing may touch."""
 
     def __init__(self) -> None:
-        size, page = (PAGES + 2) * mmap.PAGESIZE, mmap.PAGESIZE
+        size, page = (RULE_MODULES + 2) * mmap.PAGESIZE, mmap.PAGESIZE
         self.memory = mmap.mmap(-1, size)
         whole = np.frombuffer(self.memory, np.uint8)
         self.data = whole[page:-page]
@@ -78,7 +79,7 @@ class Launch:
 
     def elements(self, case: Case, level: str, numel: int, lie: int) -> None:
         """One row through a kernel that goes through elements."""
-        kind = case.key
+        kind = case.kind
         firsts, spans = chunk_maps([numel + lie], GEOMETRY)
         addresses = [self.put(column) for column in columns(kind, numel)]
         table = self.put(np.array([[numel + lie, 5, *addresses]], np.int64))
@@ -87,7 +88,7 @@ class Launch:
         if case.kernel == "norm":
             arguments += [self.put(np.zeros((chunks, 2))), chunks]
         else:
-            scalars = np.full(NUM_COMMON_SCALARS + len(kind.rule.h._fields), 0.125)
+            scalars = np.full(len(CommonScalars._fields) + len(kind.rule.scalars._fields), 0.125)
             scalars[0] = 0  # not skipped
             arguments.append(self.put(scalars.astype(str(kind.compute)[6:])))
         if case.kernel == "reduce":
@@ -96,7 +97,7 @@ class Launch:
 
     def begin(self, case: Case, level: str, rows: int, partials: int, lie: int) -> None:
         """Some rows through begin."""
-        rule = case.key.rule
+        rule = case.kind.rule
         counters = len(rule.scalar_state)
         count = self.put(np.full(rows * max(counters, 1), 3.0, np.float32))
         addresses = count + 4 * np.arange(rows * counters, dtype=np.int64)
@@ -104,10 +105,12 @@ class Launch:
             self.put(np.zeros((partials, 2))),
             *([self.put(addresses)] if counters else []),
             self.put(np.zeros((rows, 2), np.int32)),
-            self.put(np.full((1, 9 + len(rule.hyper._fields)), 0.125)),
+            self.put(np.full((1, len(CommonOptions._fields) + len(rule.hparams._fields)), 0.125)),
             self.put(np.ones(1, np.float32)),
             self.put(np.zeros(1, np.float32)),
-            self.put(np.zeros((rows, NUM_COMMON_SCALARS + len(rule.h._fields)), np.float32)),
+            self.put(
+                np.zeros((rows, len(CommonScalars._fields) + len(rule.scalars._fields)), np.float32)
+            ),
             self.put(np.zeros(3)),
         ]
         programs = -(-(rows + lie) // GEOMETRY.rows)
@@ -115,13 +118,15 @@ class Launch:
 
     def finish(self, case: Case, level: str, rows: int, chunks: int, lie: int) -> None:
         """Some rows, of so many chunks each, through finish."""
-        rule, width = case.key.rule, 2 + len(case.key.dtypes)
+        rule, width = case.kind.rule, 2 + len(case.kind.dtypes)
         sums = np.ones((rows * chunks, rule.reduction.num_sums))
         arguments = [
             self.put(np.ones((rows, width), np.int64)),
             self.put(np.arange(rows + 1, dtype=np.int64) * chunks),
             self.put(sums),
-            self.put(np.ones((rows, NUM_COMMON_SCALARS + len(rule.h._fields)), np.float32)),
+            self.put(
+                np.ones((rows, len(CommonScalars._fields) + len(rule.scalars._fields)), np.float32)
+            ),
         ]
         run(loaded(case, level), *arguments, programs=rows + lie)
 

@@ -8,7 +8,8 @@ import torch
 from compiled.build import FORMATS
 from models import RULES
 
-from fused_optim.backends.base import BucketKey, triton
+from fused_optim.backends import triton
+from fused_optim.backends.base import BucketKey
 from fused_optim.backends.constexprs import argument_types, constants
 from fused_optim.backends.native import codegen, frontend
 from fused_optim.backends.native.executor import GEOMETRY
@@ -60,8 +61,8 @@ def some() -> list[Case]:
 
 def source(kind: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """What Triton compiles, as the executor asks for it."""
-    absent = ["counter_ptr"] if kernel == "prepare" and kind.counter_dtype is None else []
-    absent += ["count_ptr"] if kernel == "update" and not kind.counts else []
+    absent = ["state_ptr"] if kernel == "prepare" and kind.scalar_state_dtype is None else []
+    absent += ["count_ptr"] if kernel == "update" and not kind.count_stalled else []
     function, types = triton.KERNELS[kernel], argument_types(kind.compute)
     names = [p.name for p in function.params if not p.is_constexpr and p.name not in absent]
     consts = triton.resolve(constants(kind, GEOMETRY)[kernel])
@@ -71,7 +72,7 @@ def source(kind: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str,
 @cache
 def text(case: Case) -> str:
     """The TTIR of a kernel, by the Triton that is installed."""
-    return frontend.make_ttir(*source(case.key, case.kernel))
+    return frontend.make_ttir(*source(case.kind, case.kernel))
 
 
 def ir(function: Function, level: str) -> str:

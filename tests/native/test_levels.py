@@ -12,10 +12,10 @@ import pytest
 import torch
 from native.kernels import HERE, PER_TENSOR, Case, covering, loaded, run
 
-from fused_optim.backends.base import NUM_COMMON_SCALARS
 from fused_optim.backends.kernel_runner import chunk_maps
 from fused_optim.backends.native import levels
 from fused_optim.backends.native.executor import GEOMETRY
+from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, torch.inf, -torch.inf, torch.nan, 1.0]
 NUMEL = 4096 + 77  # a whole chunk, a block and a tail
@@ -41,15 +41,15 @@ def columns(kind):
 
 def executed(case, level):
     """All that a kernel writes for one row."""
-    kind, tensors = case.key, columns(case.key)
+    kind, tensors = case.kind, columns(case.kind)
     firsts, spans = (torch.from_numpy(a) for a in chunk_maps([NUMEL], GEOMETRY))
     chunks = int(firsts[-1])
     table = torch.tensor([[NUMEL, 5, *[tensor.data_ptr() for tensor in tensors]]])
     scalars = torch.full(
-        (NUM_COMMON_SCALARS + len(kind.rule.h._fields),), 0.125, dtype=kind.compute
+        (len(CommonScalars._fields) + len(kind.rule.scalars._fields),), 0.125, dtype=kind.compute
     )
     # not skipped, average, keys; factor, limit, L2, L1
-    scalars[:NUM_COMMON_SCALARS] = torch.tensor([0, 0.5, 123, 456, 0.75, 2.0, 0.25, 0.125])
+    scalars[: len(CommonScalars._fields)] = torch.tensor([0, 0.5, 123, 456, 0.75, 2.0, 0.25, 0.125])
     if case.kernel == "norm":
         out = torch.zeros(chunks, 2, dtype=torch.float64)
         run(loaded(case, level), table, firsts, spans, out, chunks, programs=chunks)
@@ -91,17 +91,20 @@ def test_all_levels_give_the_same_bits(case):
 def begun(rule, level):
     """What begin and finish leave behind for 21 rows."""
     case = Case("prepare", rule, "fp32")
-    kind, generator = case.key, torch.Generator().manual_seed(0)
+    kind, generator = case.kind, torch.Generator().manual_seed(0)
     rows, counters = 21, len(kind.rule.scalar_state)
     counts = torch.arange(1, 1 + rows * max(counters, 1)).float()
     partials = torch.rand(130, 2, generator=generator, dtype=torch.float64)
     partials[:, 1] = 0
     hyper = torch.rand(
-        3, 9 + len(kind.rule.hyper._fields), generator=generator, dtype=torch.float64
+        3,
+        len(CommonOptions._fields) + len(kind.rule.hparams._fields),
+        generator=generator,
+        dtype=torch.float64,
     )
     hyper[:, -1] = hyper[:, 8] = torch.tensor([0, 7, 1 << 40])
     groups = torch.stack([torch.arange(rows) % 3, torch.arange(rows)], 1).int()
-    scalars = torch.zeros(rows, NUM_COMMON_SCALARS + len(kind.rule.h._fields))
+    scalars = torch.zeros(rows, len(CommonScalars._fields) + len(kind.rule.scalars._fields))
     report, one, zero = torch.zeros(3, dtype=torch.float64), torch.ones(1), torch.zeros(1)
     addresses = counts.data_ptr() + 4 * torch.arange(rows * counters)
     tables = [*([addresses] if counters else []), groups, hyper, one, zero, scalars, report]

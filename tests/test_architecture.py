@@ -1,0 +1,169 @@
+"""The architecture: imports in one direction, equal functions in torch and Triton, short files."""
+
+import ast
+import importlib
+import inspect
+import types
+from pathlib import Path
+
+import pytest
+import triton
+from models import RULE_MODULES, RULES
+
+import fused_optim
+from fused_optim.backends.triton import kernel_counterpart
+from fused_optim.formats import codecs, registry, stochastic_rounding
+
+ROOT = Path(__file__).parent.parent
+# the modules and packages of the project that each may import, besides itself
+MAY_IMPORT = {
+    "fused_optim/rules": {"rules", "kernels"},
+    "fused_optim/private_api.py": set(),
+    "fused_optim/formats": {"formats", "options", "rules"},
+    "fused_optim/options.py": set(),
+    "fused_optim/validation.py": {"formats", "options", "private_api", "rules"},
+    "fused_optim/backends": {"backends", "formats", "kernels", "private_api", "rules"},
+    "fused_optim/step": {
+        "_host",
+        "backends",
+        "formats",
+        "kernels",
+        "private_api",
+        "rules",
+        "step",
+        "validation",
+    },
+    "fused_optim/optimizers": {
+        "backends",
+        "formats",
+        "optimizers",
+        "options",
+        "private_api",
+        "rules",
+        "step",
+        "validation",
+    },
+    "fused_optim/memory_estimate.py": {"optimizers", "step"},
+    "fused_optim/__init__.py": {"memory_estimate", "optimizers", "options"},
+    "kernels": {"kernels"},
+}
+
+
+def list_imports(path):
+    """Yield the full name of everything that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_run_one_way(module):
+    path = ROOT / module
+    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        own = [name.split(".") for name in list_imports(file) if name.startswith("fused_optim.")]
+        imported = {parts[1] for parts in own}
+        assert imported <= MAY_IMPORT[module], f"{file.relative_to(ROOT)} imports {imported}"
+
+
+def list_module_imports(path, name):
+    """Return the modules of the package that ``path`` imports when it is itself imported."""
+    tree = ast.parse(path.read_text())
+    nodes = [n for n in tree.body if isinstance(n, ast.ImportFrom | ast.Import)]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found - {name}
+
+
+def test_no_module_imports_itself_through_others():
+    files = [p for p in (ROOT / "fused_optim").rglob("*.py") if p.name != "__init__.py"]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    graph = {n: list_module_imports(path, n) & names.keys() for n, path in names.items()}
+    while leaves := [name for name, imports in graph.items() if not imports]:
+        for name in leaves:
+            del graph[name]
+        graph = {name: imports - set(leaves) for name, imports in graph.items()}
+    assert not graph, f"these import each other: {sorted(graph)}"
+
+
+def test_every_module_has_a_direction():
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "fused_optim").glob("*.py")}
+    assert files <= set(MAY_IMPORT)
+
+
+def test_device_code_imports_only_triton():
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
+        allowed = ("triton", "fused_optim.kernels", "typing")
+        others = [name for name in list_imports(path) if not name.startswith(allowed)]
+        assert not others, f"{path.name} imports {others}"
+
+
+def test_files_are_short():
+    for folder in ("fused_optim", "kernels", "tests", "ci", "examples", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            assert len(path.read_text().splitlines()) < 400, path
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_triton_counterpart(name):
+    rule = RULES[name]
+    functions = [rule.update, rule.form_scalars]
+    if rule.reduction is not None:
+        functions += [rule.reduction.map, rule.reduction.finalize]
+    for ours in functions:
+        theirs = kernel_counterpart(ours)
+        assert inspect.getdoc(ours).splitlines()[0] == inspect.getdoc(theirs.fn).splitlines()[0]
+
+
+def list_functions(module, kind):
+    """Return the names of the functions that a module defines, in order."""
+    own = [
+        (name, f)
+        for name, f in vars(module).items()
+        if isinstance(f, kind) and getattr(f, "fn", f).__module__ == module.__name__
+    ]
+    return [name for name, _ in own]
+
+
+@pytest.mark.parametrize(
+    "module", [*RULE_MODULES, stochastic_rounding], ids=lambda module: module.__name__
+)
+def test_counterparts_have_one_order(module):
+    name = module.__name__.replace("fused_optim.", "fused_optim.kernels.")
+    device = list_functions(importlib.import_module(name), triton.JITFunction)
+    ours = [n for n in list_functions(module, types.FunctionType) if n != "_shifted"]
+    assert [n for n in device if n != "div_rn"] == ours
+
+
+def test_every_format_is_in_torch_and_triton():
+    weights = {codec for codec, _ in registry.WEIGHTS.values()}
+    every = weights.union(*registry.STATES.values())
+    named = {f.__name__ for codec in every for f in (codec.load, codec.store)}
+    functions = list_functions(codecs, types.FunctionType)
+    ours = [name for name in functions if name.startswith(("load", "store"))]
+    counterpart = importlib.import_module("fused_optim.kernels.formats.codecs")
+    device = list_functions(counterpart, triton.JITFunction)
+    helpers = {"load_scales", "store_scales"}
+    assert [n for n in device if n.startswith(("load", "store")) and n not in helpers] == ours
+    assert named == set(ours), "a format without a name cannot be chosen"
+    constants = (counterpart.BLOCK.value, counterpart.INFINITY.value)
+    assert constants == (codecs.BLOCK, codecs.INFINITY)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_names_its_own_states_and_hyperparameters(name):
+    rule = RULES[name]
+    assert {*dict(rule.nonnegative), *rule.fp32_keys} <= set(rule.state_keys)
+    assert {option for _, option in rule.nonnegative} <= {None, *rule.hparams._fields}
+    # kernels store the scalars of a reduction behind the others
+    late = list(rule.scalars._field_defaults)
+    assert list(rule.scalars._fields[rule.num_elementwise_scalars :]) == late
+    assert bool(late) == (rule.reduction is not None)
+
+
+def test_public_names_are_documented():
+    for name in set(fused_optim.__all__) - {"Additions", "Memory"}:
+        assert "Source:" in inspect.getdoc(getattr(fused_optim, name))
