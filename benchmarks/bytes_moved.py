@@ -65,7 +65,7 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
 
     The norm is another read of the gradients; clipping by it happens inside the update.
     """
-    plan, steps = optimizer._plan, []
+    plan, steps = optimizer._engine.plan, []
     original = plan.step
 
     def watched(rows: Any, options: Any, measure: bool, scaler: Any) -> Any:

@@ -22,10 +22,11 @@ from torch.nn import Parameter
 
 from fused_optim import SGD, AdamW, memory
 from fused_optim.formats import codecs
-from fused_optim.formats.codecs import Codec, Column, Columns, Small
+from fused_optim.formats.codecs import Codec, Columns, ColumnSpec, MiniFloat
 from fused_optim.formats.conversion import decoded, encoded
 from fused_optim.formats.registry import WEIGHTS
 from fused_optim.formats.stochastic_rounding import Noise
+from fused_optim.formats.weights import load_weight
 
 RESULTS = Path(__file__).parent / "results"
 BF16 = torch.bfloat16
@@ -41,14 +42,14 @@ PRESETS = {
     "fp32 parameters, int8 states": (torch.float32, "plain", "int8"),
 }
 SIGNED = {
-    "e2m5": Small(5, 3, 0x7E, True),
+    "e2m5": MiniFloat(5, 3, 0x7E, True),
     "e3m4 (int8)": codecs.E3M4,
     "e4m3 (fp8)": codecs.E4M3,
 }
 UNSIGNED = {
-    "e3m5": Small(5, 7, 0xFE, False),
+    "e3m5": MiniFloat(5, 7, 0xFE, False),
     "e4m4 (int8)": codecs.E4M4,
-    "e5m3": Small(3, 31, 0xFE, False),
+    "e5m3": MiniFloat(3, 31, 0xFE, False),
     "e5m2 (fp8)": codecs.E5M2,
 }
 ELEMENTS, STEPS = 1 << 14, 200
@@ -82,14 +83,14 @@ def small_steps() -> list[dict[str, Any]]:
             for _ in range(1000):
                 param.grad = torch.full_like(param, gradient)
                 optimizer.step()
-            weight = optimizer._weight(param).double()
+            weight = load_weight(optimizer.state.get(param, {}), param).double()
             value = weight if key == "decayed" else 1.0 - weight
             found |= {key: value.mean().item(), f"{key}_std": value.std().item()}
         rows.append(found)
     return rows
 
 
-def kept_in(small: Small | None) -> Callable[[Tensor], Tensor]:
+def kept_in(small: MiniFloat | None) -> Callable[[Tensor], Tensor]:
     """What is left of a value that is kept in this format."""
     if small is None:
         return lambda value: value
@@ -100,7 +101,7 @@ def kept_in(small: Small | None) -> Callable[[Tensor], Tensor]:
     def load(columns: Columns, compute: torch.dtype) -> Tensor:
         return codecs._dequantize(columns, small)
 
-    columns = (Column(dtype=torch.uint8), Column("_scale", torch.uint8, codecs.BLOCK))
+    columns = (ColumnSpec(dtype=torch.uint8), ColumnSpec("_scale", torch.uint8, codecs.BLOCK))
     codec = Codec(load, store, columns, keyed=True)
     step = 0
 
@@ -114,7 +115,9 @@ def kept_in(small: Small | None) -> Callable[[Tensor], Tensor]:
     return kept
 
 
-def error_of_updates(first: Small | None, second: Small | None, sigma: float) -> dict[str, float]:
+def error_of_updates(
+    first: MiniFloat | None, second: MiniFloat | None, sigma: float
+) -> dict[str, float]:
     """Adam's update, moments kept so, beside that of exact moments.
 
     Gradients are normal with a standard deviation of 1e-3 times a lognormal factor of their own;
@@ -144,7 +147,7 @@ def error_of_updates(first: Small | None, second: Small | None, sigma: float) ->
 
 def errors() -> list[dict[str, Any]]:
     """All candidates, with the other moment exact; and the pairs that were chosen."""
-    choices: list[tuple[str, Small | None, Small | None]] = []
+    choices: list[tuple[str, MiniFloat | None, MiniFloat | None]] = []
     choices += [(f"exp_avg in {name}", small, None) for name, small in SIGNED.items()]
     choices += [(f"exp_avg_sq in {name}", None, small) for name, small in UNSIGNED.items()]
     choices += [("states='int8'", codecs.E3M4, codecs.E4M4)]
@@ -189,7 +192,7 @@ simulated, not timed.
 
 `moved`: each column read and written once, the gradient read once, and once more for the norm.
 
-## Small steps: a bf16 weight of 1
+## MiniFloat steps: a bf16 weight of 1
 
 {table(STEPS_HEAD, steps)}
 

@@ -118,7 +118,7 @@ def prepare(
         ema_weight=tl.where(step == 1, 1.0, 1.0 - options.ema_decay),
         key_low=key_low,
         key_high=key_high,
-        factor=options.sign * (clip_factor(norm, options.max_grad_norm) * unscale),
+        factor=options.grad_sign * (clip_factor(norm, options.max_grad_norm) * unscale),
         max_grad_value=options.max_grad_value,
         l2=options.l2,
         l1=options.l1,

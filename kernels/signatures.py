@@ -10,7 +10,7 @@ class CommonOptions(NamedTuple):
     """Options of a parameter group that do not depend on its rule, float64 on the device.
 
     Attributes:
-        sign: 1, or -1 to maximize.
+        grad_sign: 1, or -1 to maximize.
         max_grad_norm: bound on the norm over all gradients; infinity for none.
         max_grad_value: bound on the magnitude of each element; infinity for none.
         l2: weight of the parameter in the gradient.
@@ -21,7 +21,7 @@ class CommonOptions(NamedTuple):
         seed: seed of stochastic rounding.
     """
 
-    sign: Any
+    grad_sign: Any
     max_grad_norm: Any
     max_grad_value: Any
     l2: Any

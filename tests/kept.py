@@ -5,11 +5,12 @@ from models import give, parameters, values
 from torch import Tensor
 
 from fused_optim import AdamW
+from fused_optim.formats.weights import load_weight
 
 
 def weight(optimizer: torch.optim.Optimizer, param: Tensor) -> Tensor:
     """The parameter with what stands beside it, in float32."""
-    return optimizer._weight(param).float()
+    return load_weight(optimizer.state.get(param, {}), optimizer._swap.own_value(param)).float()
 
 
 def trained(start, grads, options, fused=AdamW, **more):

@@ -103,7 +103,7 @@ def test_swap_ema(backend):
             assert torch.equal(params[1], before[1])
             with pytest.raises(RuntimeError, match="swap_ema"):
                 optimizer.step()
-            with pytest.raises(RuntimeError, match="entered already"), optimizer.swap_ema():
+            with pytest.raises(RuntimeError, match="active already"), optimizer.swap_ema():
                 pass
             raise KeyError
 

@@ -112,7 +112,7 @@ def test_every_rule_has_a_triton_counterpart(name):
     rule = RULES[name]
     functions = [rule.update, rule.form_scalars]
     if rule.reduction is not None:
-        functions += [rule.reduction.map, rule.reduction.finalize]
+        functions += [rule.reduction.map_fn, rule.reduction.finalize_fn]
     for ours in functions:
         theirs = kernel_counterpart(ours)
         assert inspect.getdoc(ours).splitlines()[0] == inspect.getdoc(theirs.fn).splitlines()[0]
@@ -159,7 +159,7 @@ def test_a_rule_names_its_own_states_and_hyperparameters(name):
     assert {*dict(rule.nonnegative), *rule.fp32_keys} <= set(rule.state_keys)
     assert {option for _, option in rule.nonnegative} <= {None, *rule.hparams._fields}
     # kernels store the scalars of a reduction behind the others
-    late = list(rule.scalars._field_defaults)
+    late = list(rule.form_scalars._field_defaults)
     assert list(rule.scalars._fields[rule.num_elementwise_scalars :]) == late
     assert bool(late) == (rule.reduction is not None)
 

@@ -85,7 +85,9 @@ def test_an_edit_costs_no_full_step(backend, monkeypatch):
         with torch.no_grad():
             params[0].mul_(0.5)
         if step == 0:
-            monkeypatch.setattr(optimizer, "_update_anew", lambda *_: pytest.fail("a full step"))
+            monkeypatch.setattr(
+                optimizer._engine, "_full_step", lambda *_: pytest.fail("a full step")
+            )
 
 
 def test_shards_keep_what_the_whole_keeps():
@@ -140,7 +142,7 @@ def test_the_step_goes_on_from_what_was_written(name, backend):
     with torch.no_grad():
         params[0].copy_(new)
     give(params, grads[2])
-    optimizer.prepared()
+    optimizer._engine.prepare_rows(optimizer)
     assert_same_bits("parameter", params[0].detach(), new)
     found = weight(optimizer, params[0])
     zero, finite = new == 0, new.isfinite()

@@ -108,7 +108,7 @@ def test_a_run_can_change_its_format(source, target):
         group = resumed.param_groups[0]
         assert (group["weights"], group["states"]) == target
         others[0].grad = torch.zeros_like(others[0])
-        resumed.prepared()
+        resumed._engine.prepare_rows(resumed)
         state = resumed.state[others[0]]
         expected = {*formats_of(resumed, others[0])[2].column_keys("exp_avg")}
         assert expected <= state.keys()
@@ -261,7 +261,9 @@ def test_formats_are_options_of_a_group():
 @pytest.mark.filterwarnings("error")
 def test_a_square_that_cannot_decay_is_warned_of():
     params = parameters(values([3], BF16))
-    with pytest.warns(UserWarning, match="exp_avg_sq in torch.bfloat16 cannot decay: beta2"):
+    with pytest.warns(
+        UserWarning, match="exp_avg_sq is kept in torch.bfloat16 and cannot decay: beta2"
+    ):
         AdamW(params)
     AdamW(params, betas=(0.9, 0.99))
     AdamW(params, states="bf16")
@@ -350,6 +352,6 @@ def test_swapping_the_average_loses_nothing():
 def test_codes_and_scales_agree_with_their_constants():
     for small, dtype in ((codecs.E4M3, torch.float8_e4m3fn), (codecs.E5M2, torch.float8_e5m2)):
         info = torch.finfo(dtype)
-        code = torch.tensor([small.largest], dtype=torch.uint8).view(dtype).float().item()
+        code = torch.tensor([small.max_code], dtype=torch.uint8).view(dtype).float().item()
         assert code == info.max
     assert state_of(AdamW([Parameter(torch.zeros(1))]), torch.zeros(1)) == {}

@@ -20,9 +20,9 @@ from test_host import Twins
 from test_packaging import COMPILER
 from worlds import EVENTS, World
 
-from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.private_api import dlpack_exchange_api, find
 from fused_optim.step import guards
+from fused_optim.step.engine import StepEngine
 
 
 def reads_in_c():
@@ -58,10 +58,10 @@ def assert_alike(world, host, plain):
     if found is None:
         return False
     assert list(map(id, found.params)) == list(map(id, expected.params))
-    assert list(map(id, found.tensors())) == list(map(id, expected.tensors()))
-    assert found.gradients.dtype == expected.gradients.dtype == np.int64
-    assert found.gradients.tolist() == expected.gradients.tolist()
-    assert found.gradients.tolist() == [p.grad.data_ptr() for p in found.params]
+    assert list(map(id, found.list_tensors())) == list(map(id, expected.list_tensors()))
+    assert found.grad_addresses.dtype == expected.grad_addresses.dtype == np.int64
+    assert found.grad_addresses.tolist() == expected.grad_addresses.tolist()
+    assert found.grad_addresses.tolist() == [p.grad.data_ptr() for p in found.params]
     return True
 
 
@@ -108,7 +108,7 @@ def test_steps_with_and_without_the_c_module(event, monkeypatch):
         if not module:
             monkeypatch.setitem(sys.modules, "fused_optim._host", None)
         full = mock.patch.object(
-            FusedOptimizer, "_update_anew", autospec=True, side_effect=FusedOptimizer._full_step
+            StepEngine, "_full_step", autospec=True, side_effect=StepEngine._full_step
         )
         with full as count:
             twins = Twins("fp32", "reference")

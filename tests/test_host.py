@@ -25,8 +25,8 @@ from versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 from benchmarks.allocation import tensor_allocations
 from fused_optim import SGD, AdamW
 from fused_optim.backends.base import CompileError
-from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.step import guards
+from fused_optim.step.engine import StepEngine
 
 SHAPES = [(40,), (3, 50), (40,), (8, 9)]
 LARGE = [(40,), (41, 100), (40,), (8, 9)]  # one that is large enough for scales
@@ -40,13 +40,13 @@ RUNS = [("fp32", "reference"), ("fp32", KERNELS), ("formats", "reference")]
 def full(monkeypatch):
     """The optimizers that have looked at everything, one entry a step."""
     steps = []
-    original = FusedOptimizer._full_step
+    original = StepEngine._full_step
 
-    def spy(self, scaler):
-        steps.append(self)
-        return original(self, scaler)
+    def spy(self, optimizer, amp_state):
+        steps.append(optimizer)
+        return original(self, optimizer, amp_state)
 
-    monkeypatch.setattr(FusedOptimizer, "_update_anew", spy)
+    monkeypatch.setattr(StepEngine, "_full_step", spy)
     return steps
 
 
@@ -68,7 +68,7 @@ class Twins:
         self.seed += 1
         for anew, optimizer in enumerate(self.optimizers):
             if anew:
-                optimizer._last = None
+                optimizer._engine.cache = None
             params = params_of(optimizer)
             grads = values([p.shape for p in params], self.dtype, self.seed)
             for param, grad in zip(params, grads, strict=True):
@@ -225,7 +225,7 @@ def test_what_cannot_be_compiled_is_done_anew(full):
     twins = Twins("fp32", "reference")
     twins.step()
     full.clear()
-    with mock.patch("fused_optim.step.plan.Plan.again", side_effect=CompileError("stop")):
+    with mock.patch("fused_optim.step.plan.Plan.run_cached", side_effect=CompileError("stop")):
         twins.step()
     assert full.count(twins.optimizers[0]) == 1
 

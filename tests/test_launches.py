@@ -128,7 +128,7 @@ def test_options_change_no_kernel():
         seen.append(
             {
                 kind: {name: ready.fixed for name, ready in launch.executor.ready.items()}
-                for kind, launch in optimizer._engine._plan.buckets.items()
+                for kind, launch in optimizer._engine.plan.buckets.items()
             }
         )
     assert seen[0] == seen[1] == seen[2]
@@ -149,7 +149,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    ((kind, launch),) = optimizer._engine._plan.buckets.items()
+    ((kind, launch),) = optimizer._engine.plan.buckets.items()
     launch.key = kind._replace(device=torch.device("cuda"))
     tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
     for name in tables:
@@ -167,7 +167,7 @@ def test_a_tensor_on_the_device_is_copied_there():
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    (launch,) = optimizer._engine._plan.buckets.values()
+    (launch,) = optimizer._engine.plan.buckets.values()
     lr = torch.tensor([0.25])
     options = [(lr, *group[1:]) for group in launch.values]
     for value in (0.25, 0.5):
@@ -186,7 +186,7 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    (launch,) = optimizer._engine._plan.buckets.values()
+    (launch,) = optimizer._engine.plan.buckets.values()
     launch.executor.device = torch.device("cuda", 1)
     launch.update()
     assert entered == [torch.device("cuda", 1)]

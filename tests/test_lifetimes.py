@@ -135,7 +135,7 @@ def test_alignment_changes_from_step_to_step(offset):
     """Gradients that are views into a flat bucket are aligned to their element only."""
     pair = Pair([(1025,), (300,)], KERNELS)
     pair.step()
-    aligned = list(pair.fused._engine._plan.buckets)
+    aligned = list(pair.fused._engine.plan.buckets)
     assert [kind.vector for kind in aligned] == [4 if KERNELS == "triton" else 1]
     grads = values([(1025,), (300,)], torch.float32, 5)
     flat = torch.cat([torch.zeros(offset), grads[0], grads[1]])
@@ -145,7 +145,7 @@ def test_alignment_changes_from_step_to_step(offset):
     pair.fused.step()
     pair.peer.step()
     torch.testing.assert_close(pair.ours, pair.theirs)
-    vectors = {kind.vector for kind in pair.fused._engine._plan.buckets}
+    vectors = {kind.vector for kind in pair.fused._engine.plan.buckets}
     # for the CPU code is compiled once, for any alignment
     wide = {4, 1} if KERNELS == "triton" else {1}
     assert vectors == (wide if offset in (0, 3) else {1})
@@ -246,7 +246,7 @@ def test_devices_are_routed_apart():
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
-    used = {kind.device.type: kind.backend for kind in optimizer._engine._plan.buckets}
+    used = {kind.device.type: kind.backend for kind in optimizer._engine.plan.buckets}
     assert used == {"cpu": KERNELS, "meta": "reference"}
     assert optimizer.backend_used == ", ".join(sorted(["reference", KERNELS]))
     assert optimizer.grad_norm == pytest.approx(12**0.5)

@@ -157,7 +157,7 @@ def test_packs_without_use_are_dropped():
         for param in params[count:]:
             param.grad = None
         optimizer.step()
-    (launch,) = optimizer._engine._plan.buckets.values()
+    (launch,) = optimizer._engine.plan.buckets.values()
     # counters and columns of this step, and of the one before
     assert len(launch.packs.packs) == 2
     assert len(launch.packs.last) <= 2
@@ -169,7 +169,7 @@ def test_what_is_kept_does_not_grow_with_the_tensors():
     optimizer = adamw(params)
     give(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer.step()
-    (launch,) = optimizer._engine._plan.buckets.values()
+    (launch,) = optimizer._engine.plan.buckets.values()
     storages = {
         c.untyped_storage().data_ptr() for p in launch.packs.packs.values() for c in p.columns
     }

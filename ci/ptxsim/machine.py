@@ -128,9 +128,7 @@ class Batch:
     def fault(self, kind: str, thread: int | None = None, address: int | None = None) -> Fault:
         """A fault at this instruction, by the thread of this number."""
         instruction = self.launch.program.steps[self._position].instruction
-        place = Place(
-            self.launch.program.name, instruction.line, instruction.text, address=address
-        )
+        place = Place(self.launch.program.name, instruction.line, instruction.text, address=address)
         if thread is not None:
             block, thread = divmod(int(thread), self.launch.threads)
             place = place._replace(block=block, thread=thread)

@@ -51,7 +51,7 @@ def constants(key: BucketKey, geometry: Geometry) -> dict[str, Constexprs]:
     if key.rule.reduction is not None:
         found["reduce"] = {"SPEC": _reduce(key, geometry)}
         found["finalize"] = {
-            "FINALIZE_FN": key.rule.reduction.finalize,
+            "FINALIZE_FN": key.rule.reduction.finalize_fn,
             "NUM_SUMS": key.rule.reduction.num_sums,
             "WIDTH": 2 + len(key.dtypes),
             **_scalars(key),
@@ -147,7 +147,7 @@ def _update(key: BucketKey, geometry: Geometry) -> UpdateSpec:
 def _reduce(key: BucketKey, geometry: Geometry) -> ReduceSpec:
     assert key.rule.reduction is not None
     return ReduceSpec(
-        MAP_FN=key.rule.reduction.map,
+        MAP_FN=key.rule.reduction.map_fn,
         NUM_SUMS=key.rule.reduction.num_sums,
         NUM_STATES=len(key.codecs) - 2 - key.ema,
         LOADS=tuple(codec.load for codec in key.codecs),

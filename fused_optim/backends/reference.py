@@ -134,7 +134,7 @@ class ReferenceRunner(BucketRunner):
             ema_weight=torch.where(step == 1, 1.0, 1.0 - options.ema_decay),
             key_low=key_low,
             key_high=key_high,
-            factor=options.sign * (clip_factor(norm, options.max_grad_norm) * unscale),
+            factor=options.grad_sign * (clip_factor(norm, options.max_grad_norm) * unscale),
             max_grad_value=options.max_grad_value,
             l2=options.l2,
             l1=options.l1,
@@ -221,11 +221,11 @@ class ReferenceRunner(BucketRunner):
 
     def _optional_terms(self, group: int) -> dict[str, float]:
         """Return the options of a group that turn a term off, as floats."""
-        names = ("max_grad_value", "l2", "l1")
+        common = self.bucket.options[group].common
+        values = [float(value) for value in (common.max_grad_value, common.l2, common.l1)]
         # rounded as the kernel gets them, so that a term is off for both or for neither
-        values = [float(getattr(self.bucket.options[group].common, name)) for name in names]
-        rounded = torch.tensor(values, dtype=self.key.compute, device="cpu").tolist()
-        return dict(zip(names, rounded, strict=True))
+        limit, l2, l1 = torch.tensor(values, dtype=self.key.compute, device="cpu").tolist()
+        return {"max_grad_value": limit, "l2": l2, "l1": l1}
 
     def _finalize(self, columns: Columns, scalars: Scalars) -> Scalars:
         """Form the scalars that depend on sums over the whole tensor."""
@@ -235,7 +235,7 @@ class ReferenceRunner(BucketRunner):
         numel = torch.full_like(sums[0], columns[0].numel())
         early = scalars.rule[: rule.num_elementwise_scalars]
         wide = rule.scalars(*(scalar.double() for scalar in early))
-        late = rule.reduction.finalize(sums, numel, wide)[len(early) :]
+        late = rule.reduction.finalize_fn(sums, numel, wide)[len(early) :]
         return scalars._replace(rule=rule.scalars(*early, *(scalar.to(compute) for scalar in late)))
 
     def _sums(self, columns: Columns, scalars: Scalars) -> tuple[Tensor, ...]:
@@ -254,7 +254,7 @@ class ReferenceRunner(BucketRunner):
         assert reduction is not None
         p, g, *state = self._load_values(piece.columns)
         own = tuple(state[:-1] if self.key.ema else state)
-        return reduction.map(p, preprocess_grad(g, p, scalars.common), own, scalars.rule)
+        return reduction.map_fn(p, preprocess_grad(g, p, scalars.common), own, scalars.rule)
 
     def _new_sum(self, sizes: Iterable[int]) -> Sum:
         """Return an empty sum over rows of these sizes."""

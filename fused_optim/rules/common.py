@@ -20,14 +20,14 @@ class Reduction(NamedTuple):
     """Sums over each tensor that a rule needs before its update.
 
     Attributes:
-        map: ``(p, g, state, scalars) -> terms``, elementwise, with the scalars known so far.
-        finalize: ``(sums, numel, scalars) -> scalars``, in float64: fills the fields of the rule's
-            scalars that have a default.
+        map_fn: ``(p, g, state, scalars) -> terms``, elementwise, with the scalars known so far.
+        finalize_fn: ``(sums, numel, scalars) -> scalars``, in float64: fills the scalars that have
+            a default.
         num_sums: number of terms, each of which is summed over the tensor.
     """
 
-    map: Callable[..., tuple[Tensor, ...]]
-    finalize: Callable[..., Any]
+    map_fn: Callable[..., tuple[Tensor, ...]]
+    finalize_fn: Callable[..., Any]
     num_sums: int
 
 

@@ -97,6 +97,8 @@ class StepEngine:
     Attributes:
         report: float64 [3]: norm, clip factor and skip of the last step; None before the first.
         shards: slices of larger parameters; others are whole.
+        plan: buckets of the last step.
+        cache: inputs of the last full step, if the next may reuse them.
     """
 
     def __init__(self, shards: Mapping[Tensor, Shard] | None = None) -> None:
@@ -104,18 +106,18 @@ class StepEngine:
         self._counted = 0
         self._has_warned = False
         self.shards: dict[Tensor, Shard] = dict(shards or {})
-        self._plan = Plan()
-        self._cache: StepCache | None = None
+        self.plan = Plan()
+        self.cache: StepCache | None = None
         self._resolved: dict[tuple[str, torch.device], str] = {}
 
     @property
     def bucket_keys(self) -> list[BucketKey]:
         """Keys of the buckets of the last step."""
-        return list(self._plan.buckets)
+        return list(self.plan.buckets)
 
     def stalled_fraction(self) -> Tensor | None:
         """Return the share of stalled elements, 0-dim float64; None before the first step."""
-        counts = self._plan.stalled
+        counts = self.plan.stalled
         if not counts:
             return None if self.report is None else torch.zeros_like(self.report[0])
         device = counts[0].device
@@ -124,7 +126,7 @@ class StepEngine:
 
     def warn_of_stalling(self) -> None:
         """Warn, once and only on the CPU, if most elements stalled in the last step."""
-        share = self.stalled_fraction() if self._plan.stalled else None
+        share = self.stalled_fraction() if self.plan.stalled else None
         if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
             return
         if any(key.count_stalled and key.codecs[0].stochastic for key in self.bucket_keys):
@@ -149,15 +151,15 @@ class StepEngine:
                 f"got {shard.offset}, {shard.param_index}"
             )
         self.shards[param] = shard
-        self._cache = None  # which has the noise keys of before
+        self.cache = None  # which has the noise keys of before
 
     def run(self, optimizer: SteppedOptimizer, amp_state: AmpState) -> None:
         """Update every parameter that has a gradient; see :meth:`FusedOptimizer.step`."""
         # a step that fails leaves no cache behind
-        cache, self._cache = self._cache, None
+        cache, self.cache = self.cache, None
         if cache is None or not self._try_cached_step(optimizer, cache, amp_state):
             cache = self._full_step(optimizer, amp_state)
-        self._cache = cache
+        self.cache = cache
         if self.report is None:
             params = itertools.chain.from_iterable(g["params"] for g in optimizer.param_groups)
             device = next((param.device for param in params), None)
@@ -172,7 +174,7 @@ class StepEngine:
         if inputs is None:
             return False
         try:
-            self.report = self._plan.run_cached(inputs, cache.options, cache.needs_norm, amp_state)
+            self.report = self.plan.run_cached(inputs, cache.options, cache.needs_norm, amp_state)
         except CompileError:
             return False
         return True
@@ -185,11 +187,11 @@ class StepEngine:
         rows = self.prepare_rows(optimizer)
         self._counted = sum(row.columns[0].numel() for key, row in rows if key.count_stalled)
         try:
-            self.report = self._plan.run(rows, options, needs_norm, amp_state)
+            self.report = self.plan.run(rows, options, needs_norm, amp_state)
         except CompileError as reason:  # and nothing has been changed
             self._fall_back_to_reference(reason)
             rows = self.prepare_rows(optimizer)
-            self.report = self._plan.run(rows, options, needs_norm, amp_state)
+            self.report = self.plan.run(rows, options, needs_norm, amp_state)
         return StepCache.build(optimizer, rows, options)
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:

@@ -24,7 +24,7 @@ def read_common_options(
     """
     limit, decay = group["max_grad_value"], group["ema_decay"]
     options = CommonOptions(
-        sign=-1.0 if group.get("maximize") else 1.0,
+        grad_sign=-1.0 if group.get("maximize") else 1.0,
         max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
         max_grad_value=math.inf if limit is None else limit,
         l2=l2,

@@ -26,7 +26,7 @@ def ademamix_scalars(hparams, step):
         weight3=1.0 - beta3,
         inv_bias_correction1=1.0 / (1.0 - pow_int(hparams.beta1, step)),
         inv_bias_correction2_sqrt=1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step)),
-        alpha=alpha,
+        slow_weight=alpha,
         eps=hparams.eps,
     )
 
@@ -40,7 +40,7 @@ def ademamix(p, g, state, s):
     exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
     denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
-    numerator = s.inv_bias_correction1 * exp_avg_fast + s.alpha * exp_avg_slow
+    numerator = s.inv_bias_correction1 * exp_avg_fast + s.slow_weight * exp_avg_slow
     p = decay(p, s.decay) - s.lr * div_rn(numerator, denom)
     return p, (exp_avg_fast, exp_avg_slow, exp_avg_sq)
 
@@ -53,5 +53,5 @@ def ademamix_slow(p, g, state, s):
     exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
     denom = sqrt_rn(exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps
-    numerator = g + s.alpha * exp_avg_slow
+    numerator = g + s.slow_weight * exp_avg_slow
     return decay(p, s.decay) - s.lr * div_rn(numerator, denom), (exp_avg_slow, exp_avg_sq)

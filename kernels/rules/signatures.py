@@ -143,7 +143,7 @@ class AdEMAMixScalars(NamedTuple):
     weight3: Any
     inv_bias_correction1: Any
     inv_bias_correction2_sqrt: Any
-    alpha: Any
+    slow_weight: Any
     eps: Any
 
 

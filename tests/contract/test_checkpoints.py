@@ -264,7 +264,7 @@ def test_copies_mid_training(case, way):
     pair.params = tuple(params for _, params in copies)
     ours = pair.optimizers[0]
     assert ours.param_groups[0]["params"][0] is pair.params[0][0]
-    assert "_plan" not in ours.__getstate__()
+    assert "_engine" not in ours.__getstate__()
     pair.step(3)
     assert same(originals[0][0].state_dict(), before)
     pair.optimizers, pair.params = originals

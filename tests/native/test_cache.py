@@ -163,9 +163,9 @@ def test_a_damaged_kernel_is_compiled_anew(place, monkeypatch):
 
 def test_the_key_is_that_of_everything_the_code_depends_on(monkeypatch, tmp_path):
     keys = {
-        cache.kind("update", "x", "v3"),
-        cache.kind("update", "xv", "3"),
-        cache.kind("a", "x", "v3"),
+        cache.key("update", "x", "v3"),
+        cache.key("update", "xv", "3"),
+        cache.key("a", "x", "v3"),
     }
     paths = list(cache._made_from())
     names = {path.name for path in paths}
@@ -178,7 +178,7 @@ def test_the_key_is_that_of_everything_the_code_depends_on(monkeypatch, tmp_path
     changed.write_bytes(b"another version")
     monkeypatch.setattr(cache, "_made_from", lambda: iter([*paths[1:], changed]))
     cache._sources.cache_clear()
-    keys.add(cache.kind("update", "x", "v3"))
+    keys.add(cache.key("update", "x", "v3"))
     assert len(keys) == 4
     cache._sources.cache_clear()
 
