@@ -66,17 +66,17 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
     The norm is another read of the gradients; clipping by it happens inside the update.
     """
     plan, steps = optimizer._engine.plan, []
-    original = plan.step
+    original = plan.run
 
     def watched(rows: Any, options: Any, measure: bool, scaler: Any) -> Any:
         steps.append((rows, measure))
         return original(rows, options, measure, scaler)
 
-    plan.step = watched  # type: ignore[method-assign]
+    plan.run = watched  # type: ignore[method-assign]
     try:
         optimizer.step()
     finally:
-        del plan.step
+        del plan.run
     ((rows, measure),) = steps
     return sum(
         moved(columns_of(kind, row), 1 + measure, measured=kind.rule.reduction is not None)

@@ -159,7 +159,7 @@ def test_a_rule_names_its_own_states_and_hyperparameters(name):
     assert {*dict(rule.nonnegative), *rule.fp32_keys} <= set(rule.state_keys)
     assert {option for _, option in rule.nonnegative} <= {None, *rule.hparams._fields}
     # kernels store the scalars of a reduction behind the others
-    late = list(rule.form_scalars._field_defaults)
+    late = list(rule.scalars._field_defaults)
     assert list(rule.scalars._fields[rule.num_elementwise_scalars :]) == late
     assert bool(late) == (rule.reduction is not None)
 

@@ -127,8 +127,8 @@ def test_options_change_no_kernel():
         optimizer.step()
         seen.append(
             {
-                kind: {name: ready.fixed for name, ready in launch.executor.ready.items()}
-                for kind, launch in optimizer._engine.plan.buckets.items()
+                kind: {name: ready.fixed for name, ready in bucket.runner.executor.ready.items()}
+                for kind, bucket in optimizer._engine.plan.buckets.items()
             }
         )
     assert seen[0] == seen[1] == seen[2]
@@ -149,16 +149,17 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    ((kind, launch),) = optimizer._engine.plan.buckets.items()
-    launch.key = kind._replace(device=torch.device("cuda"))
-    tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
+    ((kind, bucket),) = optimizer._engine.plan.buckets.items()
+    runner = bucket.runner
+    runner.key = kind._replace(device=torch.device("cuda"))
+    tables = ["table", "firsts", "spans", "groups", "options", "scalars", "scalar_state_table"]
     for name in tables:
-        setattr(launch, name, Table())
+        setattr(runner, name, Table())
     for stream in ("first", "second"):
         held.clear()
-        launch._record_streams()
-        assert [(getattr(launch, name), stream) for name in tables] == sorted(
-            held, key=lambda pair: [getattr(launch, n) for n in tables].index(pair[0])
+        runner._record_streams()
+        assert [(getattr(runner, name), stream) for name in tables] == sorted(
+            held, key=lambda pair: [getattr(runner, n) for n in tables].index(pair[0])
         )
 
 
@@ -167,15 +168,16 @@ def test_a_tensor_on_the_device_is_copied_there():
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    (launch,) = optimizer._engine.plan.buckets.values()
+    (bucket,) = optimizer._engine.plan.buckets.values()
+    runner = bucket.runner
     lr = torch.tensor([0.25])
-    options = [(lr, *group[1:]) for group in launch.values]
+    options = [SimpleNamespace(flat=(lr, *group[1:])) for group in runner.values]
     for value in (0.25, 0.5):
         lr.fill_(value)
-        launch._bind_options(options)
-        assert launch.hyper[:, 0].tolist() == [value] * 3
-    launch._bind_options([(0.0, *group[1:]) for group in options])
-    assert launch.hyper[:, 0].tolist() == [0.0] * 3  # no trace of the tensor
+        runner._bind_options(options)
+        assert runner.options[:, 0].tolist() == [value] * 3
+    runner._bind_options([SimpleNamespace(flat=(0.0, *group.flat[1:])) for group in options])
+    assert runner.options[:, 0].tolist() == [0.0] * 3  # no trace of the tensor
 
 
 def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
@@ -186,9 +188,10 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
     params, optimizer = three_groups(3)
     give(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    (launch,) = optimizer._engine.plan.buckets.values()
-    launch.executor.device = torch.device("cuda", 1)
-    launch.update()
+    (bucket,) = optimizer._engine.plan.buckets.values()
+    runner = bucket.runner
+    runner.executor.device = torch.device("cuda", 1)
+    runner.update()
     assert entered == [torch.device("cuda", 1)]
 
 

@@ -7,6 +7,8 @@ threads; a compile error that is raised after the counters have moved.
 """
 
 import ctypes
+import importlib
+import importlib.util
 import logging
 import multiprocessing
 import threading
@@ -21,7 +23,7 @@ from closeness import assert_same_bits
 from models import KERNELS, give, parameters, state_of, values
 
 import fused_optim
-from fused_optim import backends
+from fused_optim.backends import select
 from fused_optim.backends.base import CompileError
 
 pytestmark = pytest.mark.skipif(KERNELS != "native", reason="the interpreter is on")
@@ -217,9 +219,9 @@ def test_auto_is_native_from_the_first_element(caplog):
 
 @pytest.mark.parametrize("package", ["llvmlite", "triton"])
 def test_without_a_package_auto_is_the_reference(package, monkeypatch, caplog):
-    find = backends.importlib.util.find_spec
+    find = importlib.util.find_spec
     without = lambda name, *rest: None if name == package else find(name, *rest)  # noqa: E731
-    monkeypatch.setattr(backends.importlib.util, "find_spec", without)
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     params = parameters(values([5], torch.float32))
     give(params, values([5], torch.float32))
     optimizer = fused_optim.SGD(params)
@@ -238,9 +240,9 @@ def test_another_processor_has_the_reference(monkeypatch):
         raise levels.NoNativeCode("there is no code for a VAX")
 
     monkeypatch.setattr(levels, "level", level)
-    assert backends.resolve("auto", torch.device("cpu")) == "reference"
+    assert select.resolve("auto", torch.device("cpu")) == "reference"
     with pytest.raises(RuntimeError, match="'native' cannot be used: there is no code for a VAX"):
-        backends.resolve("native", torch.device("cpu"))
+        select.resolve("native", torch.device("cpu"))
 
 
 def failing(self, name, constexprs):
@@ -285,7 +287,7 @@ def test_native_by_name_raises_and_changes_nothing():
 
 def test_a_gpu_has_no_native_backend():
     with pytest.raises(RuntimeError, match="it is for the CPU and the parameters are on meta"):
-        backends.resolve("native", torch.device("meta"))
+        select.resolve("native", torch.device("meta"))
 
 
 def test_one_compilation_serves_every_step(monkeypatch):
@@ -304,7 +306,7 @@ def test_one_compilation_serves_every_step(monkeypatch):
         optimizer.found_inf = scaler.found_inf if scaled else None
         optimizer.step()
         assert optimizer.grad_norm.isnan() == (norm is None)
-    assert names == ["norm", "begin", "update"]
+    assert names == ["norm", "prepare", "update"]
 
 
 def test_without_the_private_module_of_triton_auto_is_the_reference(monkeypatch):

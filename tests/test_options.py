@@ -143,10 +143,10 @@ def test_bad_parameters():
     with pytest.raises(ValueError, match="can't optimize a non-leaf Tensor"):
         SGD([one * 2])
     with pytest.raises(
-        ValueError, match=r"shape \(3, 4\) in group 0 must have one memory location"
+        ValueError, match=r"shape \(3, 4\) in group 0 must not overlap itself in memory"
     ):
         SGD([torch.zeros(3, 1).expand(3, 4).requires_grad_()])
-    with pytest.raises(ValueError, match="must be a dense tensor with memory of its own"):
+    with pytest.raises(ValueError, match="must be a dense tensor that owns its memory"):
         SGD([torch.zeros(3, 4).to_sparse().requires_grad_()])
 
 

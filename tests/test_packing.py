@@ -157,10 +157,10 @@ def test_packs_without_use_are_dropped():
         for param in params[count:]:
             param.grad = None
         optimizer.step()
-    (launch,) = optimizer._engine.plan.buckets.values()
+    (bucket,) = optimizer._engine.plan.buckets.values()
     # counters and columns of this step, and of the one before
-    assert len(launch.packs.packs) == 2
-    assert len(launch.packs.last) <= 2
+    assert len(bucket.runner.buffers.this_step) == 2
+    assert len(bucket.runner.buffers.last_step) <= 2
 
 
 def test_what_is_kept_does_not_grow_with_the_tensors():
@@ -169,10 +169,12 @@ def test_what_is_kept_does_not_grow_with_the_tensors():
     optimizer = adamw(params)
     give(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer.step()
-    (launch,) = optimizer._engine.plan.buckets.values()
+    (bucket,) = optimizer._engine.plan.buckets.values()
     storages = {
-        c.untyped_storage().data_ptr() for p in launch.packs.packs.values() for c in p.columns
+        c.untyped_storage().data_ptr()
+        for p in bucket.runner.buffers.this_step.values()
+        for c in p.columns
     }
-    kept = [column for columns in launch.packs.memory.values() for column in columns]
+    kept = [column for columns in bucket.runner.buffers.memory.values() for column in columns]
     assert storages == {column.data_ptr() for column in kept}
     assert len(kept) == 1 + 6  # counters; parameter, gradient, three moments, average

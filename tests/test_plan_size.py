@@ -70,5 +70,5 @@ def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     size = sum(array.nbytes for array in uploaded)
     record_property("MiB of tables", round(size / MIB, 1))
     assert size < 64 * MIB
-    launch = next(iter(optimizer._engine.plan.buckets.values()))
-    assert launch.chunks < 2**31 - 1  # programs a grid can have
+    runner = next(iter(optimizer._engine.plan.buckets.values())).runner
+    assert runner.chunks < 2**31 - 1  # programs a grid can have

@@ -145,6 +145,11 @@ class ScheduleFreeAdamW(ScheduleFree):
         super().__init__(params, defaults, additions)
 
     @override
+    def check(self, group: Group) -> None:
+        # with 0 or 1, x could not be computed from y and z
+        open_unit_interval("betas[0]", group["betas"][0])
+
+    @override
     def momentum(self, group: Group) -> float:
         return float(group["betas"][0])
 

@@ -46,8 +46,9 @@ def _sources() -> bytes:
 
 
 def _made_from() -> Iterator[Path]:
-    for folder in (PACKAGE, PACKAGE.parent, KERNELS, KERNELS / "rules"):
+    for folder in (PACKAGE, PACKAGE.parent):
         yield from sorted(folder.glob("*.py"))
+    yield from sorted(KERNELS.rglob("*.py"))
     # where each says its version; to import them takes a tenth of a second and more
     for module, page in (("triton", "__init__.py"), ("llvmlite", "_version.py")):
         spec = importlib.util.find_spec(module)
