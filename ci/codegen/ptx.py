@@ -7,7 +7,7 @@ so what a register points to can be found without following the flow of control.
 import re
 from collections.abc import Iterator, Sequence
 
-from benchmarks.static_code import (
+from ci.codegen.code import (
     Access,
     Block,
     Instruction,

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.static_checks import complaints
-from benchmarks.static_devices import DEVICES, roofline
-from benchmarks.static_facts import Facts
-from benchmarks.static_sass import ptxas_version
+from ci.codegen.checks import complaints
+from ci.codegen.devices import DEVICES, roofline
+from ci.codegen.facts import Facts
+from ci.codegen.sass import ptxas_version
 
 NOTE = (
     "Read from the compiled code; nothing was run. Registers are 32-bit registers a thread (vector "

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import triton
 
-from benchmarks.static_code import Access, Block, Instruction, blocks, paths
+from ci.codegen.code import Access, Block, Instruction, blocks, paths
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?(U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")

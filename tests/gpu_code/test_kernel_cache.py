@@ -7,9 +7,9 @@ import itertools
 
 import pytest
 import torch
-from compiled.build import kind_of
 from models import RULES
 
+from ci.codegen.builds import kind_of
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, OPTIONS, Ready, resolve
 from fused_optim.kernels.begin import begin

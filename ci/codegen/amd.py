@@ -1,4 +1,4 @@
-"""What the assembly of AMD GPUs says, as :mod:`benchmarks.static_ptx` does for PTX.
+"""What the assembly of AMD GPUs says, as :mod:`ci.codegen.ptx` does for PTX.
 
 Registers are physical here and used over and over, so what they point to is followed along a path.
 """
@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from benchmarks.static_code import Access, Instruction, Pointer, blocks, constant, paths
+from ci.codegen.code import Access, Instruction, Pointer, blocks, constant, paths
 
 _EXEC = (["exec"], ["exec_lo"])
 _LABEL = re.compile(r"^(\.LBB\w+):")
@@ -166,7 +166,7 @@ class _Flow:
 
 
 class Amd:
-    """The assembly of one kernel: see :class:`benchmarks.static_ptx.Ptx`.
+    """The assembly of one kernel: see :class:`ci.codegen.ptx.Ptx`.
 
     Attributes:
         full: for each path without a masked access of a column, its accesses.

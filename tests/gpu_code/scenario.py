@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from cases import CASES
 from closeness import assert_same_bits
-from compiled.devices import TARGETS
+from gpu_code.devices import TARGETS
 from models import FORMATS, exact_values, state_of, values
 
 import fused_optim
