@@ -4,9 +4,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from ptxsim.machine import Options, run
+from ptxsim.machine import run
 from ptxsim.memory import Memory
 from ptxsim.program import load
+from ptxsim.state import Options
 from ptxsim.tensors import LiveTensors
 from triton import knobs
 from triton.backends import nvidia

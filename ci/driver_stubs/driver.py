@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from ptxsim.machine import every_block
+from ptxsim.state import every_block
 from triton.runtime.cache import get_cache_manager
 
 from .library import Library, RawLaunch
