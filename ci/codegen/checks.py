@@ -1,4 +1,4 @@
-"""What must hold of every compiled kernel; each check says what does not, or nothing.
+"""Checks of a compiled kernel; each returns a complaint, or an empty text.
 
 The tests of the compiled code assert these for a covering set of rules, formats and targets, and
 ``python -m ci.codegen --all`` for all of them.

@@ -12,12 +12,12 @@ from fused_optim.backends.triton import GEOMETRY
 
 
 class Column(NamedTuple):
-    """What a format has in one column.
+    """A column of a storage format.
 
     Attributes:
         size: bytes of an entry.
         block: elements that share an entry.
-        written: whether an update writes it; the gradient is only read.
+        written: True if an update writes it; the gradient is only read.
     """
 
     size: int
@@ -26,7 +26,7 @@ class Column(NamedTuple):
 
 
 def columns(kind: Kind, name: str) -> list[Column]:
-    """The columns of every value, in the order of the table of addresses."""
+    """Return the columns of every value, in the order of the table of addresses."""
     gradient = range(kind.first[1], kind.first[2])
     return [
         Column(dtype.itemsize, block, name == "update" and i not in gradient)
@@ -35,16 +35,16 @@ def columns(kind: Kind, name: str) -> list[Column]:
 
 
 class Facts:
-    """What the compiler made of one kernel.
+    """Facts of one compiled kernel.
 
     Attributes:
         kernel: the compiled kernel.
-        name: which of the kernels it is.
-        target: what it is compiled for.
-        kind: of the rows.
-        columns: those of the rows.
-        threads: of a program.
-        elements: that each thread has of a chunk.
+        name: name of the kernel.
+        target: name of the target.
+        kind: kind of the rows.
+        columns: columns of the rows.
+        threads: threads of a program.
+        elements: elements of a chunk that each thread processes.
     """
 
     def __init__(self, kernel: Any, name: str, target: str, kind: Kind) -> None:
