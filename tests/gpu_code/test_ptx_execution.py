@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc):
 
 def test_every_optimizer(run):
     """All its cases, on every sort of tensor, through steps with every complication."""
-    scenario.assert_twins(run, device_named(run.place))
+    scenario.assert_equals_reference(run, device_named(run.place))
 
 
 def test_the_choice_covers_what_it_says():
