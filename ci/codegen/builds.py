@@ -17,11 +17,11 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from ci.codegen.linker import has_amd_linker
 from ci.codegen.rules import FORMAT_PAIRS, RULES
-from fused_optim.backends import Kind
+from fused_optim.backends.base import BucketKey
 from fused_optim.backends.constexprs import argument_types, constants
 from fused_optim.backends.triton import GEOMETRY, KERNELS, resolve
 from fused_optim.backends.triton import options as launch_options
-from fused_optim.formats import PLAIN, formats
+from fused_optim.formats.registry import PLAIN, formats_for
 from fused_optim.rules.common import Rule
 
 TARGETS = {
@@ -37,52 +37,52 @@ TARGETS = {
 }
 
 
-def kind_of(rule: Rule, *dtypes: torch.dtype, aligned: bool = True) -> Kind:
+def make_bucket_key(rule: Rule, *dtypes: torch.dtype, aligned: bool = True) -> BucketKey:
     """Return the kind of rows of ``rule`` with these dtypes of parameter, gradient and states."""
     param, grad, state = dtypes * 3 if len(dtypes) == 1 else dtypes
-    columns = (param, grad, *[state] * len(rule.slots))
-    counter = torch.float32 if rule.counters else None
+    columns = (param, grad, *[state] * len(rule.state_keys))
+    counter = torch.float32 if rule.scalar_state else None
     device = torch.device("cuda")
-    return Kind("triton", device, rule, (PLAIN,) * len(columns), columns, counter, aligned)
+    return BucketKey("triton", device, rule, (PLAIN,) * len(columns), columns, counter, aligned)
 
 
-def plain(*dtypes: torch.dtype) -> Callable[[Rule], Kind]:
+def plain(*dtypes: torch.dtype) -> Callable[[Rule], BucketKey]:
     """Return a function that makes a kind with one column a value: see :func:`kind_of`."""
-    return lambda rule: kind_of(rule, *dtypes)
+    return lambda rule: make_bucket_key(rule, *dtypes)
 
 
-def averaged(*dtypes: torch.dtype) -> Callable[[Rule], Kind]:
+def ema_update(*dtypes: torch.dtype) -> Callable[[Rule], BucketKey]:
     """Return the same with the average of the parameter in a last column, float32."""
 
-    def averaged_kind(rule: Rule) -> Kind:
-        kind = kind_of(rule, *dtypes)
+    def averaged_kind(rule: Rule) -> BucketKey:
+        kind = make_bucket_key(rule, *dtypes)
         codecs, columns = (*kind.codecs, PLAIN), (*kind.dtypes, torch.float32)
         return kind._replace(codecs=codecs, dtypes=columns, ema=True)
 
     return averaged_kind
 
 
-def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], Kind]:
+def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], BucketKey]:
     """Return a function that makes a kind with formats by their names in fused_optim/formats.py."""
 
-    def kept_kind(rule: Rule) -> Kind:
-        codecs = formats(rule, param, False, weights, states)
+    def kept_kind(rule: Rule) -> BucketKey:
+        codecs = formats_for(rule, param, False, weights, states)
         columns = [column for codec in codecs for column in codec.columns]
         dtypes = tuple(column.dtype or param for column in columns)
-        return kind_of(rule, param)._replace(codecs=codecs, dtypes=dtypes)
+        return make_bucket_key(rule, param)._replace(codecs=codecs, dtypes=dtypes)
 
     return kept_kind
 
 
 # storage formats: a name, and what rows of a rule are like
-FORMATS: dict[str, Callable[[Rule], Kind]] = {
+FORMATS: dict[str, Callable[[Rule], BucketKey]] = {
     "fp32": plain(torch.float32),
     "bf16": plain(torch.bfloat16),
     "fp16": plain(torch.float16),
     "fp64": plain(torch.float64),
     "bf16-fp32-states": plain(torch.bfloat16, torch.bfloat16, torch.float32),
     "fp32-bf16-grads": plain(torch.float32, torch.bfloat16, torch.float32),
-    "fp32-ema": averaged(torch.float32),
+    "fp32-ema": ema_update(torch.float32),
     "fp32-int8": kept(torch.float32, "plain", "int8"),
 }
 KEPT_NAMES = {"-".join(names.values()): names for names in FORMAT_PAIRS[1:]}
@@ -102,7 +102,7 @@ class Build(NamedTuple):
     kernel: str = "update"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> BucketKey:
         """Return the kind of the rows."""
         return FORMATS[self.format](RULES[self.rule])._replace(aligned=self.aligned)
 
@@ -112,7 +112,7 @@ class Build(NamedTuple):
         return "-".join((*kernel, self.rule, self.format, self.target, *alignment))
 
 
-def _signature(kind: Kind, name: str) -> dict[str, str]:
+def _signature(kind: BucketKey, name: str) -> dict[str, str]:
     """Return the types of the arguments that are not constexpr, by name."""
     types = argument_types(kind.compute)
     return {
@@ -122,7 +122,7 @@ def _signature(kind: Kind, name: str) -> dict[str, str]:
     }
 
 
-def changed(kind: Kind, name: str, changes: dict[str, object]) -> dict[str, object]:
+def changed(kind: BucketKey, name: str, changes: dict[str, object]) -> dict[str, object]:
     """Return the constexpr arguments of a kernel, some of them replaced."""
     found = resolve(constants(kind, GEOMETRY)[name])
     if "SPEC" in found and changes:
@@ -131,7 +131,7 @@ def changed(kind: Kind, name: str, changes: dict[str, object]) -> dict[str, obje
 
 
 def compiled(
-    kind: Kind,
+    kind: BucketKey,
     name: str,
     target: str,
     options: dict[str, object] | None = None,
@@ -139,9 +139,9 @@ def compiled(
 ) -> CompiledKernel:
     """Compile the kernel ``name`` for ``kind``; ``changes`` replaces constexpr arguments."""
     signature, consts = _signature(kind, name), changed(kind, name, changes)
-    if name == "begin" and kind.counter_dtype is None:
-        consts = {"counter_ptr": None, **consts}
-    if name == "update" and not kind.counts:
+    if name == "prepare" and kind.scalar_state_dtype is None:
+        consts = {"state_ptr": None, **consts}
+    if name == "update" and not kind.count_stalled:
         consts = {"count_ptr": None, **consts}
     # an argument that is None is one too
     signature |= dict.fromkeys(consts, "constexpr")

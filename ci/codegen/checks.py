@@ -115,8 +115,8 @@ ELEMENTWISE: tuple[Check, ...] = (
 CHECKS: dict[tuple[str, bool], tuple[Check, ...]] = {
     ("update", True): (*ELEMENTWISE, needs_no_shared_memory, moves_the_floor, is_wide),
     ("update", False): (*ELEMENTWISE, needs_no_shared_memory, moves_the_floor, is_element_wise),
-    ("measure", True): (*ELEMENTWISE, is_wide),
-    ("measure", False): (*ELEMENTWISE, is_element_wise),
+    ("reduce", True): (*ELEMENTWISE, is_wide),
+    ("reduce", False): (*ELEMENTWISE, is_element_wise),
     ("norm", True): (*ELEMENTWISE, is_wide),
     ("norm", False): (*ELEMENTWISE, is_element_wise),
 }

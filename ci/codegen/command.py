@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 # what the table has without options: rules of every shape, and the targets of named devices
 RULES_SHOWN = ("adam", "adan", "lion", "sgd_momentum", "lamb")
 TARGETS_SHOWN = tuple(dict.fromkeys(device.target for device in DEVICES.values()))
-KERNELS_SHOWN = ("update", "measure", "norm")  # the kernels that go through all elements
+KERNELS_SHOWN = ("update", "reduce", "norm")  # the kernels that go through all elements
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def chosen(options: argparse.Namespace) -> list[builds.Build]:
         for kernel in KERNELS_SHOWN
         for rule in rules
         if kernel != "norm" or rule == rules[0]
-        if kernel != "measure" or RULES[rule].per_tensor is not None
+        if kernel != "reduce" or RULES[rule].reduction is not None
         for name in (norms.values() if kernel == "norm" else formats)
         for target in targets
         for aligned in alignments

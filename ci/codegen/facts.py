@@ -7,7 +7,7 @@ from ci.codegen import devices, sass
 from ci.codegen.amd import Amd
 from ci.codegen.code import Access
 from ci.codegen.ptx import Ptx
-from fused_optim.backends import Kind
+from fused_optim.backends.base import BucketKey
 from fused_optim.backends.triton import GEOMETRY
 
 
@@ -25,7 +25,7 @@ class Column(NamedTuple):
     written: bool
 
 
-def columns(kind: Kind, name: str) -> list[Column]:
+def columns(kind: BucketKey, name: str) -> list[Column]:
     """Return the columns of every value, in the order of the table of addresses."""
     gradient = range(kind.first[1], kind.first[2])
     return [
@@ -47,7 +47,7 @@ class Facts:
         elements: elements of a chunk that each thread processes.
     """
 
-    def __init__(self, kernel: Any, name: str, target: str, kind: Kind) -> None:
+    def __init__(self, kernel: Any, name: str, target: str, kind: BucketKey) -> None:
         self.kernel = kernel
         self.name = name
         self.target = target

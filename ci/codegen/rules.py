@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 import fused_optim.rules
-from fused_optim.formats import STATES, WEIGHTS
+from fused_optim.formats.registry import STATES, WEIGHTS
 from fused_optim.rules.common import Rule
 
 

@@ -26,8 +26,8 @@ BF16 = torch.bfloat16
 CLIPPED = {"lr": 0.1, "max_grad_norm": 3.0}
 SKIPPING = {"lr": 0.1, "momentum": 0.9, "nonfinite": "skip"}
 INT8 = {**CLIPPED, "weights": "split", "states": "int8"}
-THREE = ["norm", "begin", "update"]
-EVERY = ["norm", "begin", "measure", "finish", "update"]
+THREE = ["norm", "prepare", "update"]
+EVERY = ["norm", "prepare", "reduce", "finalize", "update"]
 # optimizer, dtype, options, and the kernels of a step
 CASES = {
     "adamw": (fused_optim.AdamW, torch.float32, CLIPPED, THREE),
@@ -35,8 +35,8 @@ CASES = {
     "lamb": (fused_optim.LAMB, torch.float32, CLIPPED, EVERY),
     # its small tensors are a kind of their own
     "adamw-split-int8": (fused_optim.AdamW, BF16, INT8, [name for name in THREE for _ in range(2)]),
-    "adan-average": (fused_optim.Adan, torch.float32, {"ema_decay": 0.9}, ["begin", "update"]),
-    "rmsprop-stalled": (fused_optim.RMSprop, BF16, {"count_stalled": True}, ["begin", "update"]),
+    "adan-average": (fused_optim.Adan, torch.float32, {"ema_decay": 0.9}, ["prepare", "update"]),
+    "rmsprop-stalled": (fused_optim.RMSprop, BF16, {"count_stalled": True}, ["prepare", "update"]),
     "adamw-float64": (fused_optim.AdamW, torch.float64, CLIPPED, THREE),
 }
 

@@ -13,8 +13,8 @@ from ci.codegen.builds import CODECS, DTYPES, FORMATS, TARGETS, Build
 FOUND = [
     Build("sgd_nesterov", "master-fp32", "sm_100"),
     Build("radam", "fp32-int8", "sm_80", False),
-    Build("lars", "split-bf16", "sm_80", False, "measure"),
-    Build("lamb", "split-bf16", "sm_100", False, "measure"),
+    Build("lars", "split-bf16", "sm_80", False, "reduce"),
+    Build("lamb", "split-bf16", "sm_100", False, "reduce"),
     Build("adan", "master-fp32", "gfx90a"),
     Build("asgd", "fp64", "gfx1100"),
     Build("rmsprop_centered_momentum", "fp32-ema", "gfx1100"),
@@ -45,11 +45,11 @@ def few_builds() -> list[Build]:
         aligned = i % 2 == 0 or target.startswith("gfx")
         turn = Build(rule, formats[i % len(formats)], target, aligned)
         found.append(turn)
-        if RULES[rule].scalars not in formed:  # rules share them
-            formed.add(RULES[rule].scalars)
-            found.append(turn._replace(format="fp32", kernel="begin"))
-        if RULES[rule].per_tensor is not None:
-            found += [turn._replace(kernel=kernel) for kernel in ("measure", "finish")]
+        if RULES[rule].form_scalars not in formed:  # rules share them
+            formed.add(RULES[rule].form_scalars)
+            found.append(turn._replace(format="fp32", kernel="prepare"))
+        if RULES[rule].reduction is not None:
+            found += [turn._replace(kernel=kernel) for kernel in ("reduce", "finalize")]
     for i, name in enumerate(("fp32", "bf16", "fp16", "fp64")):
         found.append(Build("adam", name, targets[3 * i % len(targets)], True, "norm"))
     return found
@@ -89,17 +89,17 @@ def _others() -> Iterator[Build]:
     for i, rule in enumerate(RULES):
         turn = targets[i % len(targets) :] + targets[: i % len(targets)]
         # from NVIDIA's to AMD's and back
-        yield Build(rule, "fp32", turn[0 if i % 2 else len(targets) // 2], kernel="begin")
-        if RULES[rule].per_tensor is not None:
+        yield Build(rule, "fp32", turn[0 if i % 2 else len(targets) // 2], kernel="prepare")
+        if RULES[rule].reduction is not None:
             for j, name in enumerate(FORMATS):  # there are more of them than targets
-                yield Build(rule, name, turn[j % len(turn)], kernel="measure")
-            yield Build(rule, "bf16", turn[3], False, "measure")
-    measured = [rule for rule in RULES if RULES[rule].per_tensor is not None]
+                yield Build(rule, name, turn[j % len(turn)], kernel="reduce")
+            yield Build(rule, "bf16", turn[3], False, "reduce")
+    measured = [rule for rule in RULES if RULES[rule].reduction is not None]
     for i, target in enumerate(targets):
-        yield Build(measured[i % len(measured)], "fp32", target, kernel="finish")
+        yield Build(measured[i % len(measured)], "fp32", target, kernel="finalize")
     kinds = {name: Build("adam", name, "").kind for name in FORMATS}
     for target in targets:
-        yield Build("adam", "fp64", target, kernel="begin")
+        yield Build("adam", "fp64", target, kernel="prepare")
     # the norm reads one column, in vectors of the widest
     norms = {(kind.dtypes[kind.first[1]], kind.vector): name for name, kind in kinds.items()}
     for i, (name, target) in enumerate(product(norms.values(), targets)):
@@ -112,6 +112,6 @@ def other_builds(every: bool = False) -> list[Build]:
     """Some of every kernel other than the update; ``every`` one that sums over tensors."""
     if every:
         both = [*aligned_builds(every), *unaligned_builds(every)]
-        sums = [one for one in both if RULES[one.rule].per_tensor is not None]
-        return sorted({*_others(), *(one._replace(kernel="measure") for one in sums)})
-    return sorted({*_others(), *_found("measure", aligned=False)})
+        sums = [one for one in both if RULES[one.rule].reduction is not None]
+        return sorted({*_others(), *(one._replace(kernel="reduce") for one in sums)})
+    return sorted({*_others(), *_found("reduce", aligned=False)})

@@ -14,7 +14,7 @@ import triton.language as tl
 from models import RULES
 
 from ci.codegen.amd import Amd
-from ci.codegen.builds import TARGETS, compiled, kind_of
+from ci.codegen.builds import TARGETS, compiled, make_bucket_key
 from ci.codegen.checks import complaints
 from ci.codegen.facts import Facts
 from fused_optim.backends.constexprs import constants
@@ -22,7 +22,7 @@ from fused_optim.backends.triton import GEOMETRY, resolve
 
 NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
 AMD = [target for target in TARGETS if target.startswith("gfx")]
-KIND = kind_of(RULES["adam"], torch.float32)
+KIND = make_bucket_key(RULES["adam"], torch.float32)
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def test_contraction_by_the_compiler_is_seen(target):
 @pytest.mark.parametrize("target", ["sm_90", "gfx942", "gfx1100"])
 @pytest.mark.parametrize("rule", [approximate_root, approximate_division, contracted])
 def test_operations_that_do_not_round_once_are_seen(rule, target):
-    kind = kind_of(RULES["adagrad"], torch.float32)
+    kind = make_bucket_key(RULES["adagrad"], torch.float32)
     # on AMD the compiler writes out the same division for / and for div_rn
     wrong = set() if rule is approximate_division and target in AMD else {"rounds_once"}
     assert refused(compiled(kind, "update", target, RULE=rule), target, kind) == wrong
@@ -137,7 +137,7 @@ def test_a_column_that_is_written_twice_is_seen(target):
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_hints_of_one_number_of_bytes_are_seen(target):
     """Then each width has a layout of its own, and elements go from thread to thread."""
-    kind = kind_of(RULES["adam"], torch.bfloat16, torch.bfloat16, torch.float32)
+    kind = make_bucket_key(RULES["adam"], torch.bfloat16, torch.bfloat16, torch.float32)
     found = refused(compiled(kind, "update", target, VECTOR=8), target, kind)
     assert "needs_no_shared_memory" in found
 
@@ -145,7 +145,7 @@ def test_hints_of_one_number_of_bytes_are_seen(target):
 def test_spilled_registers_are_seen():
     kernel = compiled(KIND, "update", "sm_90", {"maxnreg": 24})
     assert refused(kernel, "sm_90") == {"stays_in_registers"}
-    kind = kind_of(RULES["adan"], torch.float64)
+    kind = make_bucket_key(RULES["adan"], torch.float64)
     kernel = compiled(kind, "update", "gfx942", {"waves_per_eu": 8, "num_warps": 1})
     assert "stays_in_registers" in refused(kernel, "gfx942", kind)
 

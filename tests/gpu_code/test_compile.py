@@ -12,7 +12,7 @@ from gpu_code.selection import aligned_builds, few_builds, other_builds, unalign
 from models import RULES
 from versions import NEEDS_AMD_LINKER
 
-from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, kind_of
+from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, make_bucket_key
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY
 
@@ -21,20 +21,20 @@ OPTIONAL = ("partial_ptr", "scale_ptr", "found_ptr", "report_ptr")
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_begin_compiles_without_what_may_be_missing(target):
-    kind = kind_of(RULES["adam"], torch.float32)
-    compiled(kind, "begin", target, **dict.fromkeys(OPTIONAL))
+    kind = make_bucket_key(RULES["adam"], torch.float32)
+    compiled(kind, "prepare", target, **dict.fromkeys(OPTIONAL))
 
 
 def test_begin_compiles_with_some_of_it():
-    kind = kind_of(RULES["adam"], torch.float32)
+    kind = make_bucket_key(RULES["adam"], torch.float32)
     for missing in (OPTIONAL[:1], OPTIONAL[1:]):
-        compiled(kind, "begin", "sm_90", **dict.fromkeys(missing))
+        compiled(kind, "prepare", "sm_90", **dict.fromkeys(missing))
 
 
 @NEEDS_AMD_LINKER
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("gfx")])
 def test_the_assembly_of_amd_is_linked(target):
-    assert compiled(kind_of(RULES["adam"], torch.float32), "update", target).asm["hsaco"]
+    assert compiled(make_bucket_key(RULES["adam"], torch.float32), "update", target).asm["hsaco"]
 
 
 def test_every_pair_is_built():
@@ -56,18 +56,18 @@ def test_few_builds_have_everything_once():
         assert {getattr(build, axis) for build in updates} == set(every)
     assert len(updates) == max(len(RULES), len(FORMATS), len(TARGETS))
     assert {build.kernel for build in few} == set(KERNELS)
-    begins = [build for build in few if build.kernel == "begin"]
+    begins = [build for build in few if build.kernel == "prepare"]
     assert {build.target for build in begins} == set(TARGETS)
-    formed = [RULES[build.rule].scalars for build in begins]
-    assert sorted(map(id, formed)) == sorted({id(rule.scalars) for rule in RULES.values()})
+    formed = [RULES[build.rule].form_scalars for build in begins]
+    assert sorted(map(id, formed)) == sorted({id(rule.form_scalars) for rule in RULES.values()})
 
 
 def test_every_kernel_is_built_for_every_target():
     kernels = {
         name
         for rule in RULES.values()
-        for name in constants(kind_of(rule, torch.float32), GEOMETRY)
+        for name in constants(make_bucket_key(rule, torch.float32), GEOMETRY)
     }
     built = {(build.kernel, build.target) for build in aligned_builds() + other_builds()}
     assert built >= set(product(kernels, TARGETS))
-    assert {build.rule for build in other_builds() if build.kernel == "begin"} == set(RULES)
+    assert {build.rule for build in other_builds() if build.kernel == "prepare"} == set(RULES)

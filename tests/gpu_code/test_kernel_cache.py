@@ -9,10 +9,10 @@ import pytest
 import torch
 from models import RULES
 
-from ci.codegen.builds import kind_of
+from ci.codegen.builds import make_bucket_key
 from fused_optim.backends.constexprs import constants
-from fused_optim.backends.triton import GEOMETRY, OPTIONS, Ready, resolve
-from fused_optim.kernels.begin import begin
+from fused_optim.backends.triton import GEOMETRY, OPTIONS, CachedKernel, resolve
+from fused_optim.kernels.prepare import begin
 
 ARGUMENTS = list(itertools.product([True, False], [True, False], [1, 16, 17]))
 
@@ -28,9 +28,9 @@ def arguments(device, there, aligned, rows):
 
 
 def test_the_kernel_is_tritons_choice(device, monkeypatch):
-    rule = next(rule for rule in RULES.values() if not rule.counters)
-    fixed = {**resolve(constants(kind_of(rule, torch.float32), GEOMETRY)["begin"]), **OPTIONS}
-    ready, launched = Ready(begin, fixed), []
+    rule = next(rule for rule in RULES.values() if not rule.scalar_state)
+    fixed = {**resolve(constants(make_bucket_key(rule, torch.float32), GEOMETRY)["prepare"]), **OPTIONS}
+    ready, launched = CachedKernel(begin, fixed), []
     with device.on():
         made = [arguments(device.torch, *which) for which in ARGUMENTS]
         for args in made:  # Triton launches each sort of arguments once

@@ -13,7 +13,7 @@ from closeness import assert_same_bits
 from models import values
 
 import fused_optim
-from fused_optim.backends.tables import TableLaunch
+from fused_optim.backends.kernel_runner import KernelRunner
 from fused_optim.backends.triton import GEOMETRY
 
 BLOCK = GEOMETRY.block
@@ -32,7 +32,7 @@ def sparse(numel, dtype, device):
 
 def last_blocks(count):
     """Execute the last blocks of the kernels that have a block a chunk, and all of begin."""
-    return lambda kernel, blocks: range(0 if kernel == "begin" else blocks - count, blocks)
+    return lambda kernel, blocks: range(0 if kernel == "prepare" else blocks - count, blocks)
 
 
 def huge_pair(device, fused, slots, **options):
@@ -74,25 +74,25 @@ def test_offsets_past_two_to_the_31(device):
 def test_sums_past_two_to_the_31(device, monkeypatch):
     """The norm's last chunk, and the last chunks of a rule that measures its tensors."""
     norms, sums = [], []
-    norm, run = TableLaunch.norm, TableLaunch._run
+    norm, run = KernelRunner.norm, KernelRunner._run
 
     def spy(self, name, programs, *args):
         run(self, name, programs, *args)
-        if name == "measure":
+        if name == "reduce":
             sums.append(args[-1])
 
     def partials(self):
         norms.append(norm(self))
         return norms[-1]
 
-    monkeypatch.setattr(TableLaunch, "_run", spy)
-    monkeypatch.setattr(TableLaunch, "norm", partials)
+    monkeypatch.setattr(KernelRunner, "_run", spy)
+    monkeypatch.setattr(KernelRunner, "norm", partials)
     (kernel, _, columns), _ = huge_pair(
         device, fused_optim.LAMB, ("exp_avg", "exp_avg_sq"), max_grad_norm=float("inf")
     )
     chunks = 1 - (-HUGE // BLOCK)
     last = (chunks - 1) % 1024  # the program of the norm that has the last chunk
-    chosen = {"norm": [last], "measure": range(chunks - 3, chunks), "begin": [0]}
+    chosen = {"norm": [last], "reduce": range(chunks - 3, chunks), "prepare": [0]}
     with device.on(blocks=lambda name, count: chosen.get(name, [])):
         kernel.step()
     grad = columns[1][-TAIL:].double()
@@ -133,13 +133,13 @@ def test_a_hundred_thousand_tensors(device, record_property, monkeypatch):
     groups = [{"params": params[: count // 2]}, {"params": params[count // 2 :], "lr": 0.25}]
     optimizer = fused_optim.SGD(groups, lr=0.5, max_grad_norm=1e9, backend="triton")
     chosen = [*range(0, count, 997), count // 2 - 1, count // 2, count - 1]
-    blocks = {"norm": lambda all: [0], "begin": range, "update": lambda all: chosen}
+    blocks = {"norm": lambda all: [0], "prepare": range, "update": lambda all: chosen}
     start = time.perf_counter()
     with device.on(blocks=lambda kernel, all: blocks[kernel](all)) as driver:
         optimizer.step()
     record_property("seconds of the first step", round(time.perf_counter() - start, 2))
     if driver is not None:
-        assert [launch.name for launch in driver.launches] == ["norm", "begin", "update"]
+        assert [launch.name for launch in driver.launches] == ["norm", "prepare", "update"]
         assert driver.launches[-1].grid[0] == count
     expected, grads = torch.ones(count, 4), grads.cpu()
     for i in chosen if driver is not None else range(count):

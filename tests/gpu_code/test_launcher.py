@@ -34,11 +34,11 @@ from gpu_code.launches import (
 from models import give, values
 
 import fused_optim
-from fused_optim.backends.triton import Ready
+from fused_optim.backends.triton import CachedKernel
 
 pytestmark = needs_compiler
 # what lives on from step to step
-TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "hyper_ptr", "counter_ptr"]
+TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "option_ptr", "state_ptr"]
 
 
 @contextlib.contextmanager
@@ -114,9 +114,9 @@ def test_arguments_that_are_none(stub):
             pair.step()
             pair.check(driver)
     found = [[argument.name for argument in launch.arguments] for launch in driver.launches]
-    rest = ["group_ptr", "hyper_ptr", "scalar_ptr", "report_ptr", "partials", "n_rows"]
+    rest = ["group_ptr", "option_ptr", "scalar_ptr", "report_ptr", "partials", "n_rows"]
     update = ["table_ptr", "first_ptr", "span_ptr", "scalar_ptr"]
-    assert found == [["counter_ptr", *rest], update, rest, update]
+    assert found == [["state_ptr", *rest], update, rest, update]
     for launch in driver.launches:
         assert_packed(launch)
 
@@ -187,7 +187,7 @@ def test_empty_grids(stub):
     with stub() as driver:
         with asked_of_triton() as asked:
             pair.step()
-        assert names(driver.launches) == ["begin"]
+        assert names(driver.launches) == ["prepare"]
         assert len(asked) == 1  # nothing is compiled either
         partials = driver.launches[0].arguments[0]
         assert (partials.name, partials.value.shape) == ("partial_ptr", (0, 2))
@@ -210,7 +210,7 @@ def test_a_count_past_two_to_the_31(stub):
     wide = norm_arguments(fixed, chunks, programs, grad)
     with stub() as driver:
         driver.blocks = lambda name, count: [5 if count == programs else 2]
-        ready = Ready(norm, fixed)
+        ready = CachedKernel(norm, fixed)
         for _ in range(2):  # each once through Triton and once past it
             ready.launch(4, *narrow)
             wide[3][10] = 0

@@ -12,7 +12,7 @@ import fused_optim
 
 # more chunks than the norm has programs, and more rows than a program of begin prepares
 SHAPES = [(1030 * 1024 + 5,), *[(1 + i % 7,) for i in range(140)]]
-KERNELS = {"norm", "begin", "update", "measure", "finish"}
+KERNELS = {"norm", "prepare", "update", "reduce", "finalize"}
 
 
 def stepped(device, **options):

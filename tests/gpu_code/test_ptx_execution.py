@@ -130,7 +130,7 @@ def test_a_step_of_200_tensors_in_3_groups_is_3_launches_of_the_driver():
     with ptxsim.install(arch=90) as driver:
         optimizer.step()
         grids = [(launch.name, launch.grid[0]) for launch in driver.launches]
-    assert grids == [("norm", 200), ("begin", 2), ("update", 200)]
+    assert grids == [("norm", 200), ("prepare", 2), ("update", 200)]
 
 
 @triton.jit

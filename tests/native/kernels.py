@@ -8,7 +8,7 @@ import torch
 from models import RULES
 
 from ci.codegen.builds import FORMATS
-from fused_optim.backends import Kind, triton
+from fused_optim.backends.base import BucketKey, triton
 from fused_optim.backends.constexprs import argument_types, constants
 from fused_optim.backends.native import codegen, frontend
 from fused_optim.backends.native.executor import GEOMETRY
@@ -19,7 +19,7 @@ from fused_optim.backends.native.tree import Function
 from fused_optim.backends.native.ttir import parse
 
 HERE = levels()  # what this machine runs
-PER_TENSOR = [name for name, rule in RULES.items() if rule.per_tensor is not None]
+PER_TENSOR = [name for name, rule in RULES.items() if rule.reduction is not None]
 
 
 class Case(NamedTuple):
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     format: str
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> BucketKey:
         """What the rows have in common."""
         kind = FORMATS[self.format](RULES[self.rule])
         return kind._replace(backend="native", device=torch.device("cpu"), aligned=False)
@@ -44,13 +44,13 @@ def covering() -> list[Case]:
     names = list(FORMATS)
     found = {Case("update", "adam", name) for name in names}
     for i, rule in enumerate(RULES):
-        found |= {Case("update", rule, names[i % len(names)]), Case("begin", rule, "fp32")}
+        found |= {Case("update", rule, names[i % len(names)]), Case("prepare", rule, "fp32")}
     for i, rule in enumerate(PER_TENSOR):
-        found.add(Case("measure", rule, names[i % len(names)]))
-        found.add(Case("measure", rule, names[(i + 7) % len(names)]))
-        found.add(Case("finish", rule, "fp64" if i % 2 else "fp32"))
+        found.add(Case("reduce", rule, names[i % len(names)]))
+        found.add(Case("reduce", rule, names[(i + 7) % len(names)]))
+        found.add(Case("finalize", rule, "fp64" if i % 2 else "fp32"))
     found |= {Case("norm", "adam", name) for name in ("fp32", "bf16", "fp16", "fp64")}
-    return sorted(found | {Case("begin", "adam", "fp64")})
+    return sorted(found | {Case("prepare", "adam", "fp64")})
 
 
 def some() -> list[Case]:
@@ -58,10 +58,10 @@ def some() -> list[Case]:
     return [case for case in covering() if case.rule in ("adam", "lamb")]
 
 
-def source(kind: Kind, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
+def source(kind: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """What Triton compiles, as the executor asks for it."""
-    absent = ["counter_ptr"] if kernel == "begin" and kind.counter_dtype is None else []
-    absent += ["count_ptr"] if kernel == "update" and not kind.counts else []
+    absent = ["state_ptr"] if kernel == "prepare" and kind.scalar_state_dtype is None else []
+    absent += ["count_ptr"] if kernel == "update" and not kind.count_stalled else []
     function, types = triton.KERNELS[kernel], argument_types(kind.compute)
     names = [p.name for p in function.params if not p.is_constexpr and p.name not in absent]
     consts = triton.resolve(constants(kind, GEOMETRY)[kernel])

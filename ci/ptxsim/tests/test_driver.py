@@ -8,8 +8,8 @@ import triton.language as tl
 
 
 @triton.jit
-def take_turns(turn_ptr, counter_ptr):
-    tl.store(turn_ptr + tl.program_id(0), tl.atomic_add(counter_ptr, 1))
+def take_turns(turn_ptr, state_ptr):
+    tl.store(turn_ptr + tl.program_id(0), tl.atomic_add(state_ptr, 1))
 
 
 @pytest.mark.parametrize("order", [None, 0, 1])
