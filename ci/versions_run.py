@@ -50,15 +50,16 @@ class Check(NamedTuple):
     only: SpecifierSet = SpecifierSet()
 
 
-STATIC = "tests/compiled/test_static.py"
+CODEGEN = "tests/gpu_code/test_codegen.py"
+EXECUTION = "tests/gpu_code/test_ptx_execution.py"
 HERE = Version(metadata.version("triton"))  # of this interpreter
 CHECKS = (
     # every build, what must hold of its code, and AMD's linker
-    Check("compiled", (STATIC, "tests/compiled/test_compile.py", "--few", "-k", "test_the_")),
+    Check("compiled", (CODEGEN, "tests/gpu_code/test_compile.py", "--few", "-k", "test_the_")),
     # steps in the PTX interpreter, bit for bit
-    Check("executed", ("tests/compiled/test_executed.py", "--few", "-k", "every_optim or denorm")),
+    Check("executed", (EXECUTION, "--few", "-k", "every_optim or denorm")),
     # through Triton's own launcher
-    Check("launched", ("tests/compiled/test_launcher.py", "-k", "every_kernel or past_two")),
+    Check("launched", ("tests/gpu_code/test_launcher.py", "-k", "every_kernel or past_two")),
     # steps of the kernels that are compiled for the CPU, bit for bit
     Check(
         "native", ("tests/test_twin.py", "-k", "in_every_format and split24 and (adamw or lamb)")

@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has no arguments, but its pa
     INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRET:
     os.environ["TRITON_INTERPRET"] = "1"
-    collect_ignore = ["compiled"]
+    collect_ignore = ["gpu_code"]
 else:
     os.environ.pop("TRITON_INTERPRET", None)
 

@@ -12,6 +12,8 @@ import torch
 from packaging.version import Version
 from torch.optim import lr_scheduler
 
+from ci.codegen.linker import has_amd_linker
+
 
 def installed(package: str) -> tuple[int, ...]:
     """The release that is imported: (3, 7, 1) for 3.7.1."""
@@ -26,19 +28,6 @@ def refused(condition: bool, reason: str) -> pytest.MarkDecorator:
 # ---- Triton
 
 TRITON = installed("triton")
-
-
-def has_amd_linker() -> bool:
-    """Whether there is one: in Triton from 3.5 on; before, a program of ROCm had to be found."""
-    if TRITON >= (3, 5):
-        return True
-    from triton.backends.amd.compiler import HIPBackend
-
-    try:
-        HIPBackend.path_to_rocm_lld()
-    except Exception:  # noqa: BLE001  (it raises no other)
-        return False
-    return True
 
 
 NO_AMD_LINKER = not has_amd_linker()

@@ -1,8 +1,8 @@
-"""Stand-ins for the GPU vendors' driver libraries, under Triton's own drivers and launchers.
+"""Stubs of the GPU vendors' driver libraries, for Triton's own drivers and launchers.
 
-``ptxsim`` replaces the whole of Triton's driver. Here all of Triton runs that runs on a GPU: its
-driver class, the C code that loads a binary, and the C code that takes the Python arguments of a
-launch apart and packs them. Only the library that it calls is another one: a small libcuda.so.1 or
+``ptxsim`` replaces the whole of Triton's driver. Here everything of Triton runs as on a GPU: its
+driver class, the C code that loads a binary, and the C code that converts and packs the Python
+arguments of a launch. Only the library that it calls is replaced, by a small libcuda.so.1 or
 libamdhip64.so, compiled from ``cuda.c`` or ``hip.c`` against the headers in Triton's wheel. CPU
 tensors are device memory::
 
@@ -21,7 +21,7 @@ loaded for, and the stream that is current on that device; else Triton reports a
 the reason, as it does for an error of the real library. ``pretended(driver)`` lets CPU tensors say
 that they are on one of the driver's devices.
 
-Limits: nothing is asynchronous, and in a process that uses a GPU the real library is in the way.
+Limits: nothing is asynchronous, and a process with the real library cannot load the stub.
 """
 
 from .cuda import CudaStub, cuda

@@ -1,12 +1,13 @@
-"""NVIDIA's: launches run the PTX of what was loaded."""
+"""Stub of NVIDIA's libcuda: launches run the PTX of the loaded kernel in ptxsim."""
 
 from functools import cache
 from pathlib import Path
 
 import torch
-from ptxsim.machine import Options, run
+from ptxsim.machine import run
 from ptxsim.memory import Memory
 from ptxsim.program import load
+from ptxsim.state import Options
 from ptxsim.tensors import LiveTensors
 from triton import knobs
 from triton.backends import nvidia
@@ -31,7 +32,7 @@ class _Launcher(Launcher, CudaLauncher):
 
 
 class CudaStub(StubDriver, CudaDriver):
-    """Triton's driver of NVIDIA GPUs."""
+    """Triton's driver of NVIDIA GPUs on the stub of libcuda."""
 
     devices, executes = (0, 1), True
 
@@ -45,11 +46,11 @@ class CudaStub(StubDriver, CudaDriver):
         self._tensors = LiveTensors()
 
     def widths_of(self, assembly: str) -> tuple[int, ...]:
-        """What the PTX entry declares."""
+        """Return the bytes of each parameter that the PTX entry declares."""
         return tuple(bits // 8 for _, bits in load(assembly).parameters)
 
     def execute(self, launch: Launch) -> None:
-        """Run the PTX with the parameters that arrived."""
+        """Run the PTX with the parameters of the launch."""
         values = [int.from_bytes(value, "little") for value in launch.parameters]
         ptx, threads, options = launch.kernel.assembly, launch.block[0], Options(self.blocks)
         with torch._C.DisableTorchFunction():  # here tensors are on the CPU, and do not pretend
@@ -58,7 +59,7 @@ class CudaStub(StubDriver, CudaDriver):
 
 
 def cuda() -> CudaStub:
-    """A driver of two devices of sm_90; a context in which it is Triton's.
+    """Return a driver of two devices of sm_90; as a context, it is Triton's active driver.
 
     Raises:
         RuntimeError: there is no C compiler, the real libcuda.so.1 is loaded in this process, or

@@ -1,4 +1,4 @@
-"""CPU tensors that say they are on a device of a stand-in.
+"""CPU tensors that report a device of a stub driver.
 
 A library that routes launches by ``tensor.device`` can so be run as on a machine with several GPUs,
 its guards, streams and copies included.
@@ -28,7 +28,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 class Pretended(TorchFunctionMode):
-    """A context in which tensors may be on a device, whose name in torch is "cuda:N".
+    """A context in which CPU tensors may report a device, "cuda:N" in torch.
 
     An operation on tensors of different devices raises RuntimeError, as torch's own do. The context
     itself is what torch has for a type of device: ``device(...)`` and ``current_stream(...)``.
@@ -44,7 +44,7 @@ class Pretended(TorchFunctionMode):
         self.recorded: dict[int, set[int]] = {}
 
     def put(self, tensor: Tensor, device: int) -> Tensor:
-        """Let ``tensor`` say that it is on ``device``; returns the same tensor."""
+        """Make ``tensor`` report ``device`` and return it."""
         if device not in self._driver.devices:
             raise RuntimeError(f"invalid device {device}: there are {self._driver.devices}")
         tensor._pretended = device
@@ -100,7 +100,7 @@ class Pretended(TorchFunctionMode):
     def _take_device(
         self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
     ) -> torch.device | None:
-        """The device asked for; the CPU is left in its place."""
+        """Return the requested device, after replacing it by the CPU in the arguments."""
         found = kwargs.get("device")
         if found is not None:
             kwargs["device"] = "cpu"
@@ -115,7 +115,7 @@ def _is_put(tensor: Tensor) -> bool:
 
 @contextlib.contextmanager
 def pretended(driver: StubDriver) -> Iterator[Pretended]:
-    """A context in which CPU tensors may pretend to be on the devices of ``driver``."""
+    """Return a context in which CPU tensors may report the devices of ``driver``."""
     modules, devices = torch.get_device_module, Pretended(driver)
     torch.get_device_module = lambda device=None: devices
     driver.torch_type = "cuda"

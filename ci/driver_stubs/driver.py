@@ -1,4 +1,4 @@
-"""What Triton's drivers for both vendors need, to run on a stand-in for the vendor's library."""
+"""Base classes of Triton's drivers and launchers on a stub of the vendor's library."""
 
 import contextlib
 import ctypes
@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from ptxsim.machine import every_block
+from ptxsim.state import every_block
 from triton.runtime.cache import get_cache_manager
 
 from .library import Library, RawLaunch
 
 
 class BadLaunch(Exception):
-    """A launch that does not fit its kernel, or that goes where it should not."""
+    """An error of a launch that does not match its kernel, device or stream."""
 
 
 class Kernel(NamedTuple):
-    """What is known of a kernel before it is launched.
+    """A compiled and loaded kernel, before its launch.
 
     Attributes:
         target: ``"cuda"`` or ``"hip"``.
-        name: of the function in the binary.
-        threads: of a block.
+        name: name of the function in the binary.
+        threads: threads of a block.
         shared: bytes of shared memory.
-        assembly: the text that the binary was made from.
-        widths: the bytes of each parameter.
+        assembly: PTX or AMD assembly of the binary.
+        widths: bytes of each parameter.
     """
 
     target: str
@@ -39,7 +39,7 @@ class Kernel(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """An argument as it was handed to Triton's launcher: name, Triton's name of the type, value."""
+    """An argument of Triton's launcher: name, Triton's name of the type, value."""
 
     name: str
     type: str
@@ -47,18 +47,18 @@ class Argument(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A launch as it arrived in the library.
+    """A launch as the stub library received it.
 
     Attributes:
-        kernel: what was loaded under the function handle.
-        device: the device that was current.
-        stream: the handle.
-        grid: the number of blocks along each axis.
-        block: the number of threads along each axis.
+        kernel: kernel of the function handle.
+        device: number of the current device.
+        stream: handle of the stream.
+        grid: blocks along each axis.
+        block: threads along each axis.
         shared: bytes of shared memory.
-        parameters: the bytes of each.
-        arguments: of the kernel, without compile-time constants. A pointer or two to scratch
-            memory, which are no arguments, follow among the parameters.
+        parameters: packed bytes of each parameter.
+        arguments: arguments of the kernel without compile-time constants. The parameters have
+            one or two pointers to scratch memory after them.
     """
 
     kernel: Kernel
@@ -72,7 +72,7 @@ class Launch(NamedTuple):
 
 
 def _arguments(name: str, kind: Any, value: Any) -> Iterator[Argument]:
-    """One argument, or those of a tuple; none if it is a compile-time constant."""
+    """Return the arguments of a parameter: one, one per tuple element, or none for a constexpr."""
     if isinstance(kind, tuple):
         for inner in zip(kind, value, strict=True):
             yield from _arguments(name, *inner)
@@ -81,10 +81,10 @@ def _arguments(name: str, kind: Any, value: Any) -> Iterator[Argument]:
 
 
 def cached(source: Any, metadata: Any, suffix: str) -> bytes:
-    """A file that Triton's compiler has kept of a kernel.
+    """Read a file of a kernel from Triton's cache.
 
     Raises:
-        RuntimeError: it has not.
+        RuntimeError: the file is not in the cache.
     """
     path = get_cache_manager(metadata.hash).get_file(f"{source.name[:150]}.{suffix}")
     if path is None:
@@ -93,7 +93,7 @@ def cached(source: Any, metadata: Any, suffix: str) -> bytes:
 
 
 class _Utils:
-    """Triton's own, which also tells the library what is behind a function handle."""
+    """Triton's utilities, which also record the kernel of each function handle."""
 
     def __init__(self, utils: Any, library: Library) -> None:
         self._utils, self._library = utils, library
@@ -108,7 +108,7 @@ class _Utils:
 
 
 class Launcher:
-    """A base class before Triton's launcher: keeps what it is for and what it is called with."""
+    """A mix-in for Triton's launcher, which records its kernel and its arguments."""
 
     binary: str  # the suffixes of Triton's files
     assembly: str
@@ -152,20 +152,21 @@ class Launcher:
 
 
 class StubDriver:
-    """A base class before Triton's driver of a vendor, whose native half calls a stand-in.
+    """A mix-in for Triton's driver of a vendor, whose C code calls a stub library.
 
-    As a context manager it is Triton's driver, and gives way to the one before it in the end.
+    As a context manager it is Triton's active driver; the previous one is restored at the end.
 
     Attributes:
-        library: the stand-in.
-        devices: the numbers of its devices.
-        streams: of each device, the handle of the current stream; 0 is the default one.
-        launches: those that arrived.
-        change: of a launch, what arrives instead of it, so that tests can see it being noticed.
-        blocks: of a kernel's name and a number of blocks, which blocks of a launch are executed.
-        arguments: what Triton's launcher was called with last, see Launch.
-        torch_type: of the torch devices that the driver says it is for.
-        executes: whether kernels are executed, or launches only recorded.
+        library: the stub library.
+        devices: numbers of its devices.
+        streams: handle of the current stream by device; 0 is the default stream.
+        launches: launches that were received, in order.
+        change: function that replaces a received launch, for tests of the checks.
+        blocks: function that takes a kernel's name and a number of blocks, and returns the
+            numbers of the blocks to execute.
+        arguments: last arguments of Triton's launcher, see Launch.
+        torch_type: type of the torch devices that the driver reports.
+        executes: True if kernels are executed, False if launches are only recorded.
     """
 
     # a vendor's class has these, and widths_of(assembly) and execute(launch)
@@ -210,7 +211,7 @@ class StubDriver:
 
     @contextlib.contextmanager
     def on(self, device: int) -> Iterator[None]:
-        """Within this context another device is current."""
+        """Return a context in which ``device`` is the current device."""
         before = self._current()
         self._set_current(device)
         try:
@@ -219,23 +220,23 @@ class StubDriver:
             self._set_current(before)
 
     def new_stream(self, device: int) -> int:
-        """The handle of a stream of ``device``."""
+        """Return the handle of a new stream of ``device``."""
         self._made += 1
         return (device + 1) << 40 | self._made
 
     def get_active_torch_device(self) -> torch.device:
-        """CPU tensors are device memory, unless they pretend to be on a device."""
+        """Return the CPU, or the current device while CPU tensors report one."""
         if self.torch_type == "cpu":
             return torch.device("cpu")
         return torch.device(self.torch_type, self._current())
 
     @classmethod
     def is_active(cls) -> bool:
-        """Never chosen by Triton itself."""
+        """Return False, so that Triton never selects this driver itself."""
         return False
 
     def receive(self, raw: RawLaunch) -> None:
-        """Take a launch: check it, record it, execute it.
+        """Check a launch, record it and execute it.
 
         Raises:
             BadLaunch: it does not fit its kernel, the current device or that device's stream.
@@ -281,5 +282,5 @@ class StubDriver:
 
 
 def receive(raw: RawLaunch) -> None:
-    """Hand a launch to the driver that is active."""
+    """Pass a launch to the active driver."""
     triton.runtime.driver.active.receive(raw)

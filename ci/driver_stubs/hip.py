@@ -1,4 +1,4 @@
-"""AMD's: launches are recorded, not executed."""
+"""Stub of AMD's libamdhip64: launches are recorded, not executed."""
 
 import re
 from functools import cache
@@ -30,7 +30,7 @@ class _Launcher(Launcher, HIPLauncher):
 
 
 class HipStub(StubDriver, HIPDriver):
-    """Triton's driver of AMD GPUs."""
+    """Triton's driver of AMD GPUs on the stub of libamdhip64."""
 
     # Triton keeps what it has compiled by the number of the device: other ones than NVIDIA's
     devices, executes = (2, 3), False
@@ -43,15 +43,15 @@ class HipStub(StubDriver, HIPDriver):
         self.launcher_cls = _Launcher
 
     def widths_of(self, assembly: str) -> tuple[int, ...]:
-        """What the code object's metadata declares."""
+        """Return the bytes of each argument that the code object's metadata declares."""
         return tuple(int(size) for _, size in _ARGUMENT.findall(assembly))
 
     def execute(self, launch: Launch) -> None:
-        """Nothing: there is no interpreter of AMD's machine code here."""
+        """Do nothing: AMD's machine code cannot be interpreted here."""
 
 
 def kernarg(launch: Launch) -> bytes:
-    """What the HIP runtime lays out in memory for a kernel to read its arguments from."""
+    """Return the kernel argument segment of a launch, as the HIP runtime fills it in memory."""
     places = [int(offset) for offset, _ in _ARGUMENT.findall(launch.kernel.assembly)]
     segment = bytearray()
     for offset, value in zip(places, launch.parameters, strict=True):
@@ -60,18 +60,18 @@ def kernarg(launch: Launch) -> bytes:
 
 
 def why_no_hip() -> str | None:
-    """The reason why this version of Triton cannot make code for AMD GPUs here, or None."""
+    """Return the reason why Triton cannot link code for AMD GPUs here, or None if it can."""
     if not hasattr(HIPBackend, "path_to_rocm_lld"):
         return None  # it has a linker of its own
     try:
         HIPBackend.path_to_rocm_lld()
-    except Exception as error:  # noqa: BLE001  it raises nothing narrower
+    except Exception as error:  # noqa: BLE001  Triton 3.4 raises Exception itself
         return f"Triton {triton.__version__} links code for AMD GPUs with ROCm's linker: {error}"
     return None
 
 
 def hip() -> HipStub:
-    """A driver of two devices of gfx942; a context in which it is Triton's.
+    """Return a driver of two devices of gfx942; as a context, it is Triton's active driver.
 
     Raises:
         RuntimeError: there is no C compiler, no linker for AMD's code, the real libamdhip64.so is

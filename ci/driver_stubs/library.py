@@ -1,4 +1,4 @@
-"""Build a stand-in with the host's C compiler, load it, and take the launches that arrive in it."""
+"""Compilation and loading of a stub library, and delivery of its launches to Python."""
 
 import ctypes
 import hashlib
@@ -17,7 +17,7 @@ _REASON = 800  # REASON_SIZE of state.h
 
 
 class RawLaunch(ctypes.Structure):
-    """``launch_t`` of state.h."""
+    """The C struct ``launch_t`` of state.h."""
 
     _fields_ = (
         ("function", ctypes.c_uint64),
@@ -36,12 +36,12 @@ _Receiver = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(RawLaunch), ctypes.POI
 
 
 def c_compiler() -> str | None:
-    """The compiler that Triton would take, or None."""
+    """Return the path of the C compiler that Triton selects, or None."""
     return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
 def build(source: str, soname: str, other: str, include: Path, **macros: int | str) -> Path:
-    """Compile a stand-in, unless Triton's cache has it; the path of the file ``soname``.
+    """Compile a stub, unless Triton's cache has it, and return the path of the file ``soname``.
 
     Args:
         source: the name of the C file in this folder.
@@ -75,7 +75,7 @@ def build(source: str, soname: str, other: str, include: Path, **macros: int | s
 
 
 class Library:
-    """A stand-in, loaded for the rest of the process.
+    """A stub library, loaded for the rest of the process.
 
     Attributes:
         path: of the file.
@@ -119,7 +119,7 @@ class Library:
 
     @property
     def device(self) -> int | None:
-        """The current device of this thread; None before there is one."""
+        """Return the number of this thread's current device, or None if none was set."""
         found: int = self._native.stub_get_device()
         return None if found < 0 else found
 

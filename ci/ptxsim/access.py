@@ -1,16 +1,14 @@
 """Accesses to memory by the threads of a batch: faults name the thread, and a trace is kept."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .errors import Fault
 from .memory import BadAccess
 from .shared import BadSharedAccess
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch
 
 Array = np.ndarray
 Change = Callable[..., Array]
@@ -31,7 +29,7 @@ class Lanes(NamedTuple):
     chosen: Array | None
 
 
-def lanes(batch: "Batch", addresses: Array, mask: Array | None, width: int = 1) -> Lanes:
+def lanes(batch: Batch, addresses: Array, mask: Array | None, width: int = 1) -> Lanes:
     """The threads of the mask, at least ``width`` in each block."""
     width = max(width, addresses.shape[1], 1 if mask is None else mask.shape[1])
     shape = (batch.shape[0], width)
@@ -42,7 +40,7 @@ def lanes(batch: "Batch", addresses: Array, mask: Array | None, width: int = 1) 
     return Lanes(addresses[chosen], threads[chosen], chosen)
 
 
-def load(batch: "Batch", lanes: Lanes, size: int) -> Array:
+def load(batch: Batch, lanes: Lanes, size: int) -> Array:
     """Read ``size`` bytes of global memory for each thread."""
     try:
         values = batch.launch.memory.load(lanes.addresses, size)
@@ -54,7 +52,7 @@ def load(batch: "Batch", lanes: Lanes, size: int) -> Array:
     return values
 
 
-def store(batch: "Batch", lanes: Lanes, values: Array) -> None:
+def store(batch: Batch, lanes: Lanes, values: Array) -> None:
     """Write one value, of any type, to global memory for each thread."""
     try:
         batch.launch.memory.store(lanes.addresses, values.reshape(lanes.addresses.shape))
@@ -65,7 +63,7 @@ def store(batch: "Batch", lanes: Lanes, values: Array) -> None:
         batch.launch.footprint.write(addresses, values.itemsize, threads, batch.line)
 
 
-def update(batch: "Batch", lanes: Lanes, change: Change, values: list[Array]) -> Array:
+def update(batch: Batch, lanes: Lanes, change: Change, values: list[Array]) -> Array:
     """Let each thread replace what is at its address, one after the other; what each one found."""
     addresses, threads = lanes.addresses.reshape(-1), lanes.threads.reshape(-1)
     memory, dtype = batch.launch.memory, values[0].dtype
@@ -84,13 +82,13 @@ def update(batch: "Batch", lanes: Lanes, change: Change, values: list[Array]) ->
     return found
 
 
-def _fault(batch: "Batch", lanes: Lanes, what: str, bad: BadAccess) -> Fault:
+def _fault(batch: Batch, lanes: Lanes, what: str, bad: BadAccess) -> Fault:
     thread = lanes.threads[lanes.addresses == bad.address][0]
     return batch.fault(f"{bad.kind} ({what})", int(thread), bad.address % (1 << 64))
 
 
 def load_shared(
-    batch: "Batch", offsets: Array, dtype: np.dtype, count: int, mask: Array | None
+    batch: Batch, offsets: Array, dtype: np.dtype, count: int, mask: Array | None
 ) -> Array:
     """Read ``count`` elements of shared memory for each thread of the mask."""
     rows, threads = batch.rows_and_threads(mask)
@@ -100,7 +98,7 @@ def load_shared(
         raise batch.fault(bad.kind, batch.pick(batch.numbers, mask)[bad.at][0]) from None
 
 
-def store_shared(batch: "Batch", offsets: Array, values: Array, mask: Array | None) -> None:
+def store_shared(batch: Batch, offsets: Array, values: Array, mask: Array | None) -> None:
     """Write a row of elements to shared memory for each thread of the mask."""
     rows, threads = batch.rows_and_threads(mask)
     try:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,14 +9,9 @@ from .errors import Unsupported
 from .formats import PREDICATE, stored
 from .formats import family as family_of
 from .parse import Instruction, elements
+from .state import Array, Batch, Execute, Mask
 
-if TYPE_CHECKING:
-    from .machine import Batch
-
-Array = np.ndarray
-Mask = Array | None
-Execute = Callable[["Batch", Mask], None]
-Read = Callable[["Batch"], Array]
+Read = Callable[[Batch], Array]
 Decoder = Callable[[Instruction], Execute]
 
 _DECODERS: dict[tuple[str, str], Decoder] = {}
@@ -91,7 +85,7 @@ def _register_reader(instruction: Instruction, name: str, dtype: np.dtype) -> Re
     if bits != (1 if dtype == PREDICATE else dtype.itemsize * 8):
         raise Unsupported(f"{bits} bits of {name} as {dtype}")
 
-    def read(batch: "Batch") -> Array:
+    def read(batch: Batch) -> Array:
         value = batch.registers.get(name)
         if value is None or name in batch.holes:
             raise batch.fault(f"register {name} is read before it is written")
@@ -100,7 +94,7 @@ def _register_reader(instruction: Instruction, name: str, dtype: np.dtype) -> Re
     return read
 
 
-def without_holes(batch: "Batch", name: str, taken: int, read: Read) -> Array:
+def without_holes(batch: Batch, name: str, taken: int, read: Read) -> Array:
     """What ``read`` finds in a register of which only the bits ``taken`` are used."""
     holes = batch.holes.get(name, 0)
     if holes & taken == 0:
@@ -156,7 +150,7 @@ def elementwise(instruction: Instruction, function: Callable[..., Array], *kinds
         for source, kind in zip(instruction.operands[1:], kinds, strict=True)
     ]
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         batch.write(to, function(*[read(batch) for read in reads]), mask)
 
     return execute

@@ -12,8 +12,9 @@ from triton.backends.driver import DriverBase
 from triton.runtime.cache import get_cache_manager
 
 from .errors import Unsupported
-from .machine import Options, run
+from .machine import run
 from .memory import Memory
+from .state import Options
 from .tensors import LiveTensors
 
 # memory that a kernel may ask for beside shared memory; those that a version of Triton has are

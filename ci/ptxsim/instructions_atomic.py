@@ -1,18 +1,15 @@
 """Atomic operations on global memory."""
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import access
-from .decode import Execute, Mask, address_reader, destination, opcode, reader
+from .decode import address_reader, destination, opcode, reader
 from .errors import Unsupported
 from .formats import stored
 from .parse import Instruction
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 
@@ -46,7 +43,7 @@ def _atomic(instruction: Instruction) -> Execute:
     read_address = address_reader(instruction, where, 64)
     reads = [reader(instruction, source, dtype) for source in sources]
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         lanes = access.lanes(batch, read_address(batch), mask, batch.shape[1])
         values = [batch.pick(read(batch), mask) for read in reads]
         old = np.zeros(batch.shape, dtype)

@@ -1,18 +1,15 @@
 """Comparisons, and choices by their outcome."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import arithmetic
-from .decode import Execute, Mask, destination, elementwise, opcode, reader
+from .decode import destination, elementwise, opcode, reader
 from .errors import Unsupported
 from .formats import FLOATS, stored
 from .parse import Instruction
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 Relation = Callable[[Array, Array], Array]
@@ -87,7 +84,7 @@ def _compare_two(instruction: Instruction, relation: Relation) -> Execute:
     if len(names) != 2:
         raise Unsupported("one result")
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         result = relation(*[read(batch) for read in reads])
         for index, name in enumerate(names):
             batch.write(name, result[..., index], mask)

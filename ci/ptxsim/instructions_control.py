@@ -1,18 +1,15 @@
 """Barriers, exchanges between the threads of a warp, and the ways to fail."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import arithmetic
-from .decode import Execute, Mask, destination, opcode, reader
+from .decode import destination, opcode, reader
 from .errors import Unsupported
 from .formats import stored
 from .parse import Instruction
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 
@@ -44,13 +41,13 @@ def _barrier(instruction: Instruction) -> Execute:
     return _block_barrier
 
 
-def _warp_barrier(batch: "Batch", mask: Mask) -> None:
+def _warp_barrier(batch: Batch, mask: Mask) -> None:
     if mask is not None:
         raise batch.unsupported("barrier of some threads only")
     batch.shared.warp_barrier()
 
 
-def _block_barrier(batch: "Batch", mask: Mask) -> None:
+def _block_barrier(batch: Batch, mask: Mask) -> None:
     here = np.broadcast_to(True if mask is None else mask, batch.shape)
     some, every = here.any(axis=1), here.all(axis=1)
     if (some != every).any():
@@ -59,19 +56,19 @@ def _block_barrier(batch: "Batch", mask: Mask) -> None:
     batch.shared.barrier(every)
 
 
-def _warps(batch: "Batch", value: Array) -> Array:
+def _warps(batch: Batch, value: Array) -> Array:
     """A value as [warps, lanes], or as [1, lanes] if all warps have the same."""
     if value.size == 1:
         return np.broadcast_to(value, (1, 32))
     return np.broadcast_to(value, batch.shape).reshape(-1, 32)
 
 
-def _threads(batch: "Batch", value: Array) -> Array:
+def _threads(batch: Batch, value: Array) -> Array:
     """The inverse of _warps: a value as [blocks, threads]."""
     return np.broadcast_to(value, (batch.numbers.size // 32, 32)).reshape(batch.shape)
 
 
-def _require_members(batch: "Batch", members: Array, mask: Mask) -> Array:
+def _require_members(batch: Batch, members: Array, mask: Mask) -> Array:
     """Check that whole warps take part as their mask of members says; which lanes do."""
     active = _warps(batch, np.array([[True]]) if mask is None else mask)
     listed = ((_warps(batch, members) >> _LANE.astype(np.uint32)) & np.uint32(1)) == 1
@@ -93,7 +90,7 @@ def _shuffle(instruction: Instruction) -> Execute:
     to, *inside = (destination(instruction, name) for name in names)
     value, *rest = (reader(instruction, operand, _UINT32) for operand in instruction.operands[1:])
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         amount, limits, members = (read(batch) for read in rest)
         active = _require_members(batch, members, mask)
         warps = (_warps(batch, x).astype(np.int64) for x in (amount, limits))
@@ -135,7 +132,7 @@ def _reduce(instruction: Instruction) -> Execute:
     value = reader(instruction, instruction.operands[1], stored(instruction.type))
     members = reader(instruction, instruction.operands[2], _UINT32)
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         if not _require_members(batch, members(batch), mask).all():
             raise batch.unsupported("reduction by some threads only")
         lanes = _warps(batch, value(batch))
@@ -162,7 +159,7 @@ def _call(instruction: Instruction) -> Execute:
     if instruction.operands[0] != "__assertfail":
         raise Unsupported("call")
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         raise batch.fault_where("device assertion failed", np.array(True) if mask is None else mask)
 
     return execute
@@ -170,7 +167,7 @@ def _call(instruction: Instruction) -> Execute:
 
 @opcode("trap")
 def _trap(instruction: Instruction) -> Execute:
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         raise batch.fault_where("trap", np.array(True) if mask is None else mask)
 
     return execute

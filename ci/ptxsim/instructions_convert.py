@@ -1,15 +1,12 @@
 """Moves and conversions."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import arithmetic
 from .decode import (
     SPECIAL,
-    Execute,
-    Mask,
     destination,
     elementwise,
     extension,
@@ -21,9 +18,7 @@ from .decode import (
 from .errors import Unsupported
 from .formats import FLOATS, INTEGERS, stored
 from .parse import Instruction, elements
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 Convert = Callable[[Array], Array]
@@ -60,7 +55,7 @@ def _unpack(instruction: Instruction) -> Execute:
     part, source = _part(instruction, len(names)), instruction.operands[1]
     read = reader(instruction, source, stored(instruction.type))
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         taken = [_bits(part, index) for index, name in enumerate(names) if name != "_"]
         whole = without_holes(batch, source, sum(taken), read)
         parts = np.ascontiguousarray(whole)[..., None].view(part)
@@ -76,7 +71,7 @@ def _bits(part: np.dtype, index: int) -> int:
     return ((1 << size) - 1) << (size * index)
 
 
-def _is_unwritten(batch: "Batch", name: str) -> bool:
+def _is_unwritten(batch: Batch, name: str) -> bool:
     return name.startswith("%") and name not in SPECIAL and name not in batch.registers
 
 
@@ -86,7 +81,7 @@ def _pack(instruction: Instruction) -> Execute:
     reads = [reader(instruction, name, part) for name in names]
     to = destination(instruction, instruction.operands[0])
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         # the compiler fills a part that it does not need with any register
         holes = {i for i, name in enumerate(names) if _is_unwritten(batch, name)}
         empty = np.zeros((1, 1), part)
@@ -112,7 +107,7 @@ def _convert(instruction: Instruction) -> Execute:
     read = narrow_reader(instruction, operand, source)
     extend = extension(instruction, register, to)
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         batch.write(register, extend(convert(read(batch))), mask)
 
     return execute

@@ -1,17 +1,13 @@
 """Asynchronous copies from global to shared memory."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from . import access
-from .decode import Execute, Mask, address_reader, constant, opcode, reader
+from .decode import address_reader, constant, opcode, reader
 from .errors import Unsupported
 from .parse import Instruction
 from .shared import Copy
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 
@@ -42,7 +38,7 @@ def _wait(instruction: Instruction) -> Execute:
         raise Unsupported("number of groups")
     last = 0 if count is None else 1 + int(count[0, 0])
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         if mask is not None:
             raise batch.unsupported("wait for the copies of some threads only")
         landing = batch.copies[: len(batch.copies) - last]
@@ -53,7 +49,7 @@ def _wait(instruction: Instruction) -> Execute:
     return execute
 
 
-def _land(batch: "Batch", copy: Copy) -> None:
+def _land(batch: Batch, copy: Copy) -> None:
     if copy.chosen.any():
         access.store_shared(batch, copy.offsets[copy.chosen], copy.data[copy.chosen], copy.chosen)
 
@@ -70,7 +66,7 @@ def _start(instruction: Instruction) -> Execute:
     # fewer bytes than are copied may be present: the rest is zero
     read_present = reader(instruction, (present or [width])[0], _UINT32)
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         chosen = np.broadcast_to(True if mask is None else mask, batch.shape)
         there = np.broadcast_to(read_present(batch), batch.shape)
         if (chosen & (there != 0) & (there != size)).any():

@@ -1,18 +1,15 @@
 """Floating-point instructions."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import arithmetic
-from .decode import Execute, Mask, elementwise, opcode
+from .decode import elementwise, opcode
 from .errors import Unsupported
 from .formats import FLOATS
 from .parse import Instruction
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 
@@ -50,7 +47,7 @@ def _by_halves(instruction: Instruction, execute: Execute) -> Execute:
     size = 4 * FLOATS[instruction.type].stored.itemsize
     halves = [((1 << size) - 1) << (size * half) for half in range(2)]
 
-    def execute_halves(batch: "Batch", mask: Mask) -> None:
+    def execute_halves(batch: Batch, mask: Mask) -> None:
         holes = {name: batch.holes.pop(name) for name in {*sources} & batch.holes.keys()}
         execute(batch, mask)
         lost = sum(half for half in halves if any(bits & half for bits in holes.values()))

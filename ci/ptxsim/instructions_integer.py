@@ -1,27 +1,15 @@
 """Integer and bit instructions."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import arithmetic
-from .decode import (
-    Execute,
-    Mask,
-    constant,
-    destination,
-    elementwise,
-    opcode,
-    reader,
-    without_holes,
-)
+from .decode import constant, destination, elementwise, opcode, reader, without_holes
 from .errors import Unsupported
 from .formats import stored
 from .parse import Instruction
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 
@@ -101,7 +89,7 @@ def _division(instruction: Instruction) -> Execute:
     dtype, function = stored(instruction.type), _DIVISION[instruction.opcode]
     dividend, divisor = (reader(instruction, x, dtype) for x in instruction.operands[1:])
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         x, y = dividend(batch), divisor(batch)
         zero = (y == 0) if mask is None else (y == 0) & mask
         if zero.any():
@@ -129,7 +117,7 @@ def _shift(instruction: Instruction) -> Execute:
     read = reader(instruction, source, stored(kind))
     taken = ((1 << bits) - 1) >> int(by[0, 0]) << int(by[0, 0])
 
-    def shift_right(batch: "Batch", mask: Mask) -> None:
+    def shift_right(batch: Batch, mask: Mask) -> None:
         batch.write(to, shift(without_holes(batch, source, taken, read), by), mask)
 
     return shift_right

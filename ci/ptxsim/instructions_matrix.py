@@ -1,16 +1,12 @@
 """Moves of 8 x 8 matrices between shared memory and the registers of a warp."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from . import access
-from .decode import Execute, Mask, address_reader, destination, opcode, reader
+from .decode import address_reader, destination, opcode, reader
 from .errors import Unsupported
 from .parse import Instruction, elements
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
 
@@ -35,7 +31,7 @@ def _registers(instruction: Instruction, operand: str) -> tuple[str, ...]:
     return names
 
 
-def _first_lanes(batch: "Batch", count: int, mask: Mask) -> Array:
+def _first_lanes(batch: Batch, count: int, mask: Mask) -> Array:
     """The threads whose addresses count: one for each row of each matrix."""
     if mask is not None:
         raise batch.unsupported("move of matrices by some threads only")
@@ -49,7 +45,7 @@ def _load(instruction: Instruction) -> Execute:
     read_offset = address_reader(instruction, instruction.operands[1], 32)
     count, transposed = len(names), "trans" in instruction.modifiers
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         lanes = _first_lanes(batch, count, mask)
         offsets = batch.pick(read_offset(batch), lanes)
         matrices = access.load_shared(batch, offsets, _UINT16, 8, lanes).reshape(-1, count, 8, 8)
@@ -70,7 +66,7 @@ def _store(instruction: Instruction) -> Execute:
     read_offset = address_reader(instruction, instruction.operands[0], 32)
     count, transposed = len(names), "trans" in instruction.modifiers
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         lanes = _first_lanes(batch, count, mask)
         values = [np.broadcast_to(read(batch), batch.shape).reshape(-1, 32) for read in reads]
         matrices = np.stack(values, axis=1).view(np.uint16).reshape(-1, count, 8, 8)

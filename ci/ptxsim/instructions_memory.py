@@ -1,31 +1,18 @@
 """Loads and stores."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import access
-from .decode import (
-    Execute,
-    Mask,
-    address,
-    address_reader,
-    destination,
-    extension,
-    narrow_reader,
-    opcode,
-    vector,
-)
+from .decode import address, address_reader, destination, extension, narrow_reader, opcode, vector
 from .errors import Unsupported
 from .formats import stored
 from .parse import Instruction
-
-if TYPE_CHECKING:
-    from .machine import Batch
+from .state import Batch, Execute, Mask
 
 Array = np.ndarray
-Fetch = Callable[["Batch", Mask], Sequence[Array]]
+Fetch = Callable[[Batch, Mask], Sequence[Array]]
 
 _SPACES = ("param", "global", "shared", "shared::cta")
 # none of these changes what is read or written
@@ -52,7 +39,7 @@ def _load(instruction: Instruction) -> Execute:
     extends = [extension(instruction, name, instruction.type) for name in names]
     fetch = (_fetch_global if space == "global" else _fetch_shared)(instruction, len(names))
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         for name, extend, value in zip(names, extends, fetch(batch, mask), strict=True):
             batch.write(name, extend(value), mask)
 
@@ -66,7 +53,7 @@ def _load_parameter(instruction: Instruction) -> Execute:
     if offset:
         raise Unsupported("part of a parameter")
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         value = batch.launch.arguments[name]
         if value.itemsize != dtype.itemsize:
             raise batch.fault(f"load of {dtype.itemsize} bytes of a parameter of {value.itemsize}")
@@ -79,7 +66,7 @@ def _fetch_global(instruction: Instruction, count: int) -> Fetch:
     dtype = stored(instruction.type)
     read = address_reader(instruction, instruction.operands[1], 64)
 
-    def fetch(batch: "Batch", mask: Mask) -> Sequence[Array]:
+    def fetch(batch: Batch, mask: Mask) -> Sequence[Array]:
         lanes = access.lanes(batch, read(batch), mask)
         values = access.load(batch, lanes, count * dtype.itemsize)
         return _split(values[..., None].view(dtype), lanes.chosen)
@@ -91,7 +78,7 @@ def _fetch_shared(instruction: Instruction, count: int) -> Fetch:
     dtype = stored(instruction.type)
     read = address_reader(instruction, instruction.operands[1], 32)
 
-    def fetch(batch: "Batch", mask: Mask) -> Sequence[Array]:
+    def fetch(batch: Batch, mask: Mask) -> Sequence[Array]:
         offsets = batch.pick(read(batch), mask)
         values = access.load_shared(batch, offsets, dtype, count, mask)
         if mask is None:
@@ -122,7 +109,7 @@ def _store(instruction: Instruction) -> Execute:
     bits = 64 if space == "global" else 32
     read_address = address_reader(instruction, instruction.operands[0], bits)
 
-    def execute(batch: "Batch", mask: Mask) -> None:
+    def execute(batch: Batch, mask: Mask) -> None:
         values = np.stack([batch.pick(read(batch).view(raw), mask) for read in reads], axis=-1)
         if space == "shared":
             offsets = batch.pick(read_address(batch), mask)

@@ -1,7 +1,6 @@
-"""A kernel ready to run: every instruction decoded, and what is known of it as a whole."""
+"""Decoding of a kernel: every instruction, and properties of the whole program."""
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,40 +15,12 @@ from . import (  # noqa: F401  these register the opcodes
     instructions_matrix,
     instructions_memory,
 )
-from .decode import Execute, decode
+from .decode import decode
 from .errors import Unsupported
-from .parse import Instruction, Kernel, Parameter, parse
-
-Array = np.ndarray
+from .parse import Instruction, Kernel, parse
+from .state import Array, Program, Step
 
 _JUMPS = ("bra", "ret", "exit")
-
-
-class Step(NamedTuple):
-    """One instruction: a function to execute, or the position to jump to."""
-
-    instruction: Instruction
-    execute: Execute | None
-    target: int | None
-
-
-class Program(NamedTuple):
-    """A kernel ready to run.
-
-    Attributes:
-        doomed: per position, whether only the end of the kernel by a failure can follow; one more
-            than there are steps.
-        granule: the width in bytes of the narrowest access to shared memory.
-        inexact: the instructions whose result on a GPU may differ from the one here.
-    """
-
-    name: str
-    parameters: tuple[Parameter, ...]
-    threads: int | None
-    steps: tuple[Step, ...]
-    doomed: Array
-    granule: int
-    inexact: frozenset[str]
 
 
 @lru_cache(maxsize=1024)

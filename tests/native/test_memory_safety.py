@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiled.build import FORMATS
 from native.kernels import HERE
+
+from ci.codegen.builds import FORMATS
 
 TESTS = Path(__file__).parents[1]
 # the widths of elements are 1 (int8), 2, 4 and 8 bytes

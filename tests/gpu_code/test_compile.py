@@ -1,32 +1,22 @@
 """The compiler takes what it is given: arguments that may be missing, and every pair to be tried.
 
 The interpreter sees none of this (an annotation in a jit function passes it). What the code is
-like that the compiler makes is in ``test_static.py``, which goes through these pairs.
+like that the compiler makes is in ``test_codegen.py``, which goes through these pairs.
 """
 
 from itertools import combinations, product
 
 import pytest
 import torch
-from compiled.build import (
-    CODECS,
-    FORMATS,
-    KERNELS,
-    TARGETS,
-    aligned_builds,
-    compiled,
-    few_builds,
-    make_bucket_key,
-    other_builds,
-    unaligned_builds,
-)
+from gpu_code.selection import aligned_builds, few_builds, other_builds, unaligned_builds
 from models import RULES
 from versions import NEEDS_AMD_LINKER
 
+from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, make_bucket_key
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY
 
-OPTIONAL = ("partial_ptr", "scale_ptr", "found_inf_ptr", "report_ptr")
+OPTIONAL = ("partial_ptr", "scale_ptr", "found_ptr", "report_ptr")
 
 
 @pytest.mark.parametrize("target", TARGETS)

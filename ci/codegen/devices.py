@@ -1,11 +1,11 @@
-"""What the makers publish about their GPUs: limits of a multiprocessor, and memory bandwidths."""
+"""Published data of GPUs: limits of a multiprocessor, and memory bandwidths."""
 
 import math
 from typing import NamedTuple
 
 
 class Multiprocessor(NamedTuple):
-    """What the blocks on one multiprocessor share.
+    """Limits of one multiprocessor.
 
     Attributes:
         warps: most warps at a time.

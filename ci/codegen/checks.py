@@ -1,12 +1,12 @@
-"""What must hold of every compiled kernel; each check says what does not, or nothing.
+"""Checks of a compiled kernel; each returns a complaint, or an empty text.
 
 The tests of the compiled code assert these for a covering set of rules, formats and targets, and
-``python -m benchmarks.kernels --all`` for all of them.
+``python -m ci.codegen --all`` for all of them.
 """
 
 from collections.abc import Callable
 
-from benchmarks.static_facts import Facts
+from ci.codegen.facts import Facts
 
 # 32-bit registers of a thread. 128 are for rows of many columns (Adan's and the average of the
 # parameter) and for float64 sums beside the values; 168 for rows that are not aligned: there each

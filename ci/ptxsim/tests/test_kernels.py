@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from compiled.ptx_snippets import same_bits
+from ptxsim.tests.snippets import same_bits
 
 ARCHS = [80, 90, 100]
 EXACT = {"enable_fp_fusion": False}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from compiled.ptx_snippets import apply, module
+from ptxsim.tests.snippets import apply, module
 
 X = np.arange(64, dtype=np.int32)
 

@@ -1,4 +1,4 @@
-"""What the assembly of AMD GPUs says, as :mod:`benchmarks.static_ptx` does for PTX.
+"""Reader of the assembly of AMD GPUs, as :mod:`ci.codegen.ptx` is of PTX.
 
 Registers are physical here and used over and over, so what they point to is followed along a path.
 """
@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from benchmarks.static_code import Access, Instruction, Pointer, blocks, constant, paths
+from ci.codegen.code import Access, Instruction, Pointer, blocks, constant, paths
 
 _EXEC = (["exec"], ["exec_lo"])
 _LABEL = re.compile(r"^(\.LBB\w+):")
@@ -33,7 +33,7 @@ _ONE_ROUNDING = re.compile(
 
 
 def _items(text: str) -> Iterator[Instruction | str]:
-    """The instructions and labels of the kernel."""
+    """Yield the instructions and labels of the kernel."""
     code = text[: text.index("\n\t.section")] if "\n\t.section" in text else text
     seen = set()
     for line in code.splitlines():
@@ -61,14 +61,14 @@ def _items(text: str) -> Iterator[Instruction | str]:
 
 
 def _arguments(text: str) -> int:
-    """The first of the two registers that hold the address of the arguments at the start."""
+    """Return the first of the two registers that hold the address of the arguments at the start."""
     # they come after these, each of which is there only if the kernel asks for it
     before = {"private_segment_buffer": 4, "dispatch_ptr": 2, "queue_ptr": 2}
     return sum(n for name, n in before.items() if f".amdhsa_user_sgpr_{name} 1" in text)
 
 
 def _registers(operand: str) -> list[str]:
-    """The 32-bit registers of an operand: ``v[2:3]`` is ``v2`` and ``v3``."""
+    """Return the 32-bit registers of an operand: ``v2`` and ``v3`` for ``v[2:3]``."""
     if span := re.fullmatch(r"[-|]*([sva])\[(\d+):(\d+)\]\|?", operand):
         return [f"{span[1]}{i}" for i in range(int(span[2]), int(span[3]) + 1)]
     if operand.startswith("vcc"):
@@ -81,7 +81,7 @@ def _operands(text: str) -> list[str]:
 
 
 class _Flow:
-    """What registers point to while a path is followed."""
+    """Pointers in registers along a path."""
 
     def __init__(self, arguments: int) -> None:
         start = Pointer("arguments")
@@ -103,7 +103,7 @@ class _Flow:
             self._compute(step.op, operands)
 
     def _mask(self, op: str, operands: list[str]) -> None:
-        """Turn threads off, or those on again that were off."""
+        """Disable threads, or enable disabled threads again."""
         names = [name for operand in operands for name in _registers(operand)]
         if op.startswith(("s_or_b", "s_mov_b")):
             del self.masks[-1:]
@@ -112,7 +112,7 @@ class _Flow:
         self.bounded.difference_update(_registers(operands[0]))
 
     def _known(self, operands: Sequence[str]) -> Pointer | None:
-        """What the first of the registers that points anywhere points to."""
+        """Return the pointer in the first register that has one, or None."""
         names = (name for operand in operands for name in _registers(operand))
         return next((self.pointers[n] for n in names if n in self.pointers and n != "vcc"), None)
 
@@ -133,7 +133,7 @@ class _Flow:
         self._fill(_registers(operands[0]), self._known(operands[1:2]), offset)
 
     def _fill(self, names: list[str], pointer: Pointer | None, offset: int | None) -> None:
-        """What was read from ``pointer``."""
+        """Set the registers that were read from ``pointer``."""
         for i, name in enumerate(names):
             value = None
             if pointer is not None and offset is not None:
@@ -166,12 +166,12 @@ class _Flow:
 
 
 class Amd:
-    """The assembly of one kernel: see :class:`benchmarks.static_ptx.Ptx`.
+    """The assembly of one kernel: see :class:`ci.codegen.ptx.Ptx`.
 
     Attributes:
-        full: for each path without a masked access of a column, its accesses.
-        lengths: of these paths, in instructions.
-        masked: the accesses of columns that are masked.
+        full: accesses of each path without a masked access of a column.
+        lengths: instructions of each of these paths.
+        masked: masked accesses of columns.
     """
 
     def __init__(self, text: str) -> None:
@@ -191,14 +191,14 @@ class Amd:
                 self.lengths.append(len(code))
 
     def number(self, key: str) -> int:
-        """A number from the metadata of the kernel or the remarks of the compiler."""
+        """Return a number from the metadata of the kernel or the remarks of the compiler."""
         found = re.search(rf"^(?:\s*\.|; ){key}:\s+(\d+)", self.text, re.MULTILINE)
         assert found is not None, key
         return int(found[1])
 
     @property
     def inexact(self) -> list[str]:
-        """Counts that do not fit: an operation is contracted or approximate."""
+        """Return counts of instructions that show a contracted or approximate operation."""
         # v_dual_* of GFX11 are two instructions of one line
         text = _ONE_ROUNDING.sub("", self.text)
         names = re.findall(r"\bv_(?:dual_|pk_)?((?:[a-z]+_)+[fb]\w*\d+)", text)

@@ -3,21 +3,21 @@
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from benchmarks import static_devices, static_sass
-from benchmarks.static_amd import Amd
-from benchmarks.static_code import Access
-from benchmarks.static_ptx import Ptx
+from ci.codegen import devices, sass
+from ci.codegen.amd import Amd
+from ci.codegen.code import Access
+from ci.codegen.ptx import Ptx
 from fused_optim.backends.base import BucketKey
 from fused_optim.backends.triton import GEOMETRY
 
 
 class Column(NamedTuple):
-    """What a format has in one column.
+    """A column of a storage format.
 
     Attributes:
         size: bytes of an entry.
         block: elements that share an entry.
-        written: whether an update writes it; the gradient is only read.
+        written: True if an update writes it; the gradient is only read.
     """
 
     size: int
@@ -26,7 +26,7 @@ class Column(NamedTuple):
 
 
 def columns(kind: BucketKey, name: str) -> list[Column]:
-    """The columns of every value, in the order of the table of addresses."""
+    """Return the columns of every value, in the order of the table of addresses."""
     gradient = range(kind.first[1], kind.first[2])
     return [
         Column(dtype.itemsize, block, name == "update" and i not in gradient)
@@ -35,16 +35,16 @@ def columns(kind: BucketKey, name: str) -> list[Column]:
 
 
 class Facts:
-    """What the compiler made of one kernel.
+    """Facts of one compiled kernel.
 
     Attributes:
         kernel: the compiled kernel.
-        name: which of the kernels it is.
-        target: what it is compiled for.
-        kind: of the rows.
-        columns: those of the rows.
-        threads: of a program.
-        elements: that each thread has of a chunk.
+        name: name of the kernel.
+        target: name of the target.
+        kind: kind of the rows.
+        columns: columns of the rows.
+        threads: threads of a program.
+        elements: elements of a chunk that each thread processes.
     """
 
     def __init__(self, kernel: Any, name: str, target: str, kind: BucketKey) -> None:
@@ -73,12 +73,12 @@ class Facts:
         return Amd(asm["amdgcn"]) if "amdgcn" in asm else Ptx(asm["ptx"])
 
     @cached_property
-    def _resources(self) -> static_sass.Resources:
+    def _resources(self) -> sass.Resources:
         if not isinstance(self.code, Amd):
-            return static_sass.resources(self.kernel.asm["cubin"])
+            return sass.resources(self.kernel.asm["cubin"])
         private = self.code.number("private_segment_fixed_size")
         shared = self.code.number("group_segment_fixed_size")
-        return static_sass.Resources(self.code.number("vgpr_count"), private, 0, shared)
+        return sass.Resources(self.code.number("vgpr_count"), private, 0, shared)
 
     @property
     def registers(self) -> int:
@@ -144,13 +144,13 @@ class Facts:
         """Machine instructions of the path of full chunks, without the slow path of division."""
         if isinstance(self.code, Amd):
             return min(self.code.lengths) / self.elements
-        text = static_sass.listing(self.kernel.asm["cubin"])
-        way = static_sass.full_path(text, self.code.full[0])
+        text = sass.listing(self.kernel.asm["cubin"])
+        way = sass.full_path(text, self.code.full[0])
         return None if way is None else len(way) / self.elements
 
     @property
     def occupancy(self) -> float:
         """Resident warps or waves, as a share of the most there can be."""
         if isinstance(self.code, Amd):
-            return self.code.number("Occupancy") / static_devices.WAVES[self.target]
-        return static_devices.occupancy(self.target, self.registers, self.shared, self.threads)
+            return self.code.number("Occupancy") / devices.WAVES[self.target]
+        return devices.occupancy(self.target, self.registers, self.shared, self.threads)

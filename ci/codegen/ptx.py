@@ -7,7 +7,7 @@ so what a register points to can be found without following the flow of control.
 import re
 from collections.abc import Iterator, Sequence
 
-from benchmarks.static_code import (
+from ci.codegen.code import (
     Access,
     Block,
     Instruction,
@@ -71,7 +71,7 @@ class _Flow:
                 return
 
     def address(self, operands: str) -> Pointer | None:
-        """What the address in brackets points to."""
+        """Return the pointer of the address in brackets, or None."""
         inside = re.search(r"\[\s*(%\w+)\s*(?:\+\s*(-?\w+)\s*)?\]", operands)
         if inside is None or inside[1] not in self.pointers:
             return None
@@ -125,8 +125,8 @@ class Ptx:
     """The PTX of one kernel.
 
     Attributes:
-        full: for each path without a masked access of a column, its accesses.
-        masked: the accesses of columns that are masked.
+        full: accesses of each path without a masked access of a column.
+        masked: masked accesses of columns.
     """
 
     def __init__(self, ptx: str, table: int = 0) -> None:
@@ -154,7 +154,7 @@ class Ptx:
 
     @property
     def inexact(self) -> list[str]:
-        """Operations that do not round once to the nearest number."""
+        """Return the operations that do not round once to the nearest number."""
         return [
             f"{step.op} {step.operands}"
             for step in _items(self.text)

@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from compiled.ptx_snippets import apply, same_bits
 from ptxsim import arithmetic
+from ptxsim.tests.snippets import apply, same_bits
 
 F32 = {"bits": 24, "lowest": -149}
 F64 = {"bits": 53, "lowest": -1074}

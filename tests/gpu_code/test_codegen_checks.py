@@ -11,12 +11,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from compiled.build import TARGETS, compiled, make_bucket_key
 from models import RULES
 
-from benchmarks.static_amd import Amd
-from benchmarks.static_checks import complaints
-from benchmarks.static_facts import Facts
+from ci.codegen.amd import Amd
+from ci.codegen.builds import TARGETS, compiled, make_bucket_key
+from ci.codegen.checks import complaints
+from ci.codegen.facts import Facts
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, resolve
 

@@ -1,7 +1,7 @@
 """The fixture through which tests run on the stand-in and on a GPU."""
 
 import pytest
-from compiled.devices import GPU, device_named
+from gpu_code.devices import GPU, device_named
 
 
 @pytest.fixture(params=["sm_90", GPU])

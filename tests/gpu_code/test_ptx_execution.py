@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from closeness import assert_same_bits
-from compiled import mixture
-from compiled.devices import GPU, TARGETS, device_named
+from gpu_code import scenario
+from gpu_code.devices import GPU, TARGETS, device_named
 from models import give, parameters, state_of, values
 from versions import NEEDS_DENORMALS
 
@@ -27,33 +27,33 @@ def pytest_generate_tests(metafunc):
     if metafunc.function is not test_every_optimizer:
         return
     if metafunc.config.getoption("few"):
-        runs = [*mixture.few()]
+        runs = [*scenario.few()]
     else:
         full = metafunc.config.getoption("full")
-        runs = [*(mixture.everything() if full else mixture.covering())]
-        runs.append(mixture.Run(fused_optim.AdamW, (torch.float64, {}), "sm_90"))
+        runs = [*(scenario.everything() if full else scenario.covering())]
+        runs.append(scenario.Run(fused_optim.AdamW, (torch.float64, {}), "sm_90"))
     found = [pytest.param(run, id=str(run)) for run in runs]
-    on_gpu = mixture.everything(["cuda"])
+    on_gpu = scenario.everything(["cuda"])
     found += [pytest.param(run, id=str(run), marks=GPU.marks) for run in on_gpu]
     metafunc.parametrize("run", found)
 
 
 def test_every_optimizer(run):
     """All its cases, on every sort of tensor, through steps with every complication."""
-    mixture.assert_twins(run, device_named(run.place))
+    scenario.assert_equals_reference(run, device_named(run.place))
 
 
 def test_the_choice_covers_what_it_says():
-    runs = list(mixture.covering())
-    plain = [run for run in runs if run.storage in mixture.PLAIN]
-    pairs = {(mixture.storage_name(run.storage), run.place) for run in plain}
-    assert {run.fused for run in plain} == set(mixture.FAMILIES)
-    assert len(pairs) == len(mixture.PLAIN) * len(TARGETS)
-    for of in (lambda run: run.place, lambda run: mixture.storage_name(run.storage)):
+    runs = list(scenario.covering())
+    plain = [run for run in runs if run.storage in scenario.PLAIN]
+    pairs = {(scenario.storage_name(run.storage), run.place) for run in plain}
+    assert {run.fused for run in plain} == set(scenario.FAMILIES)
+    assert len(pairs) == len(scenario.PLAIN) * len(TARGETS)
+    for of in (lambda run: run.place, lambda run: scenario.storage_name(run.storage)):
         assert {of(run) for run in plain if "misaligned" in run.sorts} == set(map(of, plain))
-    kept = [run for run in runs if run.storage in mixture.KEPT]
-    assert {mixture.storage_name(run.storage) for run in kept} == set(
-        map(mixture.storage_name, mixture.KEPT)
+    kept = [run for run in runs if run.storage in scenario.KEPT]
+    assert {scenario.storage_name(run.storage) for run in kept} == set(
+        map(scenario.storage_name, scenario.KEPT)
     )
     assert all("misaligned" in run.sorts for run in kept)
 
@@ -107,7 +107,7 @@ def trained(backend, place, dtype, formats):
     return [tensor.detach().cpu() for tensor in (*losses, *params, *states)]
 
 
-@pytest.mark.parametrize("storage", mixture.STORAGES, ids=mixture.storage_name)
+@pytest.mark.parametrize("storage", scenario.STORAGES, ids=scenario.storage_name)
 def test_training_through_the_compiled_kernels(device, storage):
     """Gradients depend on all that came before: one bit lost in a step shows in the end."""
     with device.on():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled.ptx_snippets import apply, integers, same_bits
+from ptxsim.tests.snippets import apply, integers, same_bits
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import itertools
 
 import pytest
 import torch
-from compiled.build import make_bucket_key
 from models import RULES
 
+from ci.codegen.builds import make_bucket_key
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, OPTIONS, CachedKernel, resolve
 from fused_optim.kernels.prepare import prepare

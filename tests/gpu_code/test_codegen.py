@@ -1,27 +1,20 @@
-"""Static facts of the compiled kernels: widths, bytes, registers and rounding, on every target.
+"""Checks of the compiled kernels: widths, bytes, registers and rounding, on every target.
 
-``benchmarks/static_checks.py`` says what must hold, and ``build.py`` for which rules, formats and
-targets: every pair of them, and everything with ``--full``, as ``python -m benchmarks.kernels
---all`` has it. That a
-check sees what it is for is shown in ``test_static_seen.py``.
+The checks are those of ``ci/codegen/checks.py``; the rules, formats and targets are selected in
+``selection.py``, and all of them run with ``--full``, as with ``python -m ci.codegen --all``. That
+each check fails where it should is tested in ``test_codegen_checks.py``.
 """
 
 import pytest
-from compiled.build import (
-    Build,
-    aligned_builds,
-    few_builds,
-    made,
-    other_builds,
-    unaligned_builds,
-)
+from gpu_code.selection import aligned_builds, few_builds, other_builds, unaligned_builds
 from versions import OLD_LIBDEVICE
 
-from benchmarks.static_checks import complaints
-from benchmarks.static_facts import Facts
-from benchmarks.static_ptx import Ptx
+from ci.codegen.builds import Build, made
+from ci.codegen.checks import complaints
+from ci.codegen.facts import Facts
+from ci.codegen.ptx import Ptx
 
-# IEEE division and root where denormals are zero: test_executed.py has what comes of it
+# IEEE division and root where denormals are zero: test_ptx_execution.py has what comes of it
 FLUSHING = ("div.rn.ftz.f32", "sqrt.rn.ftz.f32")
 
 

@@ -2,7 +2,7 @@
 
 The vendor's library under them is the stand-in of ci/driver_stubs, which hands what it is given to
 the PTX interpreter, or for AMD only records it. The tests run with every version of Triton that the
-project supports: ``PYTHONPATH=<folder of that triton> pytest tests/compiled/test_launcher.py``.
+project supports: ``PYTHONPATH=<folder of that triton> pytest tests/gpu_code/test_launcher.py``.
 
 Tried by hand: in the backend, a width or a None left out of what a later launch is chosen by;
 later launches with two arguments exchanged, without the constants, one program short, or always on
@@ -20,7 +20,7 @@ import pytest
 import torch
 import triton
 from closeness import assert_same_bits
-from compiled.launches import (
+from gpu_code.launches import (
     BF16,
     CASES,
     THREE,

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.static_checks import complaints
-from benchmarks.static_devices import DEVICES, roofline
-from benchmarks.static_facts import Facts
-from benchmarks.static_sass import ptxas_version
+from ci.codegen.checks import complaints
+from ci.codegen.devices import DEVICES, roofline
+from ci.codegen.facts import Facts
+from ci.codegen.sass import ptxas_version
 
 NOTE = (
     "Read from the compiled code; nothing was run. Registers are 32-bit registers a thread (vector "
@@ -28,7 +28,7 @@ NOTE = (
 
 
 class Line(NamedTuple):
-    """The facts of one kernel, as they are written down."""
+    """The facts of one kernel: a row of the table."""
 
     kernel: str
     rule: str
@@ -48,13 +48,13 @@ class Line(NamedTuple):
 
 
 def widths(facts: Facts, store: bool) -> str:
-    """How many accesses there are of each number of bits: ``2x64 4x128``."""
+    """Return the number of accesses of each width in bits: ``2x64 4x128``."""
     found = Counter(8 * access.size for access in facts.full if access.store == store)
     return " ".join(f"{found[bits]}x{bits}" for bits in sorted(found))
 
 
 def line(facts: Facts, rule: str, format_: str) -> Line:
-    """Work out the facts of one kernel."""
+    """Return the facts of one kernel."""
     moved, instructions = facts.bytes_per_element, facts.instructions_per_element
     bounds = {
         name: round(1e3 * roofline(moved, device), 3)
@@ -81,7 +81,7 @@ def line(facts: Facts, rule: str, format_: str) -> Line:
 
 
 def versions() -> dict[str, str]:
-    """What the facts were found with."""
+    """Return the versions of the packages and assemblers that were used."""
     return {
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
@@ -159,7 +159,7 @@ def _markdown(lines: list[Line], record: dict[str, Any]) -> str:
 
 
 def write(lines: list[Line], command: str, folder: Path) -> list[Path]:
-    """Write ``kernels.json`` and ``kernels.md``; the files that were written."""
+    """Write ``kernels.json`` and ``kernels.md`` to ``folder``; return their paths."""
     record = {
         "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

@@ -1,4 +1,4 @@
-"""What a cubin says: the resources of the kernel, and its machine code (SASS)."""
+"""Reader of a cubin: the resources of the kernel, and its machine code (SASS)."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import triton
 
-from benchmarks.static_code import Access, Block, Instruction, blocks, paths
+from ci.codegen.code import Access, Block, Instruction, blocks, paths
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?(U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
@@ -18,12 +18,12 @@ _SIZE = re.compile(r"\.[US]?(8|16|64|128|256)\b")  # 32 bits are not written
 
 
 class Resources(NamedTuple):
-    """What one thread takes.
+    """Resources of a kernel, by thread or block.
 
     Attributes:
-        registers: 32-bit registers.
-        stack: bytes of the stack, which is where spilled registers go.
-        local: bytes of local memory.
+        registers: 32-bit registers a thread.
+        stack: bytes of the stack a thread, to which registers are spilled.
+        local: bytes of local memory a thread.
         shared: bytes of shared memory of a block.
     """
 
@@ -34,7 +34,7 @@ class Resources(NamedTuple):
 
 
 def _tool(name: str, cubin: bytes, *options: str) -> str:
-    """The output of a tool of the CUDA toolkit; Triton's wheel has it."""
+    """Return the output of a tool of the CUDA toolkit, from Triton's wheel."""
     path = getattr(triton.knobs.nvidia, name).path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -45,20 +45,20 @@ def _tool(name: str, cubin: bytes, *options: str) -> str:
 
 @cache
 def ptxas_version(blackwell: bool) -> str:
-    """The version of the assembler; Blackwell has one of its own."""
+    """Return the version of ptxas; Blackwell has its own."""
     nvidia = triton.knobs.nvidia
     return str((nvidia.ptxas_blackwell if blackwell else nvidia.ptxas).version)
 
 
 def resources(cubin: bytes) -> Resources:
-    """The resources of the only kernel in a cubin."""
+    """Return the resources of the only kernel in a cubin."""
     text = _tool("cuobjdump", cubin, "--dump-resource-usage")
     found = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
     return Resources(found["REG"], found["STACK"], found["LOCAL"], found["SHARED"])
 
 
 def listing(cubin: bytes) -> str:
-    """The machine code of a cubin."""
+    """Return the machine code of a cubin as text."""
     return _tool("nvdisasm", cubin, "--print-code")
 
 
@@ -75,12 +75,12 @@ def _items(text: str) -> Iterator[Instruction | str]:
 
 
 def spills(text: str) -> int:
-    """Accesses of local memory in a listing."""
+    """Return the number of accesses to local memory in a listing."""
     return len(re.findall(r"\b(?:LDL|STL)\b", text))
 
 
 def accesses(way: list[Instruction]) -> list[Access]:
-    """Those of global memory, whatever they address; those with a guard count as masked."""
+    """Return all accesses to global memory; predicated ones are masked."""
     found = []
     for step in way:
         if step.op.startswith(("LDG", "STG")):
@@ -91,12 +91,12 @@ def accesses(way: list[Instruction]) -> list[Access]:
 
 
 def _calls(block: Block) -> bool:
-    """Whether this is where division and root go with denormals, infinities and NaN."""
+    """Return True for the slow path of division and root: denormals, infinities and NaN."""
     return any(step.op.startswith("CALL") for step in block.code)
 
 
 def full_path(text: str, expected: list[Access]) -> list[Instruction] | None:
-    """What is executed for a full chunk of ordinary numbers.
+    """Return the instructions executed for a full chunk of ordinary numbers.
 
     Args:
         text: the listing.

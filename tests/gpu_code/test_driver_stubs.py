@@ -9,8 +9,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from compiled.launches import EVERY, HIP, Pair, each_vendor, needs_compiler
 from driver_stubs.library import Library, build
+from gpu_code.launches import EVERY, HIP, Pair, each_vendor, needs_compiler
 
 pytestmark = needs_compiler
 

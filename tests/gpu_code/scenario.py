@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from cases import CASES
 from closeness import assert_same_bits
-from compiled.devices import TARGETS
+from gpu_code.devices import TARGETS
 from models import FORMATS, exact_values, state_of, values
 
 import fused_optim
@@ -29,8 +29,32 @@ SORTS = {**ALIGNED, **MISALIGNED}
 # formats with scales are for larger tensors
 LARGER = {"whole": 4096, "tail": 4200, "empty": 0, "one": 1}
 GUARD = 77.0
-STEPS = 3
-LATE, INFINITE, SCHEDULED = range(STEPS)  # what is special about a step
+STEPS = ("missing gradients", "infinite gradient", "new lr")
+
+
+class TensorCase(NamedTuple):
+    """A parameter of a scenario: its size, its alignment and the gradients that it gets.
+
+    Attributes:
+        name: name of the optimizer's case and of the kind.
+        kind: key of ``SORTS``.
+    """
+
+    name: str
+    kind: str
+
+    @property
+    def aligned(self):
+        return self.kind != "misaligned"
+
+    @property
+    def misses_a_gradient(self):
+        """True if the parameter has no gradient in the first step: its count stays behind."""
+        return self.kind in ("tail", "one")
+
+    @property
+    def gets_infinity(self):
+        return self.kind == "tail"
 
 
 class Run(NamedTuple):
@@ -88,12 +112,12 @@ def misaligned(tensor, device):
     return memory[1:-1]
 
 
-class Mixture:
+class Scenario:
     """The cases of one optimizer as groups, each with a tensor of every sort."""
 
     def __init__(self, run, device, backend):
         fused, (dtype, formats), _, sorts = run
-        self.device, self.names, groups = device, [], []
+        self.device, self.tensors, groups = device, [], []
         self.has_misaligned = "misaligned" in sorts
         # formats with scales leave small tensors alone
         more = 4096 if formats else 0
@@ -107,7 +131,7 @@ class Mixture:
             for sort, start in zip(sorts, values(sizes, dtype, i), strict=True):
                 make = misaligned if sort == "misaligned" else torch.Tensor.to
                 params.append(torch.nn.Parameter(make(start, device)))
-                self.names.append(f"{name} {sort}")
+                self.tensors.append(TensorCase(f"{name} {sort}", sort))
             groups.append({"params": params, **copy.deepcopy(options)})
         self.start = [p.detach().clone() for group in groups for p in group["params"]]
         self.optimizer = fused(
@@ -121,20 +145,20 @@ class Mixture:
     def give(self, step):
         """Gradients whose squares add up without rounding, in any order."""
         given = exact_values([p.shape for p in self.params], torch.float32, step)
-        for name, param, value in zip(self.names, self.params, given, strict=True):
+        for tensor, param, value in zip(self.tensors, self.params, given, strict=True):
             grad = value.to(self.device, param.dtype)
-            if step == INFINITE and name.endswith("tail"):
+            if STEPS[step] == "infinite gradient" and tensor.gets_infinity:
                 grad[-1] = torch.inf
-            if step == LATE and name.endswith(("tail", "one")):
-                param.grad = None  # its count stays behind
-            elif step == SCHEDULED and name.endswith("tail") and self.has_misaligned:
+            if STEPS[step] == "missing gradients" and tensor.misses_a_gradient:
+                param.grad = None
+            elif STEPS[step] == "new lr" and tensor.kind == "tail" and self.has_misaligned:
                 param.grad = misaligned(grad, self.device)  # as in a bucket of DDP
             else:
                 param.grad = grad
 
     def step(self, step):
         self.give(step)
-        if step == SCHEDULED:
+        if STEPS[step] == "new lr":
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"] * 0.5
         given = [None if p.grad is None else p.grad.clone() for p in self.params]
@@ -144,7 +168,7 @@ class Mixture:
 
     def everything(self):
         """Name and value of all that a run leaves behind, on the CPU."""
-        for name, param in zip(self.names, self.params, strict=True):
+        for (name, _), param in zip(self.tensors, self.params, strict=True):
             yield name, param.detach().cpu()
             for slot, value in state_of(self.optimizer, param).items():
                 yield f"{name} {slot}", value.detach().cpu().clone()
@@ -153,11 +177,11 @@ class Mixture:
 
     def run(self):
         """All steps; that of the Inf must change nothing."""
-        for step in range(STEPS):
+        for step, event in enumerate(STEPS):
             before = [p.detach().clone() for p in self.params]
             self.step(step)
-            assert bool(self.optimizer.skipped) == (step == INFINITE)
-            if step == INFINITE:
+            assert bool(self.optimizer.skipped) == (event == "infinite gradient")
+            if event == "infinite gradient":
                 assert all(map(torch.equal, self.params, before))
             else:
                 assert 0 < self.optimizer.clip_factor < 1
@@ -165,21 +189,21 @@ class Mixture:
 
     def check_that_it_moved(self):
         """A step that does nothing equals itself; one too wide hits the guards."""
-        for name, param, start in zip(self.names, self.params, self.start, strict=True):
+        for tensor, param, start in zip(self.tensors, self.params, self.start, strict=True):
             # one element may round back to what it was
-            assert param.numel() < 2 or not torch.equal(param, start), name
-            if name.endswith("misaligned"):
+            assert param.numel() < 2 or not torch.equal(param, start), tensor.name
+            if not tensor.aligned:
                 memory = torch.as_strided(param.detach(), (param.numel() + 2,), (1,), 0)
-                assert memory[0] == memory[-1] == GUARD, name
+                assert memory[0] == memory[-1] == GUARD, tensor.name
 
 
-def assert_twins(run, device):
+def assert_equals_reference(run, device):
     """The kernels on ``device`` and the reference on the CPU leave the same bits behind."""
     with device.on():
-        kernel = Mixture(run, device.torch, "triton")
+        kernel = Scenario(run, device.torch, "triton")
         ours = kernel.run()
     assert kernel.optimizer.backend_used == "triton"
-    theirs = Mixture(run, "cpu", "reference").run()
+    theirs = Scenario(run, "cpu", "reference").run()
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert_same_bits(name, ours[name], theirs[name])

@@ -1,0 +1,117 @@
+"""Selection of the kernels that the tests compile: rules, formats, targets and alignments."""
+
+from collections.abc import Iterator
+from itertools import product
+
+from models import RULES
+
+from ci.codegen.builds import CODECS, DTYPES, FORMATS, TARGETS, Build
+
+# What the sweep over everything (python -m ci.codegen --all) once found: ptxas spilled to
+# need fewer registers than it may take; the reader of AMD's assembly took the carry of an addition
+# for an address, and overlooked the second instruction of a line; the most registers on AMD.
+FOUND = [
+    Build("sgd_nesterov", "master-fp32", "sm_100"),
+    Build("radam", "fp32-int8", "sm_80", False),
+    Build("lars", "split-bf16", "sm_80", False, "reduce"),
+    Build("lamb", "split-bf16", "sm_100", False, "reduce"),
+    Build("adan", "master-fp32", "gfx90a"),
+    Build("asgd", "fp64", "gfx1100"),
+    Build("rmsprop_centered_momentum", "fp32-ema", "gfx1100"),
+]
+
+
+def _pairs() -> Iterator[Build]:
+    """Every rule in every format that is not only another dtype, and on every target."""
+    rules, targets = list(RULES), list(TARGETS)
+    for i, rule in enumerate(rules):
+        turn = len(targets) - len(CODECS)
+        dtypes = [DTYPES[(turn * i + k) % len(DTYPES)] for k in range(turn)]
+        for j, name in enumerate([*CODECS, *dtypes]):
+            yield Build(rule, name, targets[(i + j) % len(targets)])
+
+
+def _found(kernel: str, aligned: bool) -> list[Build]:
+    return [one for one in FOUND if (one.kernel, one.aligned) == (kernel, aligned)]
+
+
+def few_builds() -> list[Build]:
+    """Every rule, format and target once, and every function and target of the other kernels."""
+    formats, targets = list(FORMATS), list(TARGETS)
+    found, formed = [], set()
+    for i, rule in enumerate(RULES):
+        target = targets[i % len(targets)]
+        # the reader of AMD's assembly cannot follow some kernels of unaligned rows of Triton 3.5
+        aligned = i % 2 == 0 or target.startswith("gfx")
+        turn = Build(rule, formats[i % len(formats)], target, aligned)
+        found.append(turn)
+        if RULES[rule].form_scalars not in formed:  # rules share them
+            formed.add(RULES[rule].form_scalars)
+            found.append(turn._replace(format="fp32", kernel="prepare"))
+        if RULES[rule].reduction is not None:
+            found += [turn._replace(kernel=kernel) for kernel in ("reduce", "finalize")]
+    for i, name in enumerate(("fp32", "bf16", "fp16", "fp64")):
+        found.append(Build("adam", name, targets[3 * i % len(targets)], True, "norm"))
+    return found
+
+
+def aligned_builds(every: bool = False) -> list[Build]:
+    """The update kernel where addresses are aligned; ``every`` rule, format and target, or some."""
+    if every:
+        return [Build(*one) for one in product(RULES, FORMATS, TARGETS)]
+    found = list(_pairs())
+    seen = {(build.format, build.target) for build in found}
+    found += [
+        Build("adam", name, target)
+        for name in FORMATS
+        for target in TARGETS
+        if (name, target) not in seen
+    ]
+    return sorted({*found, *_found("update", aligned=True)})
+
+
+def unaligned_builds(every: bool = False) -> list[Build]:
+    """The same with addresses that are only element-aligned: each rule, format and target."""
+    if every:
+        return [build._replace(aligned=False) for build in aligned_builds(every)]
+    rules, targets = list(RULES), list(TARGETS)
+    pairs = [(name, targets[(i + 3 * k) % 9]) for i, name in enumerate(FORMATS) for k in range(3)]
+    found = [
+        Build(rules[i % len(rules)], name, target, aligned=False)
+        for i, (name, target) in enumerate(pairs)
+    ]
+    return sorted({*found, *_found("update", aligned=False)})
+
+
+def _others() -> Iterator[Build]:
+    """Some of every other kernel, on every target."""
+    targets = list(TARGETS)
+    for i, rule in enumerate(RULES):
+        turn = targets[i % len(targets) :] + targets[: i % len(targets)]
+        # from NVIDIA's to AMD's and back
+        yield Build(rule, "fp32", turn[0 if i % 2 else len(targets) // 2], kernel="prepare")
+        if RULES[rule].reduction is not None:
+            for j, name in enumerate(FORMATS):  # there are more of them than targets
+                yield Build(rule, name, turn[j % len(turn)], kernel="reduce")
+            yield Build(rule, "bf16", turn[3], False, "reduce")
+    measured = [rule for rule in RULES if RULES[rule].reduction is not None]
+    for i, target in enumerate(targets):
+        yield Build(measured[i % len(measured)], "fp32", target, kernel="finalize")
+    kinds = {name: Build("adam", name, "").kind for name in FORMATS}
+    for target in targets:
+        yield Build("adam", "fp64", target, kernel="prepare")
+    # the norm reads one column, in vectors of the widest
+    norms = {(kind.dtypes[kind.first[1]], kind.vector): name for name, kind in kinds.items()}
+    for i, (name, target) in enumerate(product(norms.values(), targets)):
+        yield Build("adam", name, target, kernel="norm")
+        if i % len(norms) == 0:
+            yield Build("adam", name, target, False, "norm")
+
+
+def other_builds(every: bool = False) -> list[Build]:
+    """Some of every kernel other than the update; ``every`` one that sums over tensors."""
+    if every:
+        both = [*aligned_builds(every), *unaligned_builds(every)]
+        sums = [one for one in both if RULES[one.rule].reduction is not None]
+        return sorted({*_others(), *(one._replace(kernel="reduce") for one in sums)})
+    return sorted({*_others(), *_found("reduce", aligned=False)})
