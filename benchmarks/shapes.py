@@ -45,7 +45,7 @@ def gpt2(layers: int) -> list[Shape]:
 
 
 def demo(layers: int) -> list[Shape]:
-    """Return the GPT that ``ci/demo.sh`` trains, the default of ``examples/gpt.py``."""
+    """Return the GPT that ``ci/demo.sh`` trains, the default of ``examples/gpt``."""
     block: list[Shape] = [(144,), (432, 144), (144, 144), (144,), (576, 144), (144, 576)]
     return [(256, 144), (64, 144), *block * layers, (144,)]
 

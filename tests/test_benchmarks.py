@@ -37,11 +37,9 @@ MODULES = (
 
 @pytest.fixture(scope="module")
 def benchmarks():
-    """The modules of the benchmarks, imported as ``python -m`` finds them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT)
-        modules = {name: importlib.import_module(f"benchmarks.{name}") for name in MODULES}
-        yield SimpleNamespace(**modules)
+    """Import the modules of ``benchmarks``."""
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in MODULES}
+    return SimpleNamespace(**modules)
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +138,7 @@ def test_groups_are_dealt_out(benchmarks):
 
 def test_the_demo_is_timed(benchmarks):
     """The list of tensors is that of the model that the demo trains."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "examples")
-        gpt = importlib.import_module("gpt")
+    gpt = importlib.import_module("examples.gpt.model")
     shapes = [tuple(param.shape) for param in gpt.GPT(gpt.Shape()).parameters()]
     assert benchmarks.shapes.MODELS["gpt-1m"].tensors(4) == shapes
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from corpus import Corpus, windows
-from gpt import GPT, Shape
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from .corpus import Corpus, windows
+from .model import GPT, Shape
 
 EPS = torch.finfo(torch.float32).eps
 MAX_GRAD_NORM = 1.0

@@ -7,14 +7,15 @@ from statistics import fmean, median
 
 import numpy as np
 import torch
-from gpt import GPT
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from training import Run, Trio
-from verdict import Verdict, allowances, differences
+
+from .model import GPT
+from .training import Run, Trio
+from .verdict import Verdict, allowances, differences
 
 PROMPT = b"def "
 SAMPLE_LENGTH = 300

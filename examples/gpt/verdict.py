@@ -20,7 +20,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from training import EPS, Run, Trio
+
+from .training import EPS, Run, Trio
 
 MARGIN = 32.0
 

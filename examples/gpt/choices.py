@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import Corpus, standard_library
 from torch.optim import Optimizer
 
 import fused_optim
+
+from .corpus import Corpus, standard_library
 
 # an optimizer that is not listed trains with its own defaults
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -52,7 +52,7 @@ def natural(text: str) -> int:
 def create_parser() -> Parser:
     """Describe the command line."""
     parser = Parser(
-        prog="train_gpt.py",
+        prog="python -m examples.gpt",
         description="Train a small GPT with torch.optim and with fused_optim, curve on curve.",
         epilog="Exit code 1: the curves part by more than rounding explains.",
         allow_abbrev=False,
@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # torch takes seconds to import: --help need not wait, and Ctrl-C is quiet meanwhile
         from rich.console import Console
-        from session import prepare
+
+        from .session import prepare
 
         try:
             session = prepare(options)

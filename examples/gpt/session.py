@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from checkpoint import Checkpoint
-from choices import SETTINGS, optimizer_pair, read_corpus, usable_device
-from gpt import Shape
-from report import picture, sample, sentence, table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from training import Task, Trio, start, train
-from verdict import judge
+
+from .checkpoint import Checkpoint
+from .choices import SETTINGS, optimizer_pair, read_corpus, usable_device
+from .model import Shape
+from .report import picture, sample, sentence, table
+from .training import Task, Trio, start, train
+from .verdict import judge
 
 DEFAULTS = Checkpoint(optimizer_name="AdamW", seed=0, steps=500, step=0, state={})
 PICTURE = "train_gpt.png"
