@@ -51,7 +51,7 @@ def describe(threads: list[int]) -> dict[str, Any]:
     """Describe machine, versions and command, without the names of the machine and its user.
 
     Args:
-        threads: the numbers of threads that steps are timed with.
+        threads: numbers of threads that steps are timed with.
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
     packages += [library.package for library in THIRD_PARTY]

@@ -1,4 +1,4 @@
-"""The time to compile at the first step of a small model, in fresh processes.
+"""Time to compile at the first step of a small model, in fresh processes.
 
 With a cold cache the kernels are compiled; with a warm one they are read from the files that an
 earlier process left. The reported time is that of the first step minus that of

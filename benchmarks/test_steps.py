@@ -87,9 +87,8 @@ def test_step(
         pytest.skip(f"no backend can run {optimizer}, {format} here: {candidates.absent}")
     chosen = tensors_of(model, format, len(candidates.builders))
     if chosen is None:
-        pytest.skip(
-            f"one layer of {model} for {len(candidates.builders)} optimizers exceeds the free memory"
-        )
+        number = len(candidates.builders)
+        pytest.skip(f"one layer of {model} for {number} optimizers exceeds the free memory")
     shapes, cut = (smallest(chosen[0], 12) if smoke else chosen[0]), chosen[1]
     groups = [[shape] for shape in shapes] if MODELS[model].alone else [shapes]
     benchmark.extra_info.update(

@@ -1,4 +1,4 @@
-"""A run on disk: model, optimizer and scheduler as torch's own state_dicts, and how far it got."""
+"""Checkpoint of a run: torch's state_dicts of model, optimizer and scheduler, and the step."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `torch.save` writes, as a plain dict with these keys.
+    """Content of a checkpoint file, which ``torch.save`` writes as a dict with these keys.
 
     Attributes:
         optimizer_name: name of the optimizer, the same in torch and in fused_optim.
-        seed: what the initial weights and the batches follow from.
-        steps: length of the schedule.
-        step: steps taken.
+        seed: seed of the initial weights and of the batches.
+        steps: length of the schedule, in steps.
+        step: number of steps taken.
         state: state_dicts of ``model``, ``optimizer`` and ``scheduler``.
     """
 

@@ -1,4 +1,4 @@
-"""One session of the example: prepare, train under a progress bar, save and report."""
+"""Session of the example: prepare, train under a progress bar, save and report."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ PICTURE = "train_gpt.png"
 
 @dataclass
 class Session:
-    """Three runs, where they begin and where they end.
+    """Three runs, with their first and last step.
 
     Attributes:
-        name: the optimizer's name.
-        task: what the runs train on.
-        runs: the runs themselves.
-        first: steps taken before this session.
-        last: the step to end at.
-        save: where the checkpoint goes, if anywhere.
-        out: folder of the picture.
+        name: name of the optimizer.
+        task: data and schedule of the runs.
+        runs: torch, fused and control runs.
+        first: number of steps taken before this session.
+        last: number of the last step.
+        save: path of the checkpoint, None to write none.
+        out: directory of the picture.
     """
 
     name: str
@@ -121,7 +121,7 @@ def writable(path: Path) -> Path:
 
 
 def prepare(options: argparse.Namespace) -> Session:
-    """Turn the command line into a session; what it leaves open, the checkpoint or a default says.
+    """Create a session from the command line; defaults are those of the checkpoint, if any.
 
     Raises:
         ValueError: an option cannot be used, with the reason.
