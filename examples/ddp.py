@@ -32,5 +32,6 @@ pairs = zip(model.parameters(), alone.parameters(), strict=True)
 difference = torch.tensor(max((p - q).abs().max().item() for p, q in pairs))
 dist.all_reduce(difference, dist.ReduceOp.MAX)
 if rank == 0:
-    print(f"{size} processes equal one within 1e-5: {difference.item() < 1e-5}")
+    print(f"{size} processes equal one within 1e-5: {difference.item() < 1e-5}", flush=True)
+dist.barrier()  # no process ends before the result is printed
 dist.destroy_process_group()

@@ -42,7 +42,10 @@ def test_example(name):
     launcher = TORCHRUN if name == "ddp" else ()
     command = [sys.executable, *launcher, ROOT / "examples" / f"{name}.py"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    # gloo's threads may abort a process at its exit, with torch.optim as well: "terminate called
+    # without an active exception"; the line is printed before that
+    aborted = name == "ddp" and "terminate called without an active exception" in result.stderr
+    assert result.returncode == 0 or aborted, result.stderr
     lines = iter(result.stdout.splitlines())
     for expected in PRINTED[name]:
         assert any(re.match(expected, line) for line in lines), (expected, result.stdout)
