@@ -65,7 +65,7 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
 
     The norm is another read of the gradients; clipping by it happens inside the update.
     """
-    plan, steps = optimizer._plan, []
+    plan, steps = optimizer._engine.plan, []
     original = plan.step
 
     def watched(rows: Any, options: Any, measure: bool, scaler: Any) -> Any:
@@ -80,7 +80,7 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
         del plan.step
     ((rows, measure),) = steps
     return sum(
-        moved(columns_of(kind, row), 1 + measure, measured=kind.rule.per_tensor is not None)
+        moved(columns_of(kind, row), 1 + measure, measured=kind.rule.reduction is not None)
         for kind, row in rows
     )
 
@@ -118,7 +118,7 @@ def counts() -> Iterator[Count]:
         except ValueError:  # a format that this optimizer refuses
             continue
         planned = step_bytes(ours)
-        sums = ours.rule(ours.param_groups[0]).per_tensor is not None
+        sums = ours.rule(ours.param_groups[0]).reduction is not None
         implied = moved(held(ours), 1 + clip, measured=sums)
         yield Count(f"{optimizer}, {format}{', clip' if clip else ''}", planned, implied)
 

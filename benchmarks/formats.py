@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fused_optim import SGD, AdamW, codecs, memory
-from fused_optim.codecs import Codec, Column, Columns, Small
-from fused_optim.formats import WEIGHTS
-from fused_optim.noise import Noise
-from fused_optim.storage import decoded, encoded
+from fused_optim import SGD, AdamW, memory
+from fused_optim.formats import codecs
+from fused_optim.formats.codecs import Codec, Column, Columns, Small
+from fused_optim.formats.registry import WEIGHTS
+from fused_optim.formats.stochastic_rounding import Noise
+from fused_optim.formats.conversion import decoded, encoded
 
 RESULTS = Path(__file__).parent / "results"
 BF16 = torch.bfloat16
@@ -81,7 +82,7 @@ def small_steps() -> list[dict[str, Any]]:
             for _ in range(1000):
                 param.grad = torch.full_like(param, gradient)
                 optimizer.step()
-            weight = optimizer._weight(param).double()
+            weight = load_weight(optimizer.state.get(param, {}), param).double()
             value = weight if key == "decayed" else 1.0 - weight
             found |= {key: value.mean().item(), f"{key}_std": value.std().item()}
         rows.append(found)
@@ -94,10 +95,10 @@ def kept_in(small: Small | None) -> Callable[[Tensor], Tensor]:
         return lambda value: value
 
     def store(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-        codecs._encoded(columns, value, noise, small)
+        codecs._quantize(columns, value, noise, small)
 
     def load(columns: Columns, compute: torch.dtype) -> Tensor:
-        return codecs._decoded(columns, small)
+        return codecs._dequantize(columns, small)
 
     columns = (Column(dtype=torch.uint8), Column("_scale", torch.uint8, codecs.BLOCK))
     codec = Codec(load, store, columns, keyed=True)
