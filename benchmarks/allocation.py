@@ -1,4 +1,4 @@
-"""Allocations of a step."""
+"""Measurement of the memory that a function allocates."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def tensor_allocations(run: Callable[[], object]) -> list[int]:
-    """Return the bytes of each allocation of CPU memory by tensors, in order; < 0 where freed."""
+    """Return the bytes of each allocation of CPU memory by tensors, in order; < 0 for a release."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -16,12 +16,12 @@ def tensor_allocations(run: Callable[[], object]) -> list[int]:
 
 
 def peak(allocations: list[int]) -> int:
-    """Return the most bytes that were in use at once, beyond those at the start."""
+    """Return the peak memory in bytes, relative to the start, from the sizes of allocations."""
     return max(accumulate(allocations, initial=0))
 
 
 def python_peak(run: Callable[[], object]) -> int:
-    """Return the most bytes of Python objects at once, beyond those at the start."""
+    """Return the peak memory of Python objects in bytes, relative to the start of a second run."""
     tracemalloc.start()
     try:
         run()

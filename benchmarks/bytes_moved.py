@@ -1,4 +1,4 @@
-"""How many bytes a step moves, by one formula, and the counts that must not grow.
+"""Formula of the bytes that a step moves, and the committed counts that must not grow.
 
 ``python -m benchmarks.bytes_moved --write`` writes the counts of all optimizers and formats to
 ``byte_counts.json``; without ``--write`` it shows where they differ from that file.
@@ -33,10 +33,10 @@ def moved(columns: Columns, reads: int, writes: int = 0, measured: bool = False)
     """Return the bytes of a step: each column is read and written once, except the gradient.
 
     Args:
-        columns: of all tensors.
-        reads: how often the gradient is read.
-        writes: how often it is written.
-        measured: the rule sums over each tensor before it updates, so all is read once more.
+        columns: bytes of parameters, gradients and states, summed over all tensors.
+        reads: number of reads of the gradient.
+        writes: number of writes of the gradient.
+        measured: True if the rule sums over each tensor before the update, one more read of all.
     """
     weights, gradients, states = columns
     once_more = weights + gradients + states if measured else 0
@@ -72,6 +72,7 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
         steps.append((rows, measure))
         return original(rows, options, measure, scaler)
 
+    # the instance attribute hides the method; mypy rejects that, and setattr would only conceal it
     plan.run = watched  # type: ignore[method-assign]
     try:
         optimizer.step()
@@ -95,9 +96,9 @@ class Count(NamedTuple):
     """The bytes of a step, found in two ways that must agree.
 
     Attributes:
-        name: optimizer, format, and whether it clips.
-        planned: by the columns that reach the backend.
-        implied: by the tensors that parameters and state hold after it.
+        name: optimizer and format, with ", clip" if it clips.
+        planned: bytes of the columns that reach the backend.
+        implied: bytes computed from the parameters and the state after the step.
     """
 
     name: str

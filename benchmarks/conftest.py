@@ -7,20 +7,13 @@ measures everything; ``--smoke`` runs each benchmark once on tiny tensors, which
 """
 
 import argparse
-import sys
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-for folder in (ROOT, ROOT / "ci", ROOT / "examples"):
-    if str(folder) not in sys.path:  # at the end, for other libraries come first with their names
-        sys.path.append(str(folder))
-
-from benchmarks.interleaved import Roofline, rows_of  # noqa: E402
-from benchmarks.machine import describe, thread_counts  # noqa: E402
+from benchmarks.interleaved import Roofline, rows_of
+from benchmarks.machine import describe, thread_counts
 
 
 def counts(text: str) -> list[int]:
@@ -57,13 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def smoke(request: pytest.FixtureRequest) -> bool:
-    """Whether nothing is to be measured."""
+    """Return True under ``--smoke``: tiny tensors, one run, no measurement."""
     return bool(request.config.option.smoke)
 
 
 @pytest.fixture(scope="session")
 def roofline(request: pytest.FixtureRequest) -> Roofline:
-    """What the memory can do."""
+    """Allocate the buffers of the copy and the triad once a session."""
     return Roofline(request.config.option.smoke)
 
 

@@ -1,4 +1,4 @@
-"""The first steps of a training, for a process of its own: ``python -m benchmarks.first_step``.
+"""First steps of a training, run in a process of its own: ``python -m benchmarks.first_step``.
 
 Prints as JSON the seconds of each step, the backend, and the compilers that the steps imported.
 torch itself imports Triton, if it is installed, where any optimizer is constructed.

@@ -1,4 +1,4 @@
-"""What each storage format keeps, moves and loses, as tables.
+"""Tables of the memory, the traffic and the rounding error of each storage format.
 
 ``python -m benchmarks.formats`` writes ``formats.json`` and ``formats.md`` to benchmarks/results:
 bytes a parameter of the presets; what small steps leave of a weight; and the error of an update
@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from fused_optim import SGD, AdamW, memory
 from fused_optim.formats import codecs
 from fused_optim.formats.codecs import Codec, Columns, ColumnSpec, MiniFloat
-from fused_optim.formats.conversion import decoded, encoded
+from fused_optim.formats.conversion import decode, encode
 from fused_optim.formats.registry import WEIGHTS
 from fused_optim.formats.stochastic_rounding import Noise
 from fused_optim.formats.weights import load_weight
@@ -58,7 +58,7 @@ STEPS_HEAD = ["weights", "1,000 steps of decay by 1e-4 (exact: 0.9048)", "1,000 
 
 
 def bytes_of_presets() -> list[dict[str, Any]]:
-    """Bytes a parameter, from the columns of AdamW's formats; with clipping by the norm."""
+    """Count the bytes a parameter of AdamW in each preset, with clipping by the norm."""
     rows = []
     for name, (dtype, weights, states) in PRESETS.items():
         param = Parameter(torch.empty(1 << 24, dtype=dtype, device="meta"))
@@ -70,7 +70,7 @@ def bytes_of_presets() -> list[dict[str, Any]]:
 
 
 def small_steps() -> list[dict[str, Any]]:
-    """A weight of 1 after 1,000 steps of decay, and after 1,000 tiny steps."""
+    """Measure a weight of 1 after 1,000 steps of decay, and after 1,000 tiny steps."""
     rows = []
     for name in WEIGHTS:
         found = {"weights": name}
@@ -91,7 +91,7 @@ def small_steps() -> list[dict[str, Any]]:
 
 
 def kept_in(small: MiniFloat | None) -> Callable[[Tensor], Tensor]:
-    """What is left of a value that is kept in this format."""
+    """Return a function that encodes and decodes a value in this format."""
     if small is None:
         return lambda value: value
 
@@ -109,7 +109,7 @@ def kept_in(small: MiniFloat | None) -> Callable[[Tensor], Tensor]:
         nonlocal step
         step += 1  # other random bits in each step: they follow from the position
         moved = torch.roll(value, codecs.BLOCK * step)
-        back = decoded(codec, encoded(codec, moved, moved), torch.float32)
+        back = decode(codec, encode(codec, moved, moved), torch.float32)
         return torch.roll(back, -codecs.BLOCK * step)
 
     return kept
@@ -118,7 +118,7 @@ def kept_in(small: MiniFloat | None) -> Callable[[Tensor], Tensor]:
 def error_of_updates(
     first: MiniFloat | None, second: MiniFloat | None, sigma: float
 ) -> dict[str, float]:
-    """Adam's update, moments kept so, beside that of exact moments.
+    """Compare Adam's update with encoded moments to the update with exact moments.
 
     Gradients are normal with a standard deviation of 1e-3 times a lognormal factor of their own;
     blocks mix such factors.
@@ -146,7 +146,7 @@ def error_of_updates(
 
 
 def errors() -> list[dict[str, Any]]:
-    """All candidates, with the other moment exact; and the pairs that were chosen."""
+    """Measure every small float for one moment, with the other exact, and the chosen pairs."""
     choices: list[tuple[str, MiniFloat | None, MiniFloat | None]] = []
     choices += [(f"exp_avg in {name}", small, None) for name, small in SIGNED.items()]
     choices += [(f"exp_avg_sq in {name}", None, small) for name, small in UNSIGNED.items()]
@@ -159,13 +159,13 @@ def errors() -> list[dict[str, Any]]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def written(facts: dict[str, Any]) -> str:
-    """The page of results."""
+    """Return the page of results in Markdown."""
     parts = ("parameters", "gradients", "states", "total", "moved")
     presets = [[r["preset"], *(f"{r[p]:.2f}" for p in parts)] for r in facts["presets"]]
     steps = [

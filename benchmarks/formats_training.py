@@ -14,18 +14,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "examples"))
+import torch
+from matplotlib.figure import Figure
 
-import torch  # noqa: E402
-from corpus import Corpus, standard_library  # noqa: E402
-from gpt import GPT  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from training import MAX_GRAD_NORM, Run, Task, groups, step_alone, train  # noqa: E402
+import fused_optim
+from examples.gpt.corpus import Corpus, standard_library
+from examples.gpt.model import GPT
+from examples.gpt.training import MAX_GRAD_NORM, Run, Task, groups, step_alone, train
 
-import fused_optim  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).parent / "results"
 FORMATS = {"fp32": "param", "int8": "int8"}
 SETTINGS = {"lr": 2e-3, "weight_decay": 0.1, "betas": (0.9, 0.99)}  # those of the example
 ALLOWED = 0.01  # of the validation loss with float32 states
@@ -33,7 +30,11 @@ COLOURS = {"fp32": "#969696", "int8": "#08306b"}
 
 
 def trained(seed: int, steps: int) -> dict[str, dict[int, float]]:
-    """The validation losses of all formats, which start alike and see the same batches."""
+    """Train a model in each format, from the same weights on the same batches.
+
+    Returns:
+        validation loss by step, by name of the format.
+    """
     text = standard_library()
     task = Task(Corpus.split(text, 64), steps, seed, torch.device("cpu"))
     torch.manual_seed(seed)
@@ -54,7 +55,7 @@ def trained(seed: int, steps: int) -> dict[str, dict[int, float]]:
 
 
 def plotted(curves: list[dict[str, dict[int, float]]], path: Path) -> None:
-    """All curves, labelled at their ends with the mean of the last losses."""
+    """Draw all curves, labelled with the mean of the last losses, and save them to ``path``."""
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set_title("AdamW with states of 4 bytes and of 1 byte, three seeds each", loc="left")
@@ -81,7 +82,7 @@ def plotted(curves: list[dict[str, dict[int, float]]], path: Path) -> None:
 
 
 def main() -> int:
-    """Run the trainings; 1 if int8 ends more than ALLOWED above float32."""
+    """Run the trainings; return 1 if int8 ends more than ALLOWED above float32, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)

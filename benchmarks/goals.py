@@ -1,6 +1,6 @@
-"""The project's goals beside what was measured: a section of the report.
+"""Goals of the project and their measured values: a section of the report.
 
-A missed goal has a number, under which the report gives the reason and what was tried.
+A missed goal links to the section of docs/performance.md with the reason and what was tried.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,49 +30,24 @@ STEPS = (
     ("gpt2-124m", UNFUSED, 0.25),
     ("tiny-1000", UNFUSED, 0.10),
 )
-BYTES = (
-    "Both sides move the bytes of the formula, of which 32 of 40 for AdamW and 24 of 32 for SGD "
-    "are the least; of the optimizers that torch has not fused, its foreach step moves "
-    "temporaries too, fewer where a list of tensors is in cache. One thread of this machine does "
-    "not fill the memory: there the update's root and division count. Tried: programs of 4,096 "
-    "elements, each read once; the norm in consecutive shares instead of strides (13 ms for 50 M "
-    "instead of 20)."
-)
-SMALL = (
-    "The host's share of a step this short is Python's: the hooks of torch.optim, options, three "
-    "calls of machine code. Caches are emptied before each round, so it also waits for memory. "
-    "Tried: reading tensors in C (0.5 ms for 1,000 instead of 1.4), one launch for all groups, "
-    "work under 20 us in the calling thread."
-)
-CODES = (
-    "Three values are rounded stochastically and two are encoded, each with a maximum over its "
-    "block of 64: 10.8 instructions an element with AVX-512 (counted in the machine code of fp32 "
-    "with int8 states) where fp32 has 1.9, so the step computes longer than the memory takes for "
-    "its bytes. Looked for: spills (none on the stack in this loop with AVX-512; with AVX2 there "
-    "are), 64-bit arithmetic of the hash's index (a tenth of it). Not tried: blocks in slices of a "
-    "register."
-)
-NEAREST = (
-    "DeepSpeed rounds bf16 states to nearest, where second moments cannot decay; ours are rounded"
-    " stochastically, which costs two hashes an element: with one thread the step is bound by "
-    "them."
-)
-HOST = (
-    "Type, shape, strides and address of five tensors a parameter are read again in each step, "
-    "for a write through a stale address would corrupt memory. Of 10,000 tensors these no longer "
-    "fit a core's cache."
-)
+PAGE = "../../docs/performance.md"  # relative to benchmarks/results
+# headings of the page's sections, with the reasons for a missed goal
+BYTES = "Memory-bound steps"
+SMALL = "Small models"
+CODES = "8-bit states"
+NEAREST = "bf16 states of DeepSpeed"
+HOST = "Host time of many tensors"
 
 
 class Goal(NamedTuple):
-    """One goal.
+    """Upper bound of a measured quantity.
 
     Attributes:
-        name: what is measured.
-        bound: the largest value that meets it.
-        measure: from the rows of results to values by name; empty if nothing was measured.
-        reason: why it may be missed, and what was tried.
-        form: how a value is written.
+        name: label of the quantity, with its unit.
+        bound: largest value that meets the goal.
+        measure: function from the rows of results to values by name, empty without measurements.
+        reason: heading of the section of docs/performance.md about a missed goal, or "".
+        form: format string of a value.
     """
 
     name: str
@@ -88,7 +63,7 @@ def select(rows: Iterable[Row], **facts: Any) -> list[Row]:
 
 
 def beside_torch(model: str, optimizers: Iterable[str], threads: int, rows: list[Row]) -> Values:
-    """Return ours as a part of torch's fused step where there is one, else of its fastest."""
+    """Return our time divided by that of torch's fused step, or of its fastest without one."""
     found = {}
     for optimizer in optimizers:
         facts = {"model": model, "optimizer": optimizer, "format": "fp32", "clip": True}
@@ -102,7 +77,7 @@ def beside_torch(model: str, optimizers: Iterable[str], threads: int, rows: list
 
 
 def beside_bytes(threads: int, rows: list[Row]) -> Values:
-    """Return the time of bf16 with split weights and int8 states, for each byte of fp32's time."""
+    """Return the time ratio of split weights with int8 states to fp32, over the ratio of bytes."""
     chosen = select(rows, suite="formats", threads=threads)
     by_format = {row["format"]: row for row in chosen if row.get("library") == OURS}
     if not {"fp32", "split-int8"} <= by_format.keys():
@@ -113,7 +88,7 @@ def beside_bytes(threads: int, rows: list[Row]) -> Values:
 
 
 def beside_third_party(threads: int, rows: list[Row]) -> Values:
-    """Return ours as a part of each other library, where that is the largest."""
+    """Return the largest ratio of our time to that of each other library."""
     worst: dict[str, tuple[float, str]] = {}
     for row in select(rows, threads=threads, role="other"):
         library = row.get("library", row["name"])
@@ -134,7 +109,7 @@ def host(rows: list[Row], name: str) -> dict[int, Row]:
 
 
 def host_share(ours: str, other: str, rows: list[Row]) -> Values:
-    """Return ours as a part of torch's, for 1,000 tensors."""
+    """Return our time divided by torch's, for 1,000 tensors."""
     found, beside = host(rows, ours).get(1000), host(rows, other).get(1000)
     return {"1,000 tensors": found["median"] / beside["median"]} if found and beside else {}
 
@@ -146,7 +121,7 @@ def host_time(rows: list[Row]) -> Values:
 
 
 def host_growth(rows: list[Row]) -> Values:
-    """Return the time of 10,000 tensors as a part of ten times that of 1,000."""
+    """Return the time of 10,000 tensors divided by ten times the time of 1,000."""
     found = {name: host(rows, name) for name in (NO_LAUNCHES, OURS)}
     return {
         name: times[10_000]["median"] / (10 * times[1000]["median"])
@@ -156,7 +131,7 @@ def host_growth(rows: list[Row]) -> Values:
 
 
 def host_allocations(rows: list[Row]) -> Values:
-    """Return how many tensors more a step of 10,000 allocates than one of 100."""
+    """Return the difference in allocated tensors between steps of 10,000 and of 100 tensors."""
     found = {name: host(rows, name) for name in (NO_LAUNCHES, OURS)}
     return {
         name: times[10_000]["tensor_allocations"] - times[100]["tensor_allocations"]
@@ -166,13 +141,13 @@ def host_allocations(rows: list[Row]) -> Values:
 
 
 def first_step(name: str, scale: float, rows: list[Row]) -> Values:
-    """Return the median time to compile."""
+    """Return the median time to compile in seconds, times ``scale``."""
     found = select(rows, suite="first step", name=name)
     return {row["model"]: row["median"] * scale for row in found}
 
 
 def step_goals(threads: int) -> Iterator[Goal]:
-    """Yield those that are judged for each number of threads."""
+    """Yield the goals that depend on the number of threads."""
     suffix = f"{threads} thread{'s' if threads > 1 else ''}"
     for model, optimizers, bound in STEPS:
         torchs = "torch's fastest" if optimizers == UNFUSED else "torch fused"
@@ -186,7 +161,7 @@ def step_goals(threads: int) -> Iterator[Goal]:
 
 
 def goals(rows: list[Row]) -> Iterator[Goal]:
-    """Yield all of them."""
+    """Yield all goals."""
     for threads in sorted({row["threads"] for row in rows if "threads" in row}, reverse=True):
         yield from step_goals(threads)
     everything = partial(host_share, OURS, "torch fused, CPU kernels")
@@ -203,26 +178,26 @@ def goals(rows: list[Row]) -> Iterator[Goal]:
     yield Goal("compiling at the first step, warm cache: ms", 50, warm, form="{:.0f}")
 
 
+def link(heading: str) -> str:
+    """Return a Markdown link to the section of docs/performance.md with this heading."""
+    return f"[{heading}]({PAGE}#{heading.lower().replace(' ', '-')})"
+
+
 def lines(rows: list[Row]) -> Iterator[str]:
     """Yield the section of the report."""
     found = [(goal, goal.measure(rows)) for goal in goals(rows)]
     found = [(goal, values) for goal, values in found if values]
     if not found:
         return
-    reasons: dict[str, int] = {}
     yield "### Goals"
     yield ""
     yield "| goal | at most | measured | |"
     yield "|---|---:|---|---|"
     for goal, values in found:
         missed = any(value > goal.bound for value in values.values())
-        note = ""
-        if missed and goal.reason:
-            note = f" ({reasons.setdefault(goal.reason, len(reasons) + 1)})"
+        verdict = "missed" if missed else "met"
+        note = f": {link(goal.reason)}" if missed and goal.reason else ""
         measured = ", ".join(f"{name} {goal.form.format(value)}" for name, value in values.items())
         bound = goal.form.format(goal.bound)
-        yield f"| {goal.name} | {bound} | {measured} | {'missed' if missed else 'met'}{note} |"
-    yield ""
-    for reason, number in reasons.items():
-        yield f"{number}. {reason}"
+        yield f"| {goal.name} | {bound} | {measured} | {verdict}{note} |"
     yield ""

@@ -22,14 +22,14 @@ MIN_RUNS, MAX_RUNS = 3, 60  # of a variant
 
 @dataclass
 class Variant:
-    """One of the things that are timed side by side.
+    """A function that is timed in interleaved rounds.
 
     Attributes:
-        name: in the results.
+        name: label in the results.
         role: ``"ours"``, ``"other"`` or ``"roofline"``.
-        run: what is timed.
-        facts: what else goes into the results; ``"bytes"`` is what one run moves, by formula.
-        prepare: runs untimed before each run.
+        run: timed function without arguments.
+        facts: further columns of the results; ``"bytes"`` is the traffic of one run, by formula.
+        prepare: function called before each run, not timed.
     """
 
     name: str
@@ -61,7 +61,7 @@ def synchronize() -> None:
 
 
 def last_cache() -> int:
-    """Return the bytes of the largest cache; 64 MiB where the system does not say."""
+    """Return the size of the largest cache in bytes; 64 MiB if it is unknown."""
     if DEVICE.type == "cuda":
         return int(torch.cuda.get_device_properties(DEVICE).L2_cache_size)
     if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names and os.sysconf("SC_LEVEL3_CACHE_SIZE") > 0:
@@ -70,7 +70,7 @@ def last_cache() -> int:
 
 
 class Roofline:
-    """What the memory can do: a copy and a triad, over buffers larger than any cache."""
+    """Memory bandwidth, measured by a copy and a triad over buffers larger than any cache."""
 
     def __init__(self, smoke: bool) -> None:
         elements = 1 << 10 if smoke else max(1 << 24, last_cache())  # of 4 bytes: 4 caches
@@ -81,7 +81,7 @@ class Roofline:
         self.a.sum()
 
     def variants(self) -> list[Variant]:
-        """Return both, with the bytes they move."""
+        """Return the copy and the triad, with the bytes that each moves."""
         size = self.a.nbytes
         return [
             # one buffer is read, one is written
@@ -95,7 +95,7 @@ class Roofline:
 
 
 def seconds_of(variant: Variant) -> float:
-    """Measure the wall time of one run, with the device's work."""
+    """Measure the wall time of one run in seconds, including the device's work."""
     variant.prepare()
     synchronize()
     start = time.perf_counter()
@@ -139,10 +139,10 @@ def compare(
     """Time ``variants`` in interleaved rounds; put the durations into ``benchmark.extra_info``.
 
     Args:
-        benchmark: of pytest-benchmark; if it is disabled, every variant runs once.
-        variants: to be compared; each has run before, so that states and kernels are there.
-        evict: fills the caches with other data.
-        budget: seconds for all of it, as far as ``MIN_RUNS`` of each allow; 0 for one run of each.
+        benchmark: fixture of pytest-benchmark; if it is disabled, every variant runs once.
+        variants: functions to compare; each has run before, so states and kernels exist.
+        evict: function that fills the caches with other data.
+        budget: total seconds, exceeded if ``MIN_RUNS`` runs of each take longer; 0 for one run.
     """
     estimates = [seconds_of(variant) for variant in variants]
     if benchmark.disabled:

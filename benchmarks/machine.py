@@ -1,4 +1,4 @@
-"""What a result depends on: machine, versions, threads, command."""
+"""Description of a measurement: machine, versions, threads, command."""
 
 import importlib.metadata
 import math
@@ -24,7 +24,7 @@ def version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """Return the processor's name as the operating system has it."""
+    """Return the name of the processor from the operating system."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -32,26 +32,26 @@ def cpu_model() -> str:
 
 
 def free_memory() -> float:
-    """Return the bytes that are free on the device; infinity if the system does not say."""
+    """Return the free memory of the device in bytes; infinity if it is unknown."""
     if DEVICE.type != "cpu":
         torch.accelerator.empty_cache()
         return float(torch.get_device_module(DEVICE).mem_get_info()[0])
-    info = Path("/proc/meminfo")  # with what the page cache would give back
+    info = Path("/proc/meminfo")  # MemAvailable counts reclaimable page cache as free
     lines = info.read_text().splitlines() if info.exists() else []
     found = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     return found[0] if found else math.inf
 
 
 def thread_counts(asked: list[int] | None) -> list[int]:
-    """Return the numbers of threads that steps are timed with: those asked for, or torch's."""
+    """Return the numbers of threads that steps are timed with; torch's number by default."""
     return asked or [torch.get_num_threads()]
 
 
 def describe(threads: list[int]) -> dict[str, Any]:
-    """Describe what a result depends on, without the names of the machine and its user.
+    """Describe machine, versions and command, without the names of the machine and its user.
 
     Args:
-        threads: the numbers of threads that steps are timed with.
+        threads: numbers of threads that steps are timed with.
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
     packages += [library.package for library in THIRD_PARTY]

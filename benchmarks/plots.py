@@ -1,4 +1,4 @@
-"""The plots of the report."""
+"""Plots of the report, drawn with matplotlib."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -59,7 +59,7 @@ def plain(axis: Any) -> None:
 
 
 def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Write names beside the ends of their lines, not on top of each other."""
+    """Write names at the ends of their lines without overlap."""
     to_axes = axes.transData + axes.transAxes.inverted()
     lowest = -1.0
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
@@ -129,7 +129,7 @@ def threads_of(rows: list[Row]) -> str:
 
 
 def steps(rows: list[Row]) -> Figure | None:
-    """Draw who takes how much of the time of torch's fused step, for each list of tensors."""
+    """Draw times relative to torch's fused step, for each list of tensors."""
     found = [row for row in compared(rows, optimizer="AdamW") if row["role"] != "roofline"]
     models = {m: own for m, own in by_model(found).items() if "torch fused" in own}
     if not models:
@@ -186,7 +186,7 @@ def draw_shares(axes: Axes, names: list[str], own: dict[str, float], paint: dict
 
 
 def optimizers(rows: list[Row]) -> Figure | None:
-    """Draw our part of the time of torch's fastest, for each optimizer and list of tensors."""
+    """Draw our time relative to torch's fastest, for each optimizer and list of tensors."""
     found = compared(rows)
     shares: dict[str, dict[str, float]] = defaultdict(dict)
     for optimizer in dict.fromkeys(row["optimizer"] for row in found):
@@ -232,7 +232,7 @@ def bars(axes: Axes, names: list[str], values: list[float], paints: list[str], f
 
 
 def bytes_and_roofline(rows: list[Row]) -> Figure | None:
-    """Draw the achieved bandwidth beside that of a copy and a triad, on the largest list."""
+    """Draw the achieved bandwidth, and that of a copy and a triad, on the largest list."""
     found = compared(rows, optimizer="AdamW")
     if not found:
         return None
@@ -252,7 +252,7 @@ def bytes_and_roofline(rows: list[Row]) -> Figure | None:
 
 
 def legend_of_parts() -> dict[str, Any]:
-    """Return the entries of the legend: both shades of each part, side by side."""
+    """Return the entries of the legend, with both shades of each part."""
     shades = zip(OURS_SHADES, OTHERS_SHADES, strict=True)
     handles = [tuple(Patch(color=shade) for shade in pair) for pair in shades]
     return {

@@ -74,7 +74,7 @@ def seconds(value: float) -> str:
 
 
 def ratio(row: Row, other: Row | None) -> str:
-    """Write the time of ours as a part of the fastest other's."""
+    """Write our time divided by that of the fastest other library."""
     if row["role"] != "ours" or other is None:
         return ""
     return f"{row['median'] / other['median']:.2f}"
@@ -140,7 +140,7 @@ def step_line(row: Row, other: Row | None, top: float) -> list[str]:
 
 
 def formats(rows: list[Row]) -> Iterator[str]:
-    """Yield a table of the storage formats: memory, bytes, time, and time beside our fp32."""
+    """Yield a table of the storage formats: memory, bytes, time, time relative to fp32."""
     heads = ["", "bytes kept / parameter", "moved by a step", "median", "IQR", "GB/s"]
     for group in by_group(rows, "formats").values():
         first, top = group[0], roofline(group)
@@ -254,7 +254,7 @@ def training(rows: list[Row]) -> Iterator[str]:
 
 
 def absent(content: Row) -> Iterator[str]:
-    """Yield who did not take part, and why."""
+    """Yield the absent candidates, with the reason of each."""
     reasons: dict[str, set[str]] = defaultdict(set)
     for found in content.get("absent", {}).values():
         for name, why in found.items():
@@ -276,7 +276,7 @@ def markdown(content: Row, rows: list[Row], plots: list[str]) -> str:
 
 
 def summary(content: Row, rows: list[Row]) -> Iterator[str]:
-    """Yield the table of the README: clipped AdamW as a part of torch's fused step.
+    """Yield the table of the README: clipped AdamW, times relative to torch's fused step.
 
     Raises:
         KeyError: the results lack a model or a variant of the table.

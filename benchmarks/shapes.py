@@ -8,12 +8,12 @@ Shape = tuple[int, ...]
 
 
 class Model(NamedTuple):
-    """The tensors of a model, which may be cut to fewer layers.
+    """Shapes of the tensors of a model, which may be cut to fewer layers.
 
     Attributes:
-        tensors: the shapes for a number of layers.
-        layers: how many the model has; 0 if it cannot be cut.
-        alone: every tensor is a parameter group of its own.
+        tensors: function from a number of layers to the shapes.
+        layers: number of layers of the whole model; 0 if it cannot be cut.
+        alone: True if every tensor is a parameter group of its own.
     """
 
     tensors: Callable[[int], list[Shape]]
@@ -21,7 +21,7 @@ class Model(NamedTuple):
     alone: bool = False
 
     def fitting(self, elements: float) -> int | None:
-        """Return how many layers fit into ``elements``; None if not one does."""
+        """Return the number of layers that fit into ``elements``; None if one does not fit."""
         choices = range(self.layers, 0, -1) if self.layers else [0]
         return next((n for n in choices if count(self.tensors(n)) <= elements), None)
 
@@ -45,7 +45,7 @@ def gpt2(layers: int) -> list[Shape]:
 
 
 def demo(layers: int) -> list[Shape]:
-    """Return the GPT that ``ci/demo.sh`` trains, the default of ``examples/gpt.py``."""
+    """Return the GPT that ``ci/demo.sh`` trains, the default of ``examples/gpt``."""
     block: list[Shape] = [(144,), (432, 144), (144, 144), (144,), (576, 144), (144, 576)]
     return [(256, 144), (64, 144), *block * layers, (144,)]
 

@@ -1,8 +1,8 @@
-"""The time to compile at the first step of a small model, in fresh processes.
+"""Time to compile at the first step of a small model, in fresh processes.
 
 With a cold cache the kernels are compiled; with a warm one they are read from the files that an
-earlier process left. What the first step takes beyond the second one is reported, and which
-compilers it imported.
+earlier process left. The reported time is that of the first step minus that of
+the second. The compilers that the first step imported are reported too.
 """
 
 import json
@@ -35,7 +35,7 @@ def run(cache: Path, smoke: bool) -> dict[str, Any]:
 
 
 def variant(name: str, runs: list[dict[str, Any]]) -> Variant:
-    """Return what is reported of some processes."""
+    """Return the variant that reports the results of these processes."""
     imported = [name for name in COMPILERS if any(name in run["imported"] for run in runs)]
     facts = {
         "backend": runs[0]["backend"],
@@ -45,12 +45,12 @@ def variant(name: str, runs: list[dict[str, Any]]) -> Variant:
     return Variant(name, "ours", lambda: None, facts)
 
 
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="measures the compiler for the CPU")
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the default device is not the CPU")
 def test_first_step(benchmark: BenchmarkFixture, smoke: bool, tmp_path: Path) -> None:
     """Report the compilation of the demo's model, with a cold and with a warm cache."""
     refusal = variants.why_not_ours("AdamW", "fp32", "native", "cpu")
     if refusal is not None:
-        pytest.skip(f"nothing is compiled: {refusal}")
+        pytest.skip(f"the native backend cannot run here: {refusal}")
     processes = 1 if smoke else PROCESSES
 
     def measure() -> dict[str, list[dict[str, Any]]]:

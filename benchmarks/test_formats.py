@@ -1,9 +1,9 @@
-"""A step of AdamW in every storage format, interleaved with each other; memory of each."""
+"""Time and memory of a step of AdamW in every storage format, in interleaved rounds."""
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.entrants import Case, Entrants
+from benchmarks.candidates import Candidates, Case
 from benchmarks.interleaved import CLOCK, DEVICE, Roofline, Variant, compare
 from benchmarks.machine import thread_counts
 from benchmarks.shapes import MODELS, Shape, count, smallest
@@ -23,15 +23,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("thread_count", counts, ids=[f"{n}-threads" for n in counts])
 
 
-def entrants_of(format: str) -> Entrants:
-    """Choose who keeps this format: ours, torch's fused optimizer, other libraries."""
+def candidates_of(format: str) -> Candidates:
+    """Choose the candidates for this format: ours, torch's fused optimizer, other libraries."""
     kinds = ["torch fused"] if format in TORCH_FORMATS else []
-    return Entrants(Case("AdamW", format, True), BACKENDS, kinds)
+    return Candidates(Case("AdamW", format, True), BACKENDS, kinds)
 
 
-def variants_of(format: str, entrants: Entrants, shapes: list[Shape]) -> list[Variant]:
+def variants_of(format: str, candidates: Candidates, shapes: list[Shape]) -> list[Variant]:
     """Create the optimizers that keep one format, with the format in their names."""
-    variants = entrants.build(parameters([shapes], format, DEVICE.type))
+    variants = candidates.build(parameters([shapes], format, DEVICE.type))
     for variant in variants:
         variant.facts |= {"format": format, "library": variant.name}
         variant.name += f", {format}"
@@ -45,16 +45,16 @@ def test_formats(
     shapes = MODELS[MODEL].tensors(0)
     shapes = smallest(shapes, 1) if smoke else shapes
     # a trial of each loads the libraries whose threads are set below
-    entrants = {format: entrants_of(format) for format in FORMATS}
-    present = {name for one in entrants.values() for name in one.builders}
+    candidates = {format: candidates_of(format) for format in FORMATS}
+    present = {name for one in candidates.values() for name in one.builders}
     absent = {
         name: why
-        for one in entrants.values()
+        for one in candidates.values()
         for name, why in one.absent.items()
         if name not in present
     }
     if not present:
-        pytest.skip(f"none of our backends: {absent}")
+        pytest.skip(f"neither the Triton nor the native backend can run here: {absent}")
     benchmark.extra_info.update(
         suite="formats",
         model=MODEL,
@@ -65,6 +65,6 @@ def test_formats(
         absent=absent,
     )
     with threads(thread_count):
-        found = [v for format, one in entrants.items() for v in variants_of(format, one, shapes)]
+        found = [v for format, one in candidates.items() for v in variants_of(format, one, shapes)]
         seconds = 0.0 if smoke else SECONDS
         compare(benchmark, [*found, *roofline.variants()], roofline.evict, seconds)

@@ -1,9 +1,9 @@
-"""What a step of many small tensors costs: all of it on the CPU, and the host's part on a GPU.
+"""Time of a step of many small tensors: total time on a CPU, time of the host on a GPU.
 
-For the host's part everything is real except the GPU: Triton compiles and launches through a driver
-whose launches do nothing, on CPU tensors; torch's kernels are replaced by functions that do
-nothing. torch thereby also loses what its kernels do on the host, so its figure is too small rather
-than too large. Ours lacks the copies of changed tables to the GPU.
+To time the host alone, Triton compiles and launches on CPU tensors through a driver whose launches
+do nothing, and torch's kernels are replaced by functions that do nothing. torch's time then lacks
+the host's work inside its kernels, so it is a lower bound. Our time lacks the copies of changed
+tables to the GPU.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def facts(run: Step, groups: Groups) -> dict[str, int]:
-    """Count what a step allocates; that takes as long as the timing, so for one group only."""
+    """Count the allocations of a step; only for one group, since it takes as long as the timing."""
     if len(groups) > 1:
         return {}
     sizes = tensor_allocations(run)
@@ -50,39 +50,40 @@ def facts(run: Step, groups: Groups) -> dict[str, int]:
 
 
 def ours_without_gpu(groups: Groups) -> list[Variant]:
-    """Create ours without launches, with gradients that stay or move, and after a step just taken.
+    """Create our optimizer without launches, in three variants.
 
-    The last is what the host's work takes when nothing else has used the caches.
+    The gradients keep their addresses, or take new ones before each step, or the step follows
+    right after another, so that the caches hold its data.
     """
-    from benchmarks.null_driver import use_null_driver
+    from benchmarks.host_only_driver import use_host_only_driver
 
-    use_null_driver()
+    use_host_only_driver()
     optimizer = variants.ours("AdamW", "fp32", "triton", True, groups)
     params = [p for group in groups for p in group["params"]]
     gradients = [[p.grad for p in params], [p.grad.clone() for p in params]]
 
     def move() -> None:
-        use_null_driver()
+        use_host_only_driver()
         gradients.reverse()
         for param, gradient in zip(params, gradients[0], strict=True):
             param.grad = gradient
 
     def warm() -> None:
-        use_null_driver()
+        use_host_only_driver()
         optimizer.step()
 
     optimizer.step()
     found = facts(optimizer.step, groups)
     return [
-        Variant("fused_optim, no launches", "ours", optimizer.step, found, use_null_driver),
+        Variant("fused_optim, no launches", "ours", optimizer.step, found, use_host_only_driver),
         Variant("fused_optim, no launches, warm", "ours", optimizer.step, found, warm),
         Variant("fused_optim, new gradients", "ours", optimizer.step, found, move),
     ]
 
 
 def ours_on_cpu(groups: Groups, absent: dict[str, str]) -> list[Variant]:
-    """Create ours with all its kernels, on the CPU."""
-    from benchmarks.null_driver import use_real_driver
+    """Create our optimizer with its kernels, on the CPU."""
+    from benchmarks.host_only_driver import use_real_driver
 
     name = "fused_optim native"
     refusal = variants.why_not_ours("AdamW", "fp32", "native", "cpu")
@@ -95,8 +96,8 @@ def ours_on_cpu(groups: Groups, absent: dict[str, str]) -> list[Variant]:
 
 
 def torch_without_kernels(groups: Groups) -> list[Variant]:
-    """Create the fused AdamW of torch without its kernels, and with those of the CPU."""
-    from benchmarks.null_driver import NoKernels
+    """Create torch's fused AdamW without its kernels, and with its CPU kernels."""
+    from benchmarks.host_only_driver import NoKernels
 
     optimizer = variants.theirs("AdamW", TORCH["torch fused"], groups)
     step = clipped(optimizer, clip=True, foreach=True)
@@ -114,8 +115,8 @@ def torch_without_kernels(groups: Groups) -> list[Variant]:
 
 
 def with_device(groups: Groups) -> list[Variant]:
-    """Create both with the real device, to time how long until the host is free again."""
-    from benchmarks.null_driver import use_real_driver
+    """Create both optimizers on the GPU, to time the host until the step returns."""
+    from benchmarks.host_only_driver import use_real_driver
 
     def ready() -> None:
         use_real_driver()
@@ -135,7 +136,7 @@ def with_device(groups: Groups) -> list[Variant]:
 
 def test_host(benchmark: BenchmarkFixture, smoke: bool, tensors: int, groups: int) -> None:
     """Time AdamW with clipping on tensors of 16 elements."""
-    from benchmarks.null_driver import use_real_driver
+    from benchmarks.host_only_driver import use_real_driver
 
     shapes = list(grouped([(16,)] * tensors, groups))
     made = variants.parameters(shapes, "fp32", "cpu")
@@ -152,8 +153,8 @@ def test_host(benchmark: BenchmarkFixture, smoke: bool, tensors: int, groups: in
 
 
 def test_nothing_is_updated() -> None:
-    """Guards the stand-ins: one that ran kernels would be timed with them."""
-    from benchmarks.null_driver import use_real_driver
+    """Guard against a driver or a stub that runs kernels and times them with the host."""
+    from benchmarks.host_only_driver import use_real_driver
 
     try:
         for make in (ours_without_gpu, torch_without_kernels):

@@ -1,11 +1,11 @@
-"""One step of an optimizer: ours, torch's ways and other libraries, on tensors of real models."""
+"""Time of a step: fused_optim, torch.optim and other libraries, on tensors of real models."""
 
 from itertools import product
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.entrants import Case, Entrants
+from benchmarks.candidates import Candidates, Case
 from benchmarks.interleaved import CLOCK, DEVICE, Roofline, compare
 from benchmarks.machine import thread_counts
 from benchmarks.shapes import MODELS, count, smallest
@@ -58,15 +58,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(arguments, chosen, ids=names)
 
 
-def entrants_of(model: str, case: Case, full: bool, smoke: bool) -> Entrants:
-    """Choose who takes part by default: the slow ones, who decide nothing, only with AdamW."""
+def candidates_of(model: str, case: Case, full: bool, smoke: bool) -> Candidates:
+    """Choose the candidates; the slow ones are timed with AdamW only, unless ``full``."""
     if full or smoke or case.optimizer == "AdamW":
         # compiling takes minutes; one list shows what it gives
         compiled = full and case == ("AdamW", "fp32", True) and model == "one-50m"
-        return Entrants(case, compiled=compiled)
+        return Candidates(case, compiled=compiled)
     backends = [backend for backend in BACKENDS if backend != "reference"]
     fastest = list(TORCH) if case.optimizer in UNFUSED else ["torch fused"]
-    return Entrants(case, backends, fastest)
+    return Candidates(case, backends, fastest)
 
 
 def test_step(
@@ -80,14 +80,15 @@ def test_step(
     clip: bool,
     thread_count: int,
 ) -> None:
-    """Time a step, with clipping where ``clip``."""
+    """Time a step, clipped if ``clip`` is True."""
     case = Case(optimizer, format, clip)
-    entrants = entrants_of(model, case, request.config.option.full, smoke)
-    if not entrants.builders:
-        pytest.skip(f"none of our backends: {entrants.absent}")
-    chosen = tensors_of(model, format, len(entrants.builders))
+    candidates = candidates_of(model, case, request.config.option.full, smoke)
+    if not candidates.builders:
+        pytest.skip(f"no backend can run {optimizer}, {format} here: {candidates.absent}")
+    chosen = tensors_of(model, format, len(candidates.builders))
     if chosen is None:
-        pytest.skip(f"{model} does not fit into memory, even with one layer")
+        number = len(candidates.builders)
+        pytest.skip(f"one layer of {model} for {number} optimizers exceeds the free memory")
     shapes, cut = (smallest(chosen[0], 12) if smoke else chosen[0]), chosen[1]
     groups = [[shape] for shape in shapes] if MODELS[model].alone else [shapes]
     benchmark.extra_info.update(
@@ -99,9 +100,9 @@ def test_step(
         tensors=len(shapes),
         groups=len(groups),
         parameters=count(shapes),
-        absent=entrants.absent,
+        absent=candidates.absent,
     )
     seconds = 0.0 if smoke else SECONDS[KIND]
     with threads(thread_count):
-        variants = entrants.build(parameters(groups, format, DEVICE.type))
+        variants = candidates.build(parameters(groups, format, DEVICE.type))
         compare(benchmark, [*variants, *roofline.variants()], roofline.evict, seconds)

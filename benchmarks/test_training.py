@@ -1,14 +1,12 @@
-"""A whole training: the example's GPT with torch's AdamW and with ours."""
+"""Training of the GPT of examples/gpt with torch's AdamW and with ours."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
-from gpt import GPT, Shape
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.optim import Optimizer
-from training import Corpus, Run, Task, Update, clip_and_step, groups, step_alone
 
 from benchmarks import variants
 from benchmarks.allocation import peak, tensor_allocations
@@ -16,6 +14,9 @@ from benchmarks.bytes_moved import held
 from benchmarks.interleaved import CLOCK, DEVICE, Variant, compare
 from benchmarks.shapes import count
 from benchmarks.variants import BACKENDS, TORCH
+from examples.gpt.corpus import Corpus
+from examples.gpt.model import GPT, Shape
+from examples.gpt.training import Run, Task, Update, clip_and_step, groups, step_alone
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 
@@ -54,7 +55,7 @@ def optimizers(weights: GPT, absent: dict[str, str]) -> dict[str, tuple[GPT, Opt
 
 
 def peak_of(run: Run, batch: torch.Tensor) -> int:
-    """Return the most bytes in use in a step: those of the states, and what is allocated in it."""
+    """Return the peak memory of a step in bytes: states, and allocations during the step."""
     run.step(batch)
     own = sum(held(run.optimizer))
     if DEVICE.type == "cpu":

@@ -1,6 +1,7 @@
-"""Optimizers of other libraries: one line for each, used only if installed."""
+"""Optimizers of other libraries: one line for each, timed only if installed."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +13,13 @@ class Library:
     """An optimizer of another library.
 
     Attributes:
-        name: in the results.
-        package: the distribution whose version is reported.
-        optimizer: our optimizer that computes the same.
-        format: the storage format, of :data:`benchmarks.variants.FORMATS`.
-        target: module and class.
-        options: its arguments except the learning rate.
-        devices: where it runs.
+        name: label in the results.
+        package: name of the distribution whose version is reported.
+        optimizer: name of our optimizer that computes the same update.
+        format: storage format, a key of :data:`benchmarks.variants.FORMATS`.
+        target: import path, ``module:class``.
+        options: keyword arguments except the learning rate.
+        devices: device types that the library supports.
     """
 
     name: str
@@ -29,10 +30,15 @@ class Library:
     options: dict[str, Any] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cuda",)
 
-    def load(self) -> type[torch.optim.Optimizer]:
-        """Import the class; raises ImportError or AttributeError if it does not exist."""
+    def load(self) -> Callable[..., torch.optim.Optimizer]:
+        """Import the class.
+
+        Raises:
+            ImportError: the module does not exist.
+            AttributeError: the module lacks the class.
+        """
         module, name = self.target.split(":")
-        found: type[torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
+        found: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
         return found
 
 

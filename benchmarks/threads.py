@@ -1,4 +1,4 @@
-"""The number of threads of every OpenMP library in this process.
+"""Control of the number of threads of every OpenMP library in this process.
 
 torch sets it for its own library only; other packages bring copies of theirs.
 """

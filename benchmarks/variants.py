@@ -26,8 +26,8 @@ class Format:
     """A storage format.
 
     Attributes:
-        dtype: of parameters and gradients.
-        options: the arguments of our optimizers that select it.
+        dtype: dtype of parameters and gradients.
+        options: keyword arguments of our optimizers that select the format.
     """
 
     dtype: torch.dtype
@@ -45,7 +45,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "RAdam": {},
     "Adamax": {},
 }
-# all of ours
+# all optimizers of fused_optim
 OPTIMIZERS = {
     name: SHARED.get(name, {})
     for name in [*SHARED, *fused_optim.__all__]
@@ -75,27 +75,26 @@ TORCH = {
 }
 # torch has these formats; the others are compared with its fused step in plain bf16
 TORCH_FORMATS = ("fp32", "bf16")
-# what a library raises that lacks something or cannot run here; a broken installation may raise
-# any of these when it is imported
+# a library that lacks a feature, cannot run here or is badly installed raises one of these
 REFUSALS = (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError)
 TRIAL: list[list[Shape]] = [[(33, 7), (5,)]]
 
 
-def tensors_of(model: str, format: str, entrants: int) -> tuple[list[Shape], str] | None:
-    """Choose the tensors of as many layers as fit into memory.
+def tensors_of(model: str, format: str, candidates: int) -> tuple[list[Shape], str] | None:
+    """Choose the largest number of layers that fits into memory.
 
     Args:
-        model: one of :data:`benchmarks.shapes.MODELS`.
-        format: one of :data:`FORMATS`.
-        entrants: how many optimizers hold parameters and states at once.
+        model: key of :data:`benchmarks.shapes.MODELS`.
+        format: key of :data:`FORMATS`.
+        candidates: number of optimizers that hold parameters and states at the same time.
 
     Returns:
-        the shapes, and the number of layers in words if it is not that of the whole model; None
-        if not even one layer fits.
+        the shapes, and a text with the number of layers if the model was cut, else ""; None if
+        one layer does not fit.
     """
     width = FORMATS[format].dtype.itemsize
     # shared gradients; weights and two or three states of each; temporaries of one step
-    each = 2 * width + entrants * (width + (8 if width == 4 else 12)) + 12
+    each = 2 * width + candidates * (width + (8 if width == 4 else 12)) + 12
     layers = MODELS[model].fitting(0.8 * free_memory() / each)
     if layers is None:
         return None
@@ -132,7 +131,7 @@ def copied(groups: Groups) -> Groups:
 
 
 def ours(optimizer: str, format: str, backend: str, clip: bool, groups: Groups) -> FusedOptimizer:
-    """Create one of our optimizers."""
+    """Create our optimizer."""
     options = {**OPTIMIZERS[optimizer], **FORMATS[format].options, "lr": LR, "backend": backend}
     if clip:
         options["max_grad_norm"] = MAX_GRAD_NORM
@@ -185,7 +184,7 @@ def first_line(error: Exception) -> str:
 
 
 def theirs(optimizer: str, kind: dict[str, Any], groups: Groups) -> torch.optim.Optimizer:
-    """Create one of torch's optimizers."""
+    """Create torch's optimizer."""
     options = {**OPTIMIZERS[optimizer], **kind, "lr": LR}
     made: torch.optim.Optimizer = getattr(torch.optim, optimizer)(groups, **options)
     return made
@@ -193,7 +192,7 @@ def theirs(optimizer: str, kind: dict[str, Any], groups: Groups) -> torch.optim.
 
 def third_party(library: Library, groups: Groups) -> torch.optim.Optimizer:
     """Create an optimizer of another library."""
-    return library.load()(groups, lr=LR, **library.options)  # type: ignore[call-arg]
+    return library.load()(groups, lr=LR, **library.options)
 
 
 def clipped(optimizer: torch.optim.Optimizer, clip: bool, foreach: bool) -> Step:

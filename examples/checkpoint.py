@@ -1,77 +1,40 @@
-"""A run on disk: model, optimizer and scheduler as torch's own state_dicts, and how far it got."""
+"""Checkpoints: resume a run, load a checkpoint of torch.optim, convert a torch optimizer."""
 
-from __future__ import annotations
-
-import os
-import pickle
-from dataclasses import asdict, dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import Any
+import copy
+import io
 
 import torch
-from training import Run
+from torch import nn
 
-# what torch.load raises for a file that is cut, or was never written by torch.save
-UNREADABLE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
+import fused_optim
+
+torch.manual_seed(0)
+inputs, targets = torch.randn(64, 8), torch.randn(64, 1)
+start = nn.Linear(8, 1)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What `torch.save` writes, as a plain dict with these keys.
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> torch.Tensor:
+    """Take ``steps`` steps; return a copy of the weight, [1, 8]."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(inputs), targets).backward()
+        optimizer.step()
+    return model.weight.detach().clone()
 
-    Attributes:
-        optimizer_name: name of the optimizer, the same in torch and in fused_optim.
-        seed: what the initial weights and the batches follow from.
-        steps: length of the schedule.
-        step: steps taken.
-        state: state_dicts of ``model``, ``optimizer`` and ``scheduler``.
-    """
 
-    optimizer_name: str
-    seed: int
-    steps: int
-    step: int
-    state: dict[str, dict[str, Any]]
+model = copy.deepcopy(start)
+expected = train(model, fused_optim.AdamW(model.parameters()), 10)
+for library in (fused_optim, torch.optim):
+    model, file = copy.deepcopy(start), io.BytesIO()
+    first = library.AdamW(model.parameters())
+    train(model, first, 5)
+    torch.save(first.state_dict(), file)
+    resumed = fused_optim.AdamW(model.parameters())
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue())))
+    print(f"{library.__name__}: {torch.allclose(train(model, resumed, 5), expected, atol=1e-6)}")
 
-    def save(self, path: Path) -> None:
-        """Write to ``path``, which is replaced only once everything is written."""
-        part = path.with_name(path.name + ".part")
-        torch.save(asdict(self), part)
-        os.replace(part, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Checkpoint:
-        """Read what ``save`` wrote.
-
-        Raises:
-            ValueError: there is no such file, or it is no checkpoint of this example.
-        """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"--resume {path} cannot be read: {error.strerror}") from error
-        try:
-            return cls(**torch.load(BytesIO(content), map_location="cpu", weights_only=True))
-        except UNREADABLE as error:
-            raise ValueError(f"--resume {path} is no checkpoint of this example") from error
-
-    def restore(self, run: Run) -> None:
-        """Let ``run`` go on from here.
-
-        Raises:
-            ValueError: the state is that of another model.
-        """
-        try:
-            run.load_state_dict(self.state)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError("--resume: this is a checkpoint of another model") from error
+model = copy.deepcopy(start)
+theirs = torch.optim.AdamW(model.parameters())
+train(model, theirs, 5)
+ours = fused_optim.from_torch(theirs)
+print(f"from_torch: {torch.allclose(train(model, ours, 5), expected, atol=1e-6)}")

@@ -13,18 +13,17 @@ import torch
 
 import fused_optim
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-MODULES = ("checkpoint", "corpus", "gpt", "report", "train_gpt", "training", "verdict")
+ROOT = Path(__file__).parent.parent
+MODULES = ("__main__", "checkpoint", "corpus", "model", "report", "training", "verdict")
 SETTINGS = {"lr": 2e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
 def example():
-    """The example's modules, which find each other as they do when it is run as a script."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    """Import the modules of ``examples.gpt``."""
+    found = {name: importlib.import_module(f"examples.gpt.{name}") for name in MODULES}
+    return SimpleNamespace(**found, main=found["__main__"].main)
 
 
 def reference(optimizer):
@@ -34,8 +33,8 @@ def reference(optimizer):
 
 def tiny(example, optimizer=fused_optim.AdamW, seed=0, settings=SETTINGS):
     """A task of a tiny model, and the three runs before their first step."""
-    shape = example.gpt.Shape(context=16, layers=1, heads=2, width=16)
-    corpus = example.corpus.Corpus.split(EXAMPLES.joinpath("training.py").read_bytes(), 16)
+    shape = example.model.Shape(context=16, layers=1, heads=2, width=16)
+    corpus = example.corpus.Corpus.split(ROOT.joinpath("examples/gpt/training.py").read_bytes(), 16)
     task = example.training.Task(corpus, STEPS, seed, torch.device("cpu"), shape)
     runs = example.training.start(task, torch.optim.AdamW, reference(optimizer), settings)
     return task, runs
@@ -124,7 +123,7 @@ def test_each_optimizer_goes_on_from_the_other(example, writer):
 
 def run_main(example, tmp_path, *options):
     arguments = ("--backend", "reference", "--out", str(tmp_path), *map(str, options))
-    return example.train_gpt.main(arguments)
+    return example.main(arguments)
 
 
 def assert_same(ours, theirs):
@@ -168,8 +167,8 @@ def test_interrupted_and_resumed(example, tmp_path, monkeypatch, capsys):
 def test_as_a_script(tmp_path):
     """What a user does: the picture, the table and a checkpoint that plain torch takes."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
-    command = [sys.executable, EXAMPLES / "train_gpt.py", "--steps", "4", "--save", "gpt.pt"]
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "examples.gpt", "--steps", "4", "--save", "gpt.pt"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "fused_optim.AdamW" in result.stdout
@@ -236,9 +235,9 @@ BAD = {
 @pytest.mark.parametrize("options", BAD)
 def test_bad_input_ends_in_one_line(example, files, options, capsys):
     with pytest.raises(SystemExit) as stop:
-        example.train_gpt.main(options.split())
+        example.main(options.split())
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("train_gpt.py: error: ")
+    assert message.startswith("python -m examples.gpt: error: ")
     assert BAD[options] in message
     assert message.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What a training shows at its end: a table, a picture of the curves and a sample of text."""
+"""Report at the end of a training: table, picture of the curves, sample of text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from statistics import fmean, median
 
 import numpy as np
 import torch
-from gpt import GPT
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from training import Run, Trio
-from verdict import Verdict, allowances, differences
+
+from .model import GPT
+from .training import Run, Trio
+from .verdict import Verdict, allowances, differences
 
 PROMPT = b"def "
 SAMPLE_LENGTH = 300
@@ -25,7 +26,7 @@ FUSED_COLOURS = ("#08306b", "#7f2704")
 
 
 def table(runs: Trio, name: str) -> Table:
-    """Set the final numbers of the three runs side by side."""
+    """Return a table of the final numbers of the three runs."""
     peers = (runs.fused, runs.control)
     weights = [f"{weight_difference(run, runs.torch):.1e}" for run in peers]
     losses = [f"{differences(run, runs.torch).max():.1e}" for run in peers]
@@ -101,7 +102,7 @@ def draw_curves(axes: Axes, runs: Trio, name: str, first: int) -> None:
 
 
 def draw_differences(axes: Axes, runs: Trio, name: str, first: int) -> None:
-    """Draw how far the losses are apart, beside what rounding does and what is allowed."""
+    """Draw the difference of the losses, the effect of rounding and the allowed difference."""
     steps = range(first + 1, first + 1 + len(runs.torch.losses))
     axes.plot(steps, allowances(runs), "--", color="#cb181d", label="what rounding explains")
     for run, label, colour in (

@@ -1,4 +1,4 @@
-"""One session of the example: prepare, train under a progress bar, save and report."""
+"""Session of the example: prepare, train under a progress bar, save and report."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from checkpoint import Checkpoint
-from choices import SETTINGS, optimizer_pair, read_corpus, usable_device
-from gpt import Shape
-from report import picture, sample, sentence, table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from training import Task, Trio, start, train
-from verdict import judge
+
+from .checkpoint import Checkpoint
+from .choices import SETTINGS, optimizer_pair, read_corpus, usable_device
+from .model import Shape
+from .report import picture, sample, sentence, table
+from .training import Task, Trio, start, train
+from .verdict import judge
 
 DEFAULTS = Checkpoint(optimizer_name="AdamW", seed=0, steps=500, step=0, state={})
 PICTURE = "train_gpt.png"
@@ -27,16 +28,16 @@ PICTURE = "train_gpt.png"
 
 @dataclass
 class Session:
-    """Three runs, where they begin and where they end.
+    """Three runs, with their first and last step.
 
     Attributes:
-        name: the optimizer's name.
-        task: what the runs train on.
-        runs: the runs themselves.
-        first: steps taken before this session.
-        last: the step to end at.
-        save: where the checkpoint goes, if anywhere.
-        out: folder of the picture.
+        name: name of the optimizer.
+        task: data and schedule of the runs.
+        runs: torch, fused and control runs.
+        first: number of steps taken before this session.
+        last: number of the last step.
+        save: path of the checkpoint, None to write none.
+        out: directory of the picture.
     """
 
     name: str
@@ -120,7 +121,7 @@ def writable(path: Path) -> Path:
 
 
 def prepare(options: argparse.Namespace) -> Session:
-    """Turn the command line into a session; what it leaves open, the checkpoint or a default says.
+    """Create a session from the command line; defaults are those of the checkpoint, if any.
 
     Raises:
         ValueError: an option cannot be used, with the reason.

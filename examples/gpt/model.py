@@ -1,4 +1,4 @@
-"""A small GPT over bytes: causal transformer, tied embedding, no biases."""
+"""Small GPT over bytes: causal transformer, tied embedding, no biases."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class GPT(nn.Module):
         return self.norm(x) @ self.embedding.weight.T
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross entropy, in nats a byte, of predicting tokens[:, 1:]."""
+        """Return the mean cross entropy of predicting ``tokens[:, 1:]``, 0-dim, in nats a byte."""
         logits = self(tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 

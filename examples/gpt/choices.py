@@ -1,4 +1,4 @@
-"""The user's options, turned into what they name; ValueError says in one line what cannot be."""
+"""Conversion of command-line options to objects; errors are a ValueError of one line."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import Corpus, standard_library
 from torch.optim import Optimizer
 
 import fused_optim
+
+from .corpus import Corpus, standard_library
 
 # an optimizer that is not listed trains with its own defaults
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -22,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def first_line(error: BaseException) -> str:
-    """Return the part of a message that fits on a line."""
+    """Return the first line of the message of ``error``, or its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -70,7 +71,7 @@ def optimizer_pair(
 
 
 def read_corpus(path: Path | None, context: int) -> Corpus:
-    """Return the text in ``path``, or the standard library's, in two parts.
+    """Read and split the text in ``path``, or the standard library's sources.
 
     Raises:
         ValueError: the file cannot be read or is too short.

@@ -1,13 +1,13 @@
-"""Train a small GPT with torch.optim and with fused_optim, and lay one curve on the other.
+"""Train a small GPT with torch.optim and with fused_optim, and compare the loss curves.
 
 Two models of a million parameters start from the same weights and see the same batches of the
 Python standard library's sources: one is trained by torch's optimizer and ``clip_grad_norm_``,
-the other by its fused_optim namesake with ``max_grad_norm``. A third run, torch's once more with
-every rounding done differently, measures what rounding alone does to this training; `verdict.py`
-explains how the two curves are judged by it.
+the other by the optimizer of that name in fused_optim with ``max_grad_norm``. A third run, torch's
+with every rounding done differently, measures the effect of rounding alone on this training;
+`verdict.py` explains how the two curves are judged by it.
 
-Exit codes: 0 the curves are one but for rounding; 1 they part by more; 2 an option cannot be used;
-130 stopped by Ctrl-C.
+Exit codes: 0 the curves are equal but for rounding; 1 they differ by more; 2 an option cannot be
+used; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line; ``--help`` shows the usage."""
+    """Argument parser with errors of one line; ``--help`` shows the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -52,7 +52,7 @@ def natural(text: str) -> int:
 def create_parser() -> Parser:
     """Describe the command line."""
     parser = Parser(
-        prog="train_gpt.py",
+        prog="python -m examples.gpt",
         description="Train a small GPT with torch.optim and with fused_optim, curve on curve.",
         epilog="Exit code 1: the curves part by more than rounding explains.",
         allow_abbrev=False,
@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # torch takes seconds to import: --help need not wait, and Ctrl-C is quiet meanwhile
         from rich.console import Console
-        from session import prepare
+
+        from .session import prepare
 
         try:
             session = prepare(options)

@@ -1,4 +1,4 @@
-"""Do two curves part by more than rounding explains?
+"""Test of two loss curves: do they differ by more than rounding explains?
 
 Training multiplies small differences, by a factor that depends on the model, the learning rate
 and the step, so no fixed tolerance is right: it would pass a wrong weight decay early on or fail
@@ -20,13 +20,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from training import EPS, Run, Trio
+
+from .training import EPS, Run, Trio
 
 MARGIN = 32.0
 
 
 class Verdict(NamedTuple):
-    """Where the curves of torch and fused part most, for what rounding allows there."""
+    """Step with the largest difference of the curves, relative to the allowed one."""
 
     step: int
     difference: float
@@ -34,18 +35,18 @@ class Verdict(NamedTuple):
 
     @property
     def within_rounding(self) -> bool:
-        """Whether the difference is allowed; one that is NaN is not."""
+        """Return True if the difference is allowed; NaN is not."""
         return self.difference <= self.allowed
 
 
 def differences(run: Run, peer: Run) -> np.ndarray:
-    """Return how far the training losses of two runs lie apart at each step."""
+    """Return the absolute difference of the training losses of two runs, [steps]."""
     with np.errstate(invalid="ignore"):  # two infinite losses: their difference is a NaN
         return np.abs(np.subtract(run.losses, peer.losses))
 
 
 def allowances(runs: Trio) -> np.ndarray:
-    """Return how far the losses of torch and fused may lie apart at each step."""
+    """Return the allowed difference of the losses of torch and fused, [steps]."""
     control = np.maximum.accumulate(differences(runs.control, runs.torch))
     # a small loss is still the difference of logits of order one
     rounding = EPS * np.maximum(1.0, np.abs(runs.torch.losses))

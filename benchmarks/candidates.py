@@ -1,4 +1,4 @@
-"""The variants of one comparison of optimizers, and the reasons why others are absent."""
+"""Candidates of one comparison of optimizers, and the reason for each that is absent."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,12 +23,12 @@ from benchmarks.variants import (
 
 
 class Case(NamedTuple):
-    """What is compared.
+    """Optimizer, storage format and clipping that all candidates of a comparison share.
 
     Attributes:
         optimizer: one of :data:`benchmarks.variants.OPTIMIZERS`.
         format: one of :data:`benchmarks.variants.FORMATS`.
-        clip: by the norm over all gradients.
+        clip: True to clip by the norm over all gradients.
     """
 
     optimizer: str
@@ -36,19 +36,19 @@ class Case(NamedTuple):
     clip: bool
 
 
-class Entrants:
-    """The optimizers that take part in a comparison.
+class Candidates:
+    """Optimizers of one comparison.
 
     Args:
-        case: what is compared.
-        backends: ours, of :data:`benchmarks.variants.BACKENDS`; those for other devices are left
-            out.
-        kinds: torch's, of :data:`benchmarks.variants.TORCH`.
-        compiled: also torch's step through torch.compile, which may take minutes.
+        case: optimizer, format and clipping of the comparison.
+        backends: names in :data:`benchmarks.variants.BACKENDS`; backends for other devices are
+            left out.
+        kinds: names in :data:`benchmarks.variants.TORCH`.
+        compiled: True to add torch's step under torch.compile, which may take minutes.
 
     Attributes:
-        builders: name to a function that creates the optimizer and takes its first step.
-        absent: name to the reason why it does not take part.
+        builders: functions by name, each creates an optimizer and takes its first step.
+        absent: reasons by name for each optimizer that cannot run here.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Entrants:
             self.add_third_party()
 
     def add(self, name: str, refusal: str | None, build: Callable[..., Variant]) -> None:
-        """Let ``name`` take part unless there is a refusal."""
+        """Add the candidate ``name``, or its reason under ``absent`` if there is a refusal."""
         if refusal is None:
             self.builders[name] = partial(build, name)
             self.absent.pop(name, None)
@@ -75,7 +75,7 @@ class Entrants:
             self.absent[name] = refusal
 
     def add_ours(self, backends: Sequence[str]) -> None:
-        """Add each backend that is for this device."""
+        """Add a candidate for each of our backends that supports this device."""
         for backend in backends:
             if DEVICE.type in BACKENDS[backend]:
                 asked = (self.case.optimizer, self.case.format, backend, DEVICE.type)
@@ -83,13 +83,13 @@ class Entrants:
                 self.add(f"fused_optim {backend}", variants.why_not_ours(*asked), build)
 
     def build_ours(self, backend: str, name: str, groups: Groups) -> Variant:
-        """Create one of ours, with the bytes of the columns that reach the backend."""
+        """Create our optimizer and count the bytes of the columns that reach the backend."""
         made = variants.ours(self.case.optimizer, self.case.format, backend, self.case.clip, groups)
         # the norm is another read of the gradients; clipping happens in the update
         return Variant(name, "ours", made.step, facts_of(step_bytes(made), held(made)))
 
     def add_torch(self, kinds: Sequence[str], compiled: bool) -> None:
-        """Add torch's ways of keeping this format; if it has none, its fused step in plain bf16."""
+        """Add torch's implementations of this format; without one, its fused step in plain bf16."""
         known = self.case.format in TORCH_FORMATS
         for kind in kinds if known else [k for k in kinds if k == "torch fused"]:
             refusal = variants.why_not_torch(
@@ -100,8 +100,8 @@ class Entrants:
             self.add("torch compiled", None, self.build_compiled)
 
     def build_torch(self, kind: str, name: str, groups: Groups) -> Variant:
-        """Create one of torch's."""
-        # a step that can be captured is no other for torch's fused kernels
+        """Create torch's optimizer."""
+        # torch's fused kernels are the same with capturable=True
         graph = {"capturable": True} if kind == "torch fused" and DEVICE.type == "cuda" else {}
         other = theirs(self.case.optimizer, {**TORCH[kind], **graph}, groups)
         run = clipped(other, self.case.clip, foreach=kind != "torch for-loop")
@@ -126,7 +126,7 @@ class Entrants:
         return self.variant(name, other, clipped(other, self.case.clip, foreach=True))
 
     def variant(self, name: str, other: torch.optim.Optimizer, run: Step) -> Variant:
-        """Take the first step; count the least that a step can move, without temporaries."""
+        """Take the first step; count the minimum of bytes a step moves, without temporaries."""
         run()
         columns = held(other)
         # clip_grad_norm_ reads the gradient for the norm, and reads and writes it to scale it
@@ -134,7 +134,7 @@ class Entrants:
         return Variant(name, "other", run, facts_of(total, columns))
 
     def build(self, groups: Groups) -> list[Variant]:
-        """Create all, each with copies of the parameters, and on CUDA as replayed graphs too."""
+        """Create all candidates, each with copies of the parameters; on CUDA also as graphs."""
         found = []
         for build in self.builders.values():
             variant = build(copied(groups))
@@ -155,7 +155,7 @@ class Entrants:
 
 
 def facts_of(total: int, columns: Columns) -> dict[str, int]:
-    """Return the bytes that a step moves, and those that stay allocated between steps."""
+    """Return the bytes that a step moves, and the bytes allocated between steps by part."""
     kept = {f"{part}_bytes": size for part, size in columns._asdict().items()}
     return {"bytes": total, **kept}
 

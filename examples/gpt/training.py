@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from corpus import Corpus, windows
-from gpt import GPT, Shape
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from .corpus import Corpus, windows
+from .model import GPT, Shape
 
 EPS = torch.finfo(torch.float32).eps
 MAX_GRAD_NORM = 1.0
@@ -23,7 +24,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class Task:
-    """What all runs have in common."""
+    """Data, schedule, device and model size that all runs share."""
 
     corpus: Corpus
     steps: int
@@ -41,7 +42,7 @@ class Task:
         return windows(self.corpus.train, self.batch_size, length, seed).to(self.device)
 
     def validation(self) -> Tensor:
-        """Return the windows of the part kept aside; the same at every evaluation."""
+        """Return the validation windows, [validation_size, context + 1], the same each time."""
         length = self.shape.context + 1
         return windows(self.corpus.validation, self.validation_size, length, 0).to(self.device)
 
@@ -55,13 +56,13 @@ Update = Callable[[nn.Module, Optimizer], None]
 
 
 class Run:
-    """One model and its optimizer, with the curves they leave.
+    """Model, optimizer and scheduler, with the loss curves.
 
     Args:
-        model: the weights to train, this run's own.
-        optimizer: one that holds the model's parameters.
-        update: clips and steps; what the optimizer time counts.
-        task: gives the learning rate of each step.
+        model: model to train, not shared with other runs.
+        optimizer: optimizer of the model's parameters.
+        update: function that clips and steps; its time is the optimizer's time.
+        task: schedule of the learning rate.
     """
 
     def __init__(self, model: GPT, optimizer: Optimizer, update: Update, task: Task) -> None:
@@ -154,7 +155,7 @@ class RoundedOtherwise:
 
 
 class Trio(NamedTuple):
-    """The three runs that are compared."""
+    """Three runs to compare: torch, fused_optim, and torch with other rounding."""
 
     torch: Run
     fused: Run
@@ -170,10 +171,10 @@ def start(
     """Give each run a copy of the same weights.
 
     Args:
-        task: what they train on.
+        task: data and schedule of the runs.
         torch_optimizer: torch's class, for the runs ``torch`` and ``control``.
-        fused_optimizer: ours, which is left to clip by itself.
-        settings: arguments of both; ``weight_decay`` is for the matrices alone.
+        fused_optimizer: class of fused_optim, which clips by itself.
+        settings: keyword arguments of both; ``weight_decay`` applies to matrices only.
     """
     torch.manual_seed(task.seed)
     weights = GPT(task.shape).to(task.device)

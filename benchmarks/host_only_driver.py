@@ -1,4 +1,4 @@
-"""Stand-ins that leave only a step's work on the host: launches and kernels do nothing."""
+"""A Triton driver and stubs of torch's kernels that do nothing, to time the host alone."""
 
 from functools import cache
 from types import TracebackType
@@ -9,31 +9,31 @@ import triton
 from ptxsim.driver import PtxDriver
 
 
-class NullLauncher:
-    """A launcher whose launches do nothing."""
+class NoLauncher:
+    """Launcher whose launches do nothing."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
-        """Triton makes one for each kernel."""
+        """Accept the arguments that Triton passes for each kernel."""
 
     def __call__(self, *arguments: Any) -> None:
-        """Triton calls it for each launch."""
+        """Accept a launch and do nothing."""
 
 
-class NullDriver(PtxDriver):
-    """Compiles for a GPU and takes CPU tensors for its memory, like its base; runs nothing."""
+class HostOnlyDriver(PtxDriver):
+    """Driver that compiles for a GPU, accepts CPU tensors and runs nothing."""
 
-    launcher_cls = NullLauncher
+    launcher_cls = NoLauncher
 
 
 @cache
-def null_driver() -> NullDriver:
-    """Return the one driver, by which launches know the kernels that it has compiled."""
-    return NullDriver(90)
+def host_only_driver() -> HostOnlyDriver:
+    """Return the only instance; launches look up compiled kernels by driver."""
+    return HostOnlyDriver(90)
 
 
-def use_null_driver() -> None:
-    """Let Triton launch nothing."""
-    triton.runtime.driver.set_active(null_driver())
+def use_host_only_driver() -> None:
+    """Make the driver that launches nothing the active one."""
+    triton.runtime.driver.set_active(host_only_driver())
 
 
 # in which attribute Triton keeps its driver, and what it means by None, differs by version
@@ -41,15 +41,15 @@ _BEFORE = dict(vars(triton.runtime.driver))
 
 
 def use_real_driver() -> None:
-    """Let Triton find the machine's GPU again."""
+    """Restore the driver that Triton had before."""
     vars(triton.runtime.driver).update(_BEFORE)
 
 
 class NoKernels:
-    """A context within which torch's fused AdamW and ``clip_grad_norm_`` run no kernels.
+    """Context manager that disables the kernels of torch's fused AdamW and ``clip_grad_norm_``.
 
     Args:
-        gradients: those to be clipped; their norms are computed here once.
+        gradients: tensors that ``clip_grad_norm_`` gets; their norms are computed once.
     """
 
     def __init__(self, gradients: list[torch.Tensor]) -> None:
