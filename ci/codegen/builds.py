@@ -123,10 +123,12 @@ def _signature(kind: BucketKey, name: str) -> dict[str, str]:
 
 
 def changed(kind: BucketKey, name: str, changes: dict[str, object]) -> dict[str, object]:
-    """Return the constexpr arguments of a kernel, some of them replaced."""
+    """Return the constexpr arguments of a kernel, fields of its spec or arguments replaced."""
     found = resolve(constants(kind, GEOMETRY)[name])
-    if "SPEC" in found and changes:
-        return {"SPEC": found["SPEC"]._replace(**changes)}
+    if "SPEC" in found:
+        fields = {n: value for n, value in changes.items() if n in found["SPEC"]._fields}
+        found["SPEC"] = found["SPEC"]._replace(**fields)
+        changes = {n: value for n, value in changes.items() if n not in fields}
     return found | changes
 
 

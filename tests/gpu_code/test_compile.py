@@ -16,16 +16,16 @@ from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, make_
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY
 
-OPTIONAL = ("partial_ptr", "scale_ptr", "found_ptr", "report_ptr")
+OPTIONAL = ("partial_ptr", "scale_ptr", "found_inf_ptr", "report_ptr")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_begin_compiles_without_what_may_be_missing(target):
+def test_prepare_compiles_without_what_may_be_missing(target):
     kind = make_bucket_key(RULES["adam"], torch.float32)
     compiled(kind, "prepare", target, **dict.fromkeys(OPTIONAL))
 
 
-def test_begin_compiles_with_some_of_it():
+def test_prepare_compiles_with_some_of_it():
     kind = make_bucket_key(RULES["adam"], torch.float32)
     for missing in (OPTIONAL[:1], OPTIONAL[1:]):
         compiled(kind, "prepare", "sm_90", **dict.fromkeys(missing))

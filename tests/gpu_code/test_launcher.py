@@ -175,7 +175,7 @@ def norm_arguments(fixed, chunks, programs, grad):
     table = torch.zeros(2, fixed["WIDTH"], dtype=torch.int64)
     table[:, 0], table[:, 2 + fixed["GRAD"]] = torch.tensor([1, len(grad)]), grad.data_ptr()
     firsts = torch.tensor([0, chunks - 1, chunks])
-    spans = sparse(-(-chunks // fixed["SPAN"]) + 1, torch.int32)
+    spans = sparse(-(-chunks // fixed["CHUNKS_PER_SPAN"]) + 1, torch.int32)
     spans[-1] = 1
     return table, firsts, spans, sparse(2 * programs, torch.float64), chunks
 
