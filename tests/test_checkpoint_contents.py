@@ -46,7 +46,7 @@ def test_every_option_is_tried():
 
 @pytest.mark.parametrize("name", sorted(OTHER))
 def test_an_option_comes_along_unless_it_belongs_to_the_optimizer(name):
-    """Guard against device and formats that a checkpoint changes, and other options that it drops."""
+    """Guard against device and formats that a checkpoint changes, and options that it drops."""
     saved = trained(1, BF16, **{"backend": "auto", name: OTHER[name]})[1].state_dict()
     _, loaded = trained(0, BF16, backend="auto")
     loaded.load_state_dict(saved)
@@ -113,7 +113,7 @@ def test_from_torch_shares_tensors_but_not_dicts():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_count_keeps_its_dtype(dtype):
     """Guard against a count of float64 that loading makes one of the default dtype."""
-    params, optimizer = trained(1)
+    _, optimizer = trained(1)
     for state in optimizer.state.values():
         state["step"] = state["step"].to(dtype)
     saved = copy.deepcopy(optimizer.state_dict())

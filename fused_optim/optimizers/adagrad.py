@@ -59,17 +59,9 @@ class Adagrad(FusedOptimizer):
         fused: bool | None = None,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            lr_decay=lr_decay,
-            eps=eps,
-            weight_decay=weight_decay,
-            initial_accumulator_value=initial_accumulator_value,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            fused=fused,
-        )
+        defaults = dict(lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay)
+        defaults |= dict(initial_accumulator_value=initial_accumulator_value, foreach=foreach)
+        defaults |= dict(maximize=maximize, differentiable=differentiable, fused=fused)
         super().__init__(params, defaults, additions)
         for group in self.param_groups:
             for param in group["params"]:

@@ -50,14 +50,6 @@ class Adamax(FusedOptimizer):
         capturable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            capturable=capturable,
-        )
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=foreach)
+        defaults |= dict(maximize=maximize, differentiable=differentiable, capturable=capturable)
         super().__init__(params, defaults, additions)

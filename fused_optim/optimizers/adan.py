@@ -53,16 +53,8 @@ class Adan(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            no_prox=no_prox,
-            foreach=foreach,
-            fused=fused,
-            maximize=maximize,
-        )
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox)
+        defaults |= dict(foreach=foreach, fused=fused, maximize=maximize)
         super().__init__(params, defaults, additions)
 
     @override

@@ -69,16 +69,9 @@ class AdEMAMix(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            betas=betas,
-            alpha=alpha,
-            beta3_warmup=beta3_warmup,
-            alpha_warmup=alpha_warmup,
-            eps=eps,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
+        defaults = dict(lr=lr, betas=betas, alpha=alpha, beta3_warmup=beta3_warmup)
+        defaults |= dict(alpha_warmup=alpha_warmup, eps=eps, weight_decay=weight_decay)
+        defaults |= dict(maximize=maximize)
         super().__init__(params, defaults, additions)
 
     @override

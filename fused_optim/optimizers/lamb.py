@@ -53,15 +53,8 @@ class LAMB(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            norm_bounds=norm_bounds,
-            adapt=adapt,
-            maximize=maximize,
-        )
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults |= dict(norm_bounds=norm_bounds, adapt=adapt, maximize=maximize)
         super().__init__(params, defaults, additions)
 
     @override

@@ -52,12 +52,6 @@ class LARS(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            eps=eps,
-            maximize=maximize,
-        )
+        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        defaults |= dict(trust_coefficient=trust_coefficient, eps=eps, maximize=maximize)
         super().__init__(params, defaults, additions)

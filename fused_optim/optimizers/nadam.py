@@ -66,18 +66,10 @@ class NAdam(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            momentum_decay=momentum_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-        )
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults |= dict(momentum_decay=momentum_decay)
+        defaults |= dict(decoupled_weight_decay=decoupled_weight_decay, maximize=maximize)
+        defaults |= dict(foreach=foreach, capturable=capturable, differentiable=differentiable)
         super().__init__(params, defaults, additions)
 
     @override

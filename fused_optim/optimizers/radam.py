@@ -53,15 +53,8 @@ class RAdam(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            decoupled_weight_decay=decoupled_weight_decay,
-            differentiable=differentiable,
-        )
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        defaults |= dict(foreach=foreach, capturable=capturable)
+        defaults |= dict(decoupled_weight_decay=decoupled_weight_decay)
+        defaults |= dict(differentiable=differentiable)
         super().__init__(params, defaults, additions)
