@@ -7,7 +7,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import adadelta
 from fused_optim.validation import all_of, at_most, nonnegative
 
@@ -50,6 +50,8 @@ class Adadelta(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, rho=rho, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        defaults: Group = dict(
+            lr=lr, rho=rho, eps=eps, weight_decay=weight_decay, maximize=maximize
+        )
         defaults |= dict(capturable=capturable, foreach=foreach, differentiable=differentiable)
         super().__init__(params, defaults, additions)

@@ -59,7 +59,7 @@ class Adagrad(FusedOptimizer):
         fused: bool | None = None,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay)
+        defaults: Group = dict(lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay)
         defaults |= dict(initial_accumulator_value=initial_accumulator_value, foreach=foreach)
         defaults |= dict(maximize=maximize, differentiable=differentiable, fused=fused)
         super().__init__(params, defaults, additions)

@@ -58,7 +58,9 @@ class Adam(FusedOptimizer):
         decoupled_weight_decay: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
+        defaults: Group = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad
+        )
         defaults |= dict(maximize=maximize, foreach=foreach, capturable=capturable)
         defaults |= dict(differentiable=differentiable, fused=fused)
         defaults |= dict(decoupled_weight_decay=decoupled_weight_decay)

@@ -7,7 +7,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import adamax
 from fused_optim.validation import decay_rates, nonnegative
 
@@ -50,6 +50,8 @@ class Adamax(FusedOptimizer):
         capturable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=foreach)
+        defaults: Group = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=foreach
+        )
         defaults |= dict(maximize=maximize, differentiable=differentiable, capturable=capturable)
         super().__init__(params, defaults, additions)

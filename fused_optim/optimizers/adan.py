@@ -53,7 +53,9 @@ class Adan(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox)
+        defaults: Group = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox
+        )
         defaults |= dict(foreach=foreach, fused=fused, maximize=maximize)
         super().__init__(params, defaults, additions)
 

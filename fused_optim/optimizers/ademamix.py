@@ -69,7 +69,7 @@ class AdEMAMix(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, alpha=alpha, beta3_warmup=beta3_warmup)
+        defaults: Group = dict(lr=lr, betas=betas, alpha=alpha, beta3_warmup=beta3_warmup)
         defaults |= dict(alpha_warmup=alpha_warmup, eps=eps, weight_decay=weight_decay)
         defaults |= dict(maximize=maximize)
         super().__init__(params, defaults, additions)

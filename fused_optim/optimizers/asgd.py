@@ -51,7 +51,7 @@ class ASGD(FusedOptimizer):
         capturable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay)
+        defaults: Group = dict(lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay)
         defaults |= dict(foreach=foreach, maximize=maximize, differentiable=differentiable)
         defaults |= dict(capturable=capturable)
         super().__init__(params, defaults, additions)

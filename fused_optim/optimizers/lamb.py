@@ -53,7 +53,7 @@ class LAMB(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults: Group = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults |= dict(norm_bounds=norm_bounds, adapt=adapt, maximize=maximize)
         super().__init__(params, defaults, additions)
 

@@ -7,7 +7,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import lars
 from fused_optim.validation import nonnegative
 
@@ -52,6 +52,6 @@ class LARS(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        defaults: Group = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
         defaults |= dict(trust_coefficient=trust_coefficient, eps=eps, maximize=maximize)
         super().__init__(params, defaults, additions)

@@ -7,7 +7,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import lion
 from fused_optim.validation import decay_rates
 
@@ -44,5 +44,5 @@ class Lion(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize)
+        defaults: Group = dict(lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize)
         super().__init__(params, defaults, additions)

@@ -66,7 +66,7 @@ class NAdam(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults: Group = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults |= dict(momentum_decay=momentum_decay)
         defaults |= dict(decoupled_weight_decay=decoupled_weight_decay, maximize=maximize)
         defaults |= dict(foreach=foreach, capturable=capturable, differentiable=differentiable)

@@ -7,7 +7,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import radam
 from fused_optim.validation import decay_rates, nonnegative
 
@@ -53,7 +53,9 @@ class RAdam(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        defaults: Group = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize
+        )
         defaults |= dict(foreach=foreach, capturable=capturable)
         defaults |= dict(decoupled_weight_decay=decoupled_weight_decay)
         defaults |= dict(differentiable=differentiable)

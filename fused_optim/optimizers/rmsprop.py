@@ -54,7 +54,7 @@ class RMSprop(FusedOptimizer):
         differentiable: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered)
+        defaults: Group = dict(lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered)
         defaults |= dict(weight_decay=weight_decay, capturable=capturable, foreach=foreach)
         defaults |= dict(maximize=maximize, differentiable=differentiable)
         super().__init__(params, defaults, additions)

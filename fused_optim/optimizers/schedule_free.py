@@ -130,7 +130,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults: Group = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults |= dict(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
         defaults |= dict(foreach=foreach, maximize=maximize, train_mode=True)
         super().__init__(params, defaults, additions)
@@ -192,7 +192,7 @@ class ScheduleFreeSGD(ScheduleFree):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        defaults: Group = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
         defaults |= dict(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
         defaults |= dict(foreach=foreach, maximize=maximize, train_mode=True)
         super().__init__(params, defaults, additions)

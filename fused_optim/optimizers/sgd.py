@@ -54,7 +54,9 @@ class SGD(FusedOptimizer):
         fused: bool | None = None,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
+        defaults: Group = dict(
+            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay
+        )
         defaults |= dict(nesterov=nesterov, maximize=maximize, foreach=foreach)
         defaults |= dict(differentiable=differentiable, fused=fused)
         super().__init__(params, defaults, additions)

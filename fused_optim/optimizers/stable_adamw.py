@@ -7,7 +7,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from fused_optim import options
-from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import stable_adamw
 from fused_optim.validation import decay_rates, nonnegative
 
@@ -49,5 +49,7 @@ class StableAdamW(FusedOptimizer):
         maximize: bool = False,
         **additions: Unpack[options.Additions],
     ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        defaults: Group = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize
+        )
         super().__init__(params, defaults, additions)
