@@ -278,7 +278,7 @@ def check_unique(group: Any, index: int) -> None:
 
 
 def unsupported_reason(param: Tensor) -> str | None:
-    """Return the requirement that ``param`` fails, worded to follow "must"; None if it has none."""
+    """Return the requirement that ``param`` fails, worded to follow "must", or None."""
     if param.dtype not in SUPPORTED:
         return f"be floating or complex, got {param.dtype}"
     if param.layout is not torch.strided or is_wrapper(param):

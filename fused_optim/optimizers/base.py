@@ -238,8 +238,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._update()
         return loss
 
-    # a single graph break: torch.compile would trace addresses and tables for seconds; the optimizers
-    # of torch use the same decorator, which imports torch._dynamo later than torch.compiler.disable
+    # a single graph break: torch.compile would trace addresses and tables for seconds; torch's own
+    # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
     @disable_dynamo
     def _update(self) -> None:
         if torch.is_inference_mode_enabled():  # an inference tensor cannot be updated outside
@@ -311,8 +311,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Yield each parameter that has an average, with the average.
 
         An average starts at the first step in which its parameter has a gradient, in a group with
-        ``ema_decay``. From then on each step updates it, with or without a gradient. A parameter that
-        never had a gradient has no average.
+        ``ema_decay``. From then on each step updates it, with or without a gradient. A parameter
+        that never had a gradient has no average.
         """
         return ema.list_pairs(self._params(), self.state)
 
