@@ -1,7 +1,7 @@
 """The runner of a bucket by kernels: the tables that they read, and their launches.
 
-A GPU and the CPU run the same kernels on the same tables; an :class:`Executor` launches the programs
-of a kernel on one of them.
+A GPU and the CPU run the same kernels on the same tables; an :class:`Executor` launches the
+programs of a kernel on one of them.
 """
 
 import math
@@ -28,7 +28,7 @@ class Executor(Protocol):
     Attributes:
         geometry: sizes by which work is divided into programs.
         neutral: default value, by name, of each optional argument, for an executor that compiles a
-            kernel once; where it is empty, None is passed, for which Triton compiles another kernel.
+            kernel once; where it is empty, None is passed, for which Triton compiles again.
     """
 
     geometry: Geometry
@@ -62,7 +62,7 @@ def chunk_maps(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the tables by which a program looks up its row.
 
-    One entry per chunk would take 3 GB for a model of 400 billion parameters; with one entry per span a
+    One entry per chunk would take 3 GB for a model of 400 billion parameters; with one per span a
     program searches the few rows that share its span.
 
     Returns:

@@ -134,8 +134,9 @@ class StepEngine:
             return  # stochastic rounding moves an element by a whole ulp or not at all
         self._has_warned = True
         warnings.warn(
-            f"{fraction:.0%} of the elements did not move in this step: their updates are less than "
-            "half an ulp of the parameter; pass weights='split' (bf16) or 'master' to keep them",
+            f"{fraction:.0%} of the elements did not move in this step: their updates are less "
+            "than half an ulp of the parameter; pass weights='split' (bf16) or 'master' to keep "
+            "them",
             stacklevel=5,
         )
 

@@ -1,4 +1,4 @@
-"""Operations of TTIR without regions: what may follow the name of each, as ``forms.FORMS`` says."""
+"""The parser of operations of TTIR without regions, by the syntax in ``forms.FORMS``."""
 
 from math import prod
 
@@ -11,7 +11,7 @@ BOOLEAN = Type("i1")
 
 
 class OperationReader(Scanner):
-    """Reads operations; knows the values that are defined where they stand."""
+    """A reader of operations, with the scopes of the values that are defined."""
 
     def __init__(self, text: str, writer: str) -> None:
         super().__init__(text, writer)
@@ -41,15 +41,15 @@ class OperationReader(Scanner):
         return found
 
     def _match(self, values: list[Value], types: list[Type]) -> None:
-        """Refuse values whose types are not those written beside their use."""
+        """Raise UnsupportedTTIR unless the values have the written types."""
         if [value.type for value in values] != types:
             written = ", ".join(map(str, types))
             raise self.refusal(f"other values as `{written}`")
 
-    # ---- operations: what follows the name
+    # ---- operations: the text after the name
 
     def _operands(self, name: str, form: Form) -> tuple[list[Value], dict[str, int]]:
-        """Read the operands, their words, attributes, and the colon before the types."""
+        """Read operands, keywords, attributes, and the colon before the types."""
         found = self._uses()
         self.flags(name, form)
         attributes = self.attributes(name, form) if self.take("{") else {}
@@ -166,7 +166,7 @@ class OperationReader(Scanner):
 
 
 def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool:
-    """Return whether the cast ``name`` goes from ``source`` to ``result``."""
+    """Return True if the cast ``name`` from ``source`` to ``result`` is valid."""
     if name in ("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape"):
         same = (source.element, source.pointee) == (result.element, result.pointee)
         return same and _may_reshape(name, source.shape, result.shape, axis)
@@ -179,7 +179,7 @@ def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool
     if name.startswith("arith.ext"):
         return before < after
     if name.startswith("arith.trunc"):
-        # from float64 to 16 bits in one rounding is an operation of its own
+        # not supported: it must round float64 to 16 bits once
         return before > after and not (source.element == "f64" and after == 16)
     return before == after if name.endswith("bitcast") else True
 
@@ -187,7 +187,7 @@ def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool
 def _may_reshape(
     name: str, before: tuple[int, ...] | None, after: tuple[int, ...] | None, axis: int | None
 ) -> bool:
-    """Return whether the operation ``name`` gives a tensor of shape ``after``."""
+    """Return True if the operation ``name`` from shape ``before`` to ``after`` is valid."""
     if after is None or (before is None) != (name == "tt.splat"):
         return False
     if before is None:

@@ -1,30 +1,30 @@
-"""TTIR, read with a tokenizer and a grammar: what is not known is refused by its name.
+"""The parser of TTIR, which raises UnsupportedTTIR for every unknown construct.
 
-The text of TTIR is no stable interface, so nothing here skips what it does not know.
+The text of TTIR is not a stable interface, so the parser never skips anything unknown.
 """
 
 from fused_optim.backends.native.forms import FORMS, Form
 from fused_optim.backends.native.operations import BOOLEAN, OperationReader
 from fused_optim.backends.native.tree import Function, Operation, Region, Type, Value
 
-DEEPEST = 50  # regions, one inside the other
+DEEPEST = 50  # maximum depth of nested regions
 
 
 def parse(text: str, writer: str = "triton") -> Function:
-    """Read the one function of a module.
+    """Parse a module with one function.
 
     Args:
-        text: a module without locations.
-        writer: who wrote it, such as ``"triton 3.9.0"``, for messages.
+        text: module without locations.
+        writer: program that wrote the text, such as ``"triton 3.9.0"``, for messages.
 
     Raises:
-        UnsupportedTTIR: an operation, attribute or type is not known, or the text is no TTIR.
+        UnsupportedTTIR: an operation, attribute or type is unknown, or the text is not TTIR.
     """
     return Parser(text, writer).module()
 
 
 class Parser(OperationReader):
-    """A recursive descent through one module: what has regions."""
+    """A recursive descent parser of a module; this class reads operations with regions."""
 
     # ---- structure
 
@@ -71,7 +71,7 @@ class Parser(OperationReader):
         return found
 
     def _operations(self, arguments: list[Value], terminator: str) -> Region:
-        """Read operations and the closing brace; ``terminator``, and no other, ends them."""
+        """Read operations up to ``terminator``, the only one allowed, and the closing brace."""
         found = Region(arguments)
         if len(self.scopes) > DEEPEST:
             raise self.refusal(f"more than {DEEPEST} regions inside each other")
@@ -84,7 +84,7 @@ class Parser(OperationReader):
             ended = is_end
             found.operations.append(operation)
         if not ended:
-            if terminator != "scf.yield":  # which is not written where nothing is handed on
+            if terminator != "scf.yield":  # omitted in the text if it has no operands
                 raise self.refusal(f"no `{terminator}` before `}}`")
             found.operations.append(Operation(terminator, [], []))
         return found
@@ -116,13 +116,13 @@ class Parser(OperationReader):
         self.expect("=")
         return names
 
-    # ---- what ends a region
+    # ---- terminators of regions
 
     def _nothing(self, name: str, form: Form) -> Operation:
         return Operation(name, [], [])
 
     def _yielded(self, name: str, form: Form) -> Operation:
-        """Read ``%a, %b : type, type``, or nothing."""
+        """Read ``%a, %b : type, type``, or an empty list."""
         operands = self._uses() if self.sort == "value" else []
         if operands:
             self.expect(":")
@@ -212,7 +212,7 @@ class Parser(OperationReader):
         self.expect("->")
         type_, whole = self.type(), operand.type
         shape = whole.shape or ()
-        # rows are one after the other in memory, so only the last axis is summed in place
+        # rows are consecutive, so only a reduction along the last axis is implemented
         if axis != len(shape) - 1 or type_ != whole._replace(shape=shape[:-1] or None):
             raise self.refusal(f"`{name}` of `{whole}` along axis {axis} to `{type_}`")
         self._match(region.arguments, [whole.scalar] * 2)
@@ -220,7 +220,7 @@ class Parser(OperationReader):
         return Operation(name, [operand], [Value("", type_)], {}, [region])
 
     def _initial(self) -> tuple[list[Value], list[Value]]:
-        """Read ``%a = %b, ...)``: what a loop carries, and what it begins with."""
+        """Read ``%a = %b, ...)``: the loop-carried values, and their initial values."""
         carried: list[Value] = []
         initial: list[Value] = []
         while not self.take(")"):
