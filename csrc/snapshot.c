@@ -274,7 +274,7 @@ int snapshot_take(Snapshot *self, PyObject *params, PyObject *state)
         self->values += PyDict_Size(own);
     }
     size_t count = (size_t)(2 * self->params + self->values);
-    self->facts = PyMem_Calloc(count + 1, sizeof(Facts)); /* + 1: an allocation of 0 bytes might be NULL */
+    self->facts = PyMem_Calloc(count + 1, sizeof(Facts)); /* + 1: for 0 bytes it may be NULL */
     self->state = PyMem_Calloc((size_t)self->entries + 1, sizeof(Entry));
     if (self->facts == NULL || self->state == NULL) {
         PyErr_NoMemory();

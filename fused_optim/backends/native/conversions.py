@@ -119,8 +119,8 @@ class Conversions:
         least = self._number(single, 2.0**-24)
         small = self.emitter.op(f"fmul {llvm_type(single)} {count}, {least}")
         is_small = self._int("icmp ult", bits, size, 0x400)
-        found = self._choose(is_small, bits, self.bits(single, bits, small), normal)
-        return self.bits(bits, single, self._int("or", bits, found, sign))
+        result_bits = self._choose(is_small, bits, self.bits(single, bits, small), normal)
+        return self.bits(bits, single, self._int("or", bits, result_bits, sign))
 
     # ---- narrower, to nearest even
 
@@ -133,10 +133,10 @@ class Conversions:
         wide = self.bits(source, bits, a)
         odd = self._int("and", bits, self._int("lshr", bits, wide, 16), 1)
         grown = self._int("add", bits, self._int("add", bits, wide, 0x7FFF), odd)
-        found = self._int("lshr", bits, grown, 16)
+        result_bits = self._int("lshr", bits, grown, 16)
         is_nan = self.emitter.op(f"fcmp uno {llvm_type(source)} {a}, {a}")
-        found = self._choose(is_nan, bits, self._all(bits, str(0x7FC0)), found)
-        return self.emitter.op(f"trunc {llvm_type(bits)} {found} to {llvm_type(result)}")
+        result_bits = self._choose(is_nan, bits, self._all(bits, str(0x7FC0)), result_bits)
+        return self.emitter.op(f"trunc {llvm_type(bits)} {result_bits} to {llvm_type(result)}")
 
     def _to_half(self, source: Type, result: Type, a: str) -> str:
         if self.has_half:
@@ -150,18 +150,18 @@ class Conversions:
         odd = self._int("and", bits, self._int("lshr", bits, size, 13), 1)
         # change the exponent bias; the carry of the rounding may give infinity
         grown = self._int("add", bits, size, 0xFFF - (112 << 23))
-        found = self._int("lshr", bits, self._int("add", bits, grown, odd), 13)
+        result_bits = self._int("lshr", bits, self._int("add", bits, grown, odd), 13)
         # the sum has the ulp of a denormal float16, so the addition rounds
         half = self._number(source, 0.5)
         small = self.emitter.op(f"fadd {llvm_type(source)} {self.bits(bits, source, size)}, {half}")
         small = self._int("sub", bits, self.bits(source, bits, small), 126 << 23)
         is_small = self._int("icmp ult", bits, size, 113 << 23)
-        found = self._choose(is_small, bits, small, found)
+        result_bits = self._choose(is_small, bits, small, result_bits)
         payload = self._int("or", bits, self._int("lshr", bits, size, 13), 0x200)
         payload = self._int("and", bits, payload, 0x3FF)
         is_nan = self._int("icmp ugt", bits, size, 255 << 23)
         payload = self._choose(is_nan, bits, payload, self._all(bits, "0"))
         large = self._int("or", bits, payload, 0x7C00)
         is_large = self._int("icmp uge", bits, size, 143 << 23)
-        found = self._int("or", bits, self._choose(is_large, bits, large, found), sign)
-        return self.emitter.op(f"trunc {llvm_type(bits)} {found} to {llvm_type(result)}")
+        result_bits = self._int("or", bits, self._choose(is_large, bits, large, result_bits), sign)
+        return self.emitter.op(f"trunc {llvm_type(bits)} {result_bits} to {llvm_type(result)}")

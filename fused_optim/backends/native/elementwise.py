@@ -88,14 +88,14 @@ class Elementwise:
         """Write maximum or minimum: the number if the other is NaN; -0 is less than +0."""
         predicate, join = EXTREME_FLOATS[name]
         llvm, op = llvm_type(type_), self.emitter.op
-        found = self._choose(op(f"fcmp {predicate} {llvm} {a}, {b}"), type_, a, b)
+        chosen = self._choose(op(f"fcmp {predicate} {llvm} {a}, {b}"), type_, a, b)
         if known is not None and _is_plain(known, type_.element):
-            return found  # the second operand is neither a NaN nor a zero
+            return chosen  # the second operand is neither a NaN nor a zero
         bits = type_.of(f"i{FLOATS[type_.element]}")
         first, second = (self.conversions.bits(type_, bits, text) for text in (a, b))
         both = self.conversions.bits(bits, type_, op(f"{join} {llvm_type(bits)} {first}, {second}"))
-        found = self._choose(op(f"fcmp oeq {llvm} {a}, {b}"), type_, both, found)
-        return self._choose(op(f"fcmp uno {llvm} {b}, {b}"), type_, a, found)
+        chosen = self._choose(op(f"fcmp oeq {llvm} {a}, {b}"), type_, both, chosen)
+        return self._choose(op(f"fcmp uno {llvm} {b}, {b}"), type_, a, chosen)
 
     def _unary(self, name: str, type_: Type, a: str) -> str:
         llvm = llvm_type(type_)

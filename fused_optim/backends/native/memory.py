@@ -103,10 +103,10 @@ class Memory:
         before = self.emitter.block
         self.emitter.branch(mask.scalar or mask.text, then, after)
         self.emitter.label(then)
-        found = self.emitter.op(load)
+        loaded = self.emitter.op(load)
         self.emitter.jump(after)
         self.emitter.label(after)
-        return self.emitter.op(f"phi {llvm} [ {found}, %{then} ], [ {passed}, %{before} ]")
+        return self.emitter.op(f"phi {llvm} [ {loaded}, %{then} ], [ {passed}, %{before} ]")
 
     def _store_one(self, pointer: Lowered, value: Lowered, mask: Lowered | None) -> None:
         llvm, size = llvm_type(value.type.scalar), width(value.type)

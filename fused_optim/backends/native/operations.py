@@ -35,10 +35,10 @@ class OperationReader(Scanner):
 
     def _uses(self) -> list[Value]:
         """Read values with commas between them."""
-        found = [self._use()]
+        values = [self._use()]
         while self.take(","):
-            found.append(self._use())
-        return found
+            values.append(self._use())
+        return values
 
     def _match(self, values: list[Value], types: list[Type]) -> None:
         """Raise UnsupportedTTIR unless the values have the written types."""
@@ -50,15 +50,15 @@ class OperationReader(Scanner):
 
     def _operands(self, name: str, form: Form) -> tuple[list[Value], dict[str, int]]:
         """Read operands, keywords, attributes, and the colon before the types."""
-        found = self._uses()
+        operands = self._uses()
         self.flags(name, form)
         attributes = self.attributes(name, form) if self.take("{") else {}
-        if len(found) not in form.operands:
-            raise self.refusal(f"{len(found)} operands of `{name}`")
-        if found[0].type.element not in form.elements:
-            raise self.refusal(f"`{name}` of `{found[0].type}`")
+        if len(operands) not in form.operands:
+            raise self.refusal(f"{len(operands)} operands of `{name}`")
+        if operands[0].type.element not in form.elements:
+            raise self.refusal(f"`{name}` of `{operands[0].type}`")
         self.expect(":")
-        return found, attributes
+        return operands, attributes
 
     def _same(self, name: str, form: Form) -> Operation:
         """Read ``%a, %b : type``, which is also that of the result."""
@@ -73,10 +73,10 @@ class OperationReader(Scanner):
         if predicate not in PREDICATES[name]:
             raise self.refusal(f"`{name} {predicate}`")
         self.expect(",")
-        found = self._same(name, form)
-        found.attributes["predicate"] = predicate
-        found.results = [Value("", found.operands[0].type.of("i1"))]
-        return found
+        operation = self._same(name, form)
+        operation.attributes["predicate"] = predicate
+        operation.results = [Value("", operation.operands[0].type.of("i1"))]
+        return operation
 
     def _selection(self, name: str, form: Form) -> Operation:
         """Read ``%c, %a, %b : type`` for one condition, else ``: type of conditions, type``."""
@@ -159,10 +159,10 @@ class OperationReader(Scanner):
         return Operation(name, operands, [])
 
     def _pointer(self, name: str) -> Type:
-        found = self.type()
-        if found.element != POINTER:
-            raise self.refusal(f"`{name}` of `{found}`")
-        return found
+        type_ = self.type()
+        if type_.element != POINTER:
+            raise self.refusal(f"`{name}` of `{type_}`")
+        return type_
 
 
 def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool:

@@ -105,13 +105,13 @@ class Scanner:
             return self._element()
         sizes = self.next("tensor")[len("tensor<") :]
         shape = tuple(int(size) for size in sizes.split("x")[:-1])
-        found = self._element()._replace(shape=shape)
+        type_ = self._element()._replace(shape=shape)
         self.expect(">")
         # the sizes of Triton's tensors are powers of two
         fits = shape and all(size > 0 and size & (size - 1) == 0 for size in shape)
-        if not fits or found.size > LARGEST:
-            raise self.refusal(f"the type `{found}`")
-        return found
+        if not fits or type_.size > LARGEST:
+            raise self.refusal(f"the type `{type_}`")
+        return type_
 
     def _element(self) -> Type:
         name = self.next("word")
@@ -128,31 +128,31 @@ class Scanner:
 
     def types(self, end: str) -> list[Type]:
         """Read types separated by commas, and the token ``end`` unless it is ""."""
-        found: list[Type] = []
+        types: list[Type] = []
         if end and self.take(end):
-            return found
-        found.append(self.type())
+            return types
+        types.append(self.type())
         while self.take(","):
-            found.append(self.type())
+            types.append(self.type())
         self.expect(*([end] if end else []))
-        return found
+        return types
 
     # ---- attributes and keywords of operations
 
     def attributes(self, owner: str, form: Form, end: str = "}") -> dict[str, int]:
         """Read attributes up to ``end`` and return their values by name."""
-        found: dict[str, int] = {}
+        values: dict[str, int] = {}
         while not self.take(end):
-            if found:
+            if values:
                 self.expect(",")
             name = self.next("word")
             if name not in form.attributes:
                 raise self.refusal(f"the attribute `{name}` of `{owner}`")
-            found[name] = value = self._attribute()
+            values[name] = value = self._attribute()
             allowed = form.attributes[name]
             if allowed is not None and value not in allowed:
                 raise self.refusal(f"the attribute `{name} = {value}` of `{owner}`")
-        return found
+        return values
 
     def _attribute(self) -> int:
         """Read the value of an attribute as a number; 1 for an attribute without a value."""

@@ -45,16 +45,16 @@ class Parser(OperationReader):
 
     def _arguments(self, form: Form | None = None) -> list[Value]:
         """Read the arguments of a function, or of a region, with their types."""
-        found: list[Value] = []
+        arguments: list[Value] = []
         self.expect("(")
         while not self.take(")"):
-            self.expect(*([","] if found else []))
+            self.expect(*([","] if arguments else []))
             name = self.next("value")
             self.expect(":")
-            found.append(self._define(Value(name, self.type())))
+            arguments.append(self._define(Value(name, self.type())))
             if form is not None and self.take("{"):
                 self.attributes("an argument", form)
-        return found
+        return arguments
 
     def _region(self, terminator: str, arguments: list[Value]) -> Region:
         """Read a region in braces."""
@@ -66,13 +66,13 @@ class Parser(OperationReader):
             self.next("block")
             arguments = self._arguments()
             self.expect(":")
-        found = self._operations(arguments, terminator)
+        region = self._operations(arguments, terminator)
         self.scopes.pop()
-        return found
+        return region
 
     def _operations(self, arguments: list[Value], terminator: str) -> Region:
         """Read operations up to ``terminator``, the only one allowed, and the closing brace."""
-        found = Region(arguments)
+        region = Region(arguments)
         if len(self.scopes) > DEEPEST:
             raise self.refusal(f"more than {DEEPEST} regions inside each other")
         ended = False
@@ -82,12 +82,12 @@ class Parser(OperationReader):
             if ended or (FORMS[operation.name].ends and not is_end):
                 raise self.refusal(f"`{operation.name}` in this place", operation.line)
             ended = is_end
-            found.operations.append(operation)
+            region.operations.append(operation)
         if not ended:
             if terminator != "scf.yield":  # omitted in the text if it has no operands
                 raise self.refusal(f"no `{terminator}` before `}}`")
-            found.operations.append(Operation(terminator, [], []))
-        return found
+            region.operations.append(Operation(terminator, [], []))
+        return region
 
     def _operation(self) -> Operation:
         """Read one operation with the names of its results."""
@@ -97,14 +97,14 @@ class Parser(OperationReader):
         form = FORMS.get(name)
         if form is None or not form.reader:
             raise self.refusal(f"`{name}`", token.line)
-        found: Operation = getattr(self, f"_{form.reader}")(name, form)
-        found.line = token.line
-        if len(found.results) != len(names):
+        operation: Operation = getattr(self, f"_{form.reader}")(name, form)
+        operation.line = token.line
+        if len(operation.results) != len(names):
             raise self.refusal(f"{len(names)} results of `{name}`", token.line)
-        for result, result_name in zip(found.results, names, strict=True):
+        for result, result_name in zip(operation.results, names, strict=True):
             result.name = result_name
             self._define(result)
-        return found
+        return operation
 
     def _results(self) -> list[str]:
         """Read ``%0 =``, or ``%0:2 =``, if it is there."""
