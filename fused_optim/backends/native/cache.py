@@ -106,7 +106,7 @@ def store(key: str, code: bytes) -> None:
         # atomic: another process may store the same key at the same time
         os.replace(temporary, directory / key)
     except OSError as error:
-        log.info("machine code is not kept on disk: %s", error)
+        log.info("machine code is not stored on disk: %s", error)
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
