@@ -159,9 +159,9 @@ static int look_at(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *add
     }
     /* Prefetch a later tensor while this one is read; the addresses may be invalid by now. Inline,
        because GCC removes calls of a function that only prefetches. */
-    Py_ssize_t index = facts - self->facts + AHEAD;
-    if (index < 2 * self->params + self->values) {
-        const Facts *later = &self->facts[index];
+    Py_ssize_t number = facts - self->facts + AHEAD;
+    if (number < 2 * self->params + self->values) {
+        const Facts *later = &self->facts[number];
         PREFETCH(later->object);
         PREFETCH(later->shape); /* and the fields of torch's object around it */
         PREFETCH((uintptr_t)later->shape - 64);
@@ -224,17 +224,17 @@ static int look_at_value(Snapshot *self, Facts *facts, PyObject *name, PyObject 
     return same;
 }
 
-/* Record or compare one entry of the state, whose first value has the index ``index``. */
-static int look_at_entry(Snapshot *self, Entry *entry, PyObject *own, Py_ssize_t index)
+/* Record or compare one entry of the state, whose first value has the index ``number``. */
+static int look_at_entry(Snapshot *self, Entry *entry, PyObject *own, Py_ssize_t number)
 {
     Py_ssize_t position = 0, count = 0;
-    Facts *facts = &self->facts[2 * self->params + index];
+    Facts *facts = &self->facts[2 * self->params + number];
     PyObject *name, *value;
     if (!self->is_complete) {
         entry->count = PyDict_Size(own);
     }
     int same = PyDict_CheckExact(own) && PyDict_Size(own) == entry->count &&
-               index + entry->count <= self->values;
+               number + entry->count <= self->values;
     while (same == 1 && count < entry->count && PyDict_Next(own, &position, &name, &value)) {
         same = look_at_value(self, &facts[count], name, value);
         count++;
@@ -244,7 +244,7 @@ static int look_at_entry(Snapshot *self, Entry *entry, PyObject *own, Py_ssize_t
 
 static int look_at_state(Snapshot *self, PyObject *state)
 {
-    Py_ssize_t position = 0, count = 0, index = 0;
+    Py_ssize_t position = 0, count = 0, number = 0;
     PyObject *key, *own;
     int same = PyDict_Size(state) == self->entries;
     while (same == 1 && count < self->entries && PyDict_Next(state, &position, &key, &own)) {
@@ -253,9 +253,9 @@ static int look_at_state(Snapshot *self, PyObject *state)
             entry->key = key;
         }
         Py_INCREF(own);
-        same = key == entry->key ? look_at_entry(self, entry, own, index) : 0;
+        same = key == entry->key ? look_at_entry(self, entry, own, number) : 0;
         Py_DECREF(own);
-        index += entry->count;
+        number += entry->count;
         count++;
     }
     return same == 1 ? count == self->entries : same;

@@ -215,7 +215,8 @@ def check_max_grad_norm(group: Mapping[str, Any], bound: Any) -> None:
         return
     raise ValueError(
         "max_grad_norm is one bound on the norm over all groups: give it to the optimizer, or set "
-        f"optimizer.max_grad_norm, not that of a group (got {own!r} in a group, and {bound!r})"
+        f"optimizer.max_grad_norm, not that of a group (got {own!r} for a group and {bound!r} "
+        "for the optimizer)"
     )
 
 

@@ -95,7 +95,7 @@ def unsupported_reason(param: Tensor, weights: str, states: str) -> str | None:
     if param.is_complex() and (weights, states) != ("plain", "param"):
         return (
             f"weights='plain' and states='param' for {param.dtype}, got {weights!r}, {states!r}: "
-            "put them in a group of their own, {'params': ..., 'weights': 'plain', "
+            "put them in a separate group, {'params': ..., 'weights': 'plain', "
             "'states': 'param'}"
         )
     dtypes = WEIGHTS[weights].dtypes
