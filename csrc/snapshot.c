@@ -16,7 +16,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-enum { AHEAD = 12 }; /* prefetch distance in facts, by measurement */
+enum { AHEAD = 12 }; /* prefetch distance in facts: the memory has arrived by then */
 
 /* Return 1 if the negative bit is set, which DLPack does not have; 0 if not; -1: exception. */
 static int is_negative(Snapshot *self, PyObject *tensor)
