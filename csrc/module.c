@@ -1,4 +1,4 @@
-/* The Python module fused_optim._host, with its one type. */
+/* The Python module fused_optim._host with the type Snapshot. */
 
 #include "snapshot.h"
 
@@ -90,15 +90,15 @@ static PyObject *snapshot_check(PyObject *object, PyObject *args)
 
 static PyMethodDef snapshot_methods[] = {
     {"check", snapshot_check, METH_VARARGS,
-     "check(params, state): Return the addresses of the gradients, uint64 each, if all else is as "
-     "it was; None if it is not."},
+     "check(params, state): Return the addresses of the gradients, uint64 each, if nothing else "
+     "differs from the record; else None."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot snapshot_slots[] = {
     {Py_tp_doc,
-     "Snapshot(exchange_api, is_neg, types, params, state): What the tensors of a step are.\n\n"
-     "Raises ValueError, RuntimeError or BufferError if one of them is of none of the types or "
+     "Snapshot(exchange_api, is_neg, types, params, state): A record of the tensors of a step.\n\n"
+     "Raises ValueError, RuntimeError or BufferError if a tensor is of none of the types or "
      "complex, or if DLPack does not describe it."},
     {Py_tp_new, snapshot_new},
     {Py_tp_dealloc, snapshot_dealloc},

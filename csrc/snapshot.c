@@ -1,9 +1,9 @@
-/* Compares the tensors of a step with those of the last one, in one call for all of them.
+/* The comparison of the tensors of a step with those of the last one, in one call for all of them.
 
-   To read type, dtype, device, shape, strides and address of a tensor takes Python a microsecond.
-   torch gives all of these to C in 50 ns, through the exchange API of DLPack, which needs no header
-   of torch. This module is optional. It decides as optimizers/guards.py does, which the tests
-   compare it with, and which runs where there was no compiler, where torch has no such API, or for
+   Reading type, dtype, device, shape, strides and address of a tensor takes a microsecond in
+   Python, and 50 ns in C through the exchange API of DLPack, which needs no header of torch. This
+   module is optional: PythonGuard in fused_optim/step/guards.py gives the same results, which the
+   tests compare. It is used where there was no C compiler, where torch has no such API, or for
    tensors that DLPack does not describe in full. */
 
 #include "snapshot.h"
@@ -16,9 +16,9 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-enum { AHEAD = 12 }; /* facts: so much later, memory that was asked for is there */
+enum { AHEAD = 12 }; /* prefetch distance in facts: the memory has arrived by then */
 
-/* Return 1 if the negative bit is set, which DLPack does not tell; 0 if not; -1: exception. */
+/* Return 1 if the negative bit is set, which DLPack does not have; 0 if not; -1: exception. */
 static int is_negative(Snapshot *self, PyObject *tensor)
 {
     PyObject *answer = PyObject_CallFunctionObjArgs(self->is_neg, tensor, NULL);
@@ -30,7 +30,7 @@ static int is_negative(Snapshot *self, PyObject *tensor)
     return negative;
 }
 
-/* ---- One tensor. These return 1: it is taken, or as before; 0: it is not; -1: exception. */
+/* ---- One tensor. Return 1 if it is recorded or equal; 0 if it differs; -1: exception. */
 
 static int refuse(const char *reason)
 {
@@ -73,7 +73,7 @@ static int take_tensor(Snapshot *self, Facts *facts, PyObject *tensor)
         return -1;
     }
     if (now.dtype.code == DLPACK_COMPLEX) {
-        return refuse("a tensor is complex, and DLPack does not tell of conjugation");
+        return refuse("a tensor is complex, and DLPack does not have the conjugate bit");
     }
     if (now.ndim > 0 && (now.shape == NULL || now.strides == NULL)) {
         return refuse("a tensor comes without strides");
@@ -107,7 +107,7 @@ static int same_layout(const Facts *facts, const DLTensor *now, const int64_t *d
     if (ndim > 0 && now->strides == NULL) {
         return 0;
     }
-    for (int32_t i = 0; i < ndim; i++) { /* few: a call of memcmp would take longer */
+    for (int32_t i = 0; i < ndim; i++) { /* ndim is small: a call of memcmp would take longer */
         if (now->shape[i] != dims[i] || now->strides[i] != dims[ndim + i]) {
             return 0;
         }
@@ -115,7 +115,7 @@ static int same_layout(const Facts *facts, const DLTensor *now, const int64_t *d
     return 1;
 }
 
-/* Compare a tensor. It must be where it was, unless ``address`` takes where it is now. */
+/* Compare a tensor. If ``address`` is NULL, its address must be equal; else write it there. */
 static int same_tensor(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *address)
 {
     DLTensor now;
@@ -123,17 +123,18 @@ static int same_tensor(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t 
         return 0;
     }
     if (self->read(tensor, &now) != 0) {
-        PyErr_Clear(); /* it is sparse now, or has no memory, or the like */
+        PyErr_Clear(); /* such as a tensor that is sparse now, or has no memory */
         return 0;
     }
-    uint64_t found = (uint64_t)(uintptr_t)now.data + now.byte_offset;
+    uint64_t current = (uint64_t)(uintptr_t)now.data + now.byte_offset;
     if (!same_layout(facts, &now, self->dims + facts->dims) ||
-        (address == NULL && found != facts->address)) {
+        (address == NULL && current != facts->address)) {
         return 0;
     }
-    /* To ask costs more than all before. The bit comes with another object of Python or of torch.
-       A new gradient may have got the memory of both from the last one; but what autograd makes
-       negative is an imaginary part, of which only a single element has dense strides. */
+    /* The call costs more than all comparisons above, so it is made only where the bit may have
+       changed: with another object of Python or of torch. A new gradient may reuse the memory of
+       both objects of the last one; but autograd sets the bit for imaginary parts only, and of
+       these only a single element has dense strides. */
     if ((address != NULL && facts->is_single) || facts->object != tensor ||
         facts->shape != now.shape) {
         int negative = is_negative(self, tensor);
@@ -144,25 +145,25 @@ static int same_tensor(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t 
         facts->shape = now.shape;
     }
     if (address != NULL) {
-        *address = found;
+        *address = current;
     }
     return 1;
 }
 
-/* ---- All tensors, to take their facts or to compare. These return the same numbers. */
+/* ---- All tensors, to record or to compare them. The results are the same as above. */
 
 static int look_at(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *address)
 {
     if (!self->is_complete) {
         return take_tensor(self, facts, tensor);
     }
-    /* A later tensor is asked for while this one is read. The addresses may be none by now. Not a
-       function of its own: GCC takes one that only prefetches for one that does nothing. */
-    Py_ssize_t place = facts - self->facts + AHEAD;
-    if (place < 2 * self->params + self->values) {
-        const Facts *later = &self->facts[place];
+    /* Prefetch a later tensor while this one is read; the addresses may be invalid by now. Inline,
+       because GCC removes calls of a function that only prefetches. */
+    Py_ssize_t number = facts - self->facts + AHEAD;
+    if (number < 2 * self->params + self->values) {
+        const Facts *later = &self->facts[number];
         PREFETCH(later->object);
-        PREFETCH(later->shape); /* and what torch keeps before and behind it */
+        PREFETCH(later->shape); /* and the fields of torch's object around it */
         PREFETCH((uintptr_t)later->shape - 64);
         PREFETCH((uintptr_t)later->shape + 64);
         PREFETCH((uintptr_t)later->shape + 128);
@@ -170,7 +171,7 @@ static int look_at(Snapshot *self, Facts *facts, PyObject *tensor, uint64_t *add
     return same_tensor(self, facts, tensor, address);
 }
 
-/* Look at a parameter, and at its gradient if there is one. */
+/* Record or compare a parameter, and its gradient if it has one. */
 static int look_at_param(Snapshot *self, Facts *own, PyObject *param, uint64_t *address)
 {
     Facts *of_gradient = own + 1;
@@ -193,7 +194,7 @@ static int look_at_param(Snapshot *self, Facts *own, PyObject *param, uint64_t *
     return same;
 }
 
-/* Look at all parameters; ``addresses`` takes those of the gradients that there are. */
+/* Record or compare all parameters; write the addresses of their gradients to ``addresses``. */
 static int look_at_params(Snapshot *self, PyObject *params, uint64_t *addresses)
 {
     int same = PyList_Size(params) == self->params;
@@ -209,7 +210,7 @@ static int look_at_params(Snapshot *self, PyObject *params, uint64_t *addresses)
 static int look_at_value(Snapshot *self, Facts *facts, PyObject *name, PyObject *value)
 {
     int same = 1;
-    Py_INCREF(name); /* whatever the calls below do to the dict */
+    Py_INCREF(name); /* the calls below may change the dict */
     Py_INCREF(value);
     if (!self->is_complete) {
         Py_INCREF(name);
@@ -223,17 +224,17 @@ static int look_at_value(Snapshot *self, Facts *facts, PyObject *name, PyObject 
     return same;
 }
 
-/* Look at one entry of the state, the first value of which has the number ``place``. */
-static int look_at_entry(Snapshot *self, Entry *entry, PyObject *own, Py_ssize_t place)
+/* Record or compare one entry of the state, whose first value has the index ``number``. */
+static int look_at_entry(Snapshot *self, Entry *entry, PyObject *own, Py_ssize_t number)
 {
     Py_ssize_t position = 0, count = 0;
-    Facts *facts = &self->facts[2 * self->params + place];
+    Facts *facts = &self->facts[2 * self->params + number];
     PyObject *name, *value;
     if (!self->is_complete) {
         entry->count = PyDict_Size(own);
     }
     int same = PyDict_CheckExact(own) && PyDict_Size(own) == entry->count &&
-               place + entry->count <= self->values;
+               number + entry->count <= self->values;
     while (same == 1 && count < entry->count && PyDict_Next(own, &position, &name, &value)) {
         same = look_at_value(self, &facts[count], name, value);
         count++;
@@ -243,7 +244,7 @@ static int look_at_entry(Snapshot *self, Entry *entry, PyObject *own, Py_ssize_t
 
 static int look_at_state(Snapshot *self, PyObject *state)
 {
-    Py_ssize_t position = 0, count = 0, place = 0;
+    Py_ssize_t position = 0, count = 0, number = 0;
     PyObject *key, *own;
     int same = PyDict_Size(state) == self->entries;
     while (same == 1 && count < self->entries && PyDict_Next(state, &position, &key, &own)) {
@@ -252,9 +253,9 @@ static int look_at_state(Snapshot *self, PyObject *state)
             entry->key = key;
         }
         Py_INCREF(own);
-        same = key == entry->key ? look_at_entry(self, entry, own, place) : 0;
+        same = key == entry->key ? look_at_entry(self, entry, own, number) : 0;
         Py_DECREF(own);
-        place += entry->count;
+        number += entry->count;
         count++;
     }
     return same == 1 ? count == self->entries : same;
@@ -273,7 +274,7 @@ int snapshot_take(Snapshot *self, PyObject *params, PyObject *state)
         self->values += PyDict_Size(own);
     }
     size_t count = (size_t)(2 * self->params + self->values);
-    self->facts = PyMem_Calloc(count + 1, sizeof(Facts)); /* 0 bytes might be NULL */
+    self->facts = PyMem_Calloc(count + 1, sizeof(Facts)); /* + 1: for 0 bytes it may be NULL */
     self->state = PyMem_Calloc((size_t)self->entries + 1, sizeof(Entry));
     if (self->facts == NULL || self->state == NULL) {
         PyErr_NoMemory();

@@ -1,4 +1,4 @@
-/* What a snapshot of the tensors of a step is, and the part of DLPack that it needs. */
+/* The record of the tensors of a step, and the part of DLPack that it uses. */
 
 #ifndef FUSED_OPTIM_SNAPSHOT_H
 #define FUSED_OPTIM_SNAPSHOT_H
@@ -8,7 +8,7 @@
 #include <Python.h>
 #include <stdint.h>
 
-/* ---- The layouts of DLPack 1, as far as they are read here. */
+/* ---- The structures of DLPack 1 that are read here. */
 
 enum { DLPACK_MAJOR = 1, DLPACK_COMPLEX = 5 };
 
@@ -47,43 +47,43 @@ typedef struct ExchangeAPI {
     void (*current_work_stream)(void);
 } ExchangeAPI;
 
-/* ---- What is kept of the last step: no reference to a tensor, and no address is followed. */
+/* ---- The record of the last step: no reference to a tensor, no pointer is dereferenced. */
 
 typedef struct {
     uint64_t address;
-    PyTypeObject *type; /* NULL: of a parameter without a gradient, or of what is not there */
-    const void *object; /* the Python object at the last look */
-    const void *shape;  /* where torch had the sizes at the last look: in its own object */
-    PyObject *name;     /* of a value of the state, a reference; NULL for other tensors */
-    Py_ssize_t dims;    /* where in Snapshot.dims: the sizes, then the strides */
+    PyTypeObject *type; /* NULL for a parameter without a gradient, and for a missing gradient */
+    const void *object; /* the Python object at the last comparison */
+    const void *shape;  /* address of the sizes, in torch's object, at the last comparison */
+    PyObject *name;     /* key of a value of the state, a strong reference; NULL for others */
+    Py_ssize_t dims;    /* index into Snapshot.dims of the sizes, which the strides follow */
     DLDataType dtype;
     DLDevice device;
     int32_t ndim;
-    int32_t is_single; /* whether there is at most one element */
+    int32_t is_single; /* 1 if there is at most one element */
 } Facts;
 
 typedef struct {
     const void *key;
     Py_ssize_t count;
-} Entry; /* of the state: a parameter, and how many values it has */
+} Entry; /* an entry of the state: its parameter, and the number of its values */
 
 typedef struct {
     PyObject_HEAD
     ReadTensor read;
     PyObject *is_neg;  /* torch.Tensor.is_neg */
     PyObject *types;   /* tuple of the types that may be read */
-    PyObject *grad;    /* the name */
-    int is_complete;   /* 0 while the facts are taken; then tensors are compared with them */
+    PyObject *grad;    /* the string "grad" */
+    int is_complete;   /* 0 while facts are recorded, then 1: tensors are compared */
     Py_ssize_t params, gradients, entries, values, dims_used, dims_size;
-    Facts *facts;      /* of each parameter and its gradient in turn, then of the state's values */
+    Facts *facts;      /* each parameter followed by its gradient, then the values of the state */
     Entry *state;
     int64_t *dims;
 } Snapshot;
 
-/* Fill a snapshot that is all zeros but for what it is read with: 0, or -1 with an exception. */
+/* Fill a snapshot whose record is all zeros; return 0, or -1 with an exception. */
 int snapshot_take(Snapshot *self, PyObject *params, PyObject *state);
 
-/* Return 1 if all is as it was, and write where the gradients are; 0 if not; -1: exception. */
+/* Return 1 if nothing but gradient addresses differs, and write these; 0 if not; -1: exception. */
 int snapshot_compare(Snapshot *self, PyObject *params, PyObject *state, uint64_t *addresses);
 
 #endif

@@ -1,4 +1,4 @@
-"""An estimate of the bytes that an optimizer keeps and moves, before anything is allocated."""
+"""An estimate of the memory and traffic of an optimizer in bytes, before any allocation."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ from fused_optim.step.engine import StepEngine, needs_grad_norm
 
 
 class Memory(NamedTuple):
-    """Bytes of a model in training, without activations.
+    """The memory of a model in training in bytes, without activations.
 
     Attributes:
-        numel: elements of all parameters.
+        numel: number of elements of all parameters.
         parameters: bytes of the parameters.
         gradients: bytes of the gradients, one for each parameter that requires one.
         states: bytes of the optimizer's state after the first step.
-        moved: bytes that one step reads and writes, those of the norm included.
+        moved: bytes that one step reads and writes, including the norm.
     """
 
     numel: int
@@ -48,28 +48,28 @@ def memory(
     optimizer: type[FusedOptimizer] = AdamW,
     **options: Any,
 ) -> Memory:
-    """Print, and return, what a model takes in training with this optimizer.
+    """Print and return the memory of a model in training with an optimizer.
 
-    Nothing is allocated: the optimizer is made for copies on the meta device, so that a model on
-    the meta device will do.
+    Nothing is allocated: the optimizer is created for copies of the parameters on the meta device,
+    and ``model`` may be on the meta device too.
 
     Args:
-        model: a module, or what an optimizer takes: parameters, pairs with names, or groups.
-        optimizer: a class of this library.
-        options: its arguments.
+        model: module, or the ``params`` of an optimizer: parameters, named pairs, or groups.
+        optimizer: optimizer class of this library.
+        options: keyword arguments of the optimizer.
 
     Raises:
         ValueError: an option is out of range, or there are no parameters.
-        TypeError: an option is no number, or a parameter no tensor.
+        TypeError: an option is not a number, or a parameter is not a tensor.
 
     Source: each column of a format is read and written once a step, the gradient read once, and
     once more for the norm: docs/development.md
     """
     given = model.parameters() if isinstance(model, Module) else model
-    params = [_kept(entry) for entry in given]
+    params = [_materialize(entry) for entry in given]
     copies = optimizer([_on_meta(entry) for entry in params], **options)
-    owned = [param for group in copies.param_groups for param in group["params"]]
-    for param in owned:
+    meta_params = [param for group in copies.param_groups for param in group["params"]]
+    for param in meta_params:
         param.grad = torch.empty_like(param) if param.requires_grad else None
     engine = StepEngine()
     rows = engine.prepare_rows(copies)
@@ -78,19 +78,19 @@ def memory(
     moved = sum(key.bytes_moved * row.columns[0].numel() for key, row in rows)
     if needs_grad_norm(copies):
         moved += sum(grad.nbytes for grad in gradients)
-    found = Memory(
-        sum(param.numel() for param in owned),
+    estimate = Memory(
+        sum(param.numel() for param in meta_params),
         sum(map(_nbytes, _tensors(params))),
         sum(grad.nbytes for grad in gradients),
         sum(tensor.nbytes for tensor in states if isinstance(tensor, Tensor)),
         round(moved),
     )
-    print(found)  # noqa: T201  # what it is for
-    return found
+    print(estimate)  # noqa: T201  # printing is the purpose of the function
+    return estimate
 
 
 def _on_meta(entry: Any) -> Any:
-    """A parameter, a pair or a group, with copies on the meta device."""
+    """Copy a parameter, a named pair or a group to the meta device."""
     if isinstance(entry, dict):
         given = entry["params"]
         params = [given] if isinstance(given, Tensor) else list(given)
@@ -98,22 +98,22 @@ def _on_meta(entry: Any) -> Any:
     if isinstance(entry, tuple):
         return (entry[0], _on_meta(entry[1]))
     if not isinstance(entry, Tensor):
-        return entry  # which the optimizer refuses
-    if not entry.requires_grad:  # it is not updated: the kind of tensor makes no difference
+        return entry  # the optimizer raises TypeError for it
+    if not entry.requires_grad:  # not updated: the class of the tensor does not matter
         copy = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
         return Parameter(copy, requires_grad=False)
     return Parameter(torch.empty_like(entry, device="meta"), entry.requires_grad)
 
 
-def _kept(entry: Any) -> Any:
-    """``entry``, which can be gone through more than once."""
+def _materialize(entry: Any) -> Any:
+    """Replace an iterator of parameters in a group by a list."""
     if isinstance(entry, dict) and not isinstance(entry["params"], Tensor):
         return {**entry, "params": list(entry["params"])}
     return entry
 
 
 def _tensors(entries: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors in parameters, pairs and groups."""
+    """Yield the tensors in parameters, named pairs and groups."""
     for entry in entries:
         if isinstance(entry, Tensor):
             yield entry
@@ -125,7 +125,7 @@ def _tensors(entries: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _nbytes(tensor: Tensor) -> int:
-    """Bytes of memory, of all tensors that ``tensor`` is made of."""
+    """Sum the bytes of ``tensor``, or of the inner tensors of a wrapper or sparse tensor."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(_nbytes(getattr(tensor, name)) for name in names)

@@ -1,4 +1,4 @@
-"""Options that every optimizer adds to torch.optim's, with their defaults."""
+"""The options that every optimizer adds to those of torch.optim, with their defaults."""
 
 from typing import Any, Literal, TypedDict
 
@@ -7,31 +7,33 @@ BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "native", "reference")
 
 
 class Additions(TypedDict, total=False):
-    """Keyword arguments of every optimizer, beyond those of its torch.optim counterpart.
+    """Additional keyword arguments of every optimizer, compared with its torch.optim counterpart.
 
     All but ``max_grad_norm`` may differ between parameter groups. A number may also be a tensor or
     a numpy array of one element; it is read at each step.
 
     Attributes:
-        max_grad_norm: clip by the norm over the gradients of all groups, with the formula of
+        max_grad_norm: bound on the norm over the gradients of all groups, which are clipped as by
             ``torch.nn.utils.clip_grad_norm_``, inside the update. None neither clips nor computes
             the norm; ``math.inf`` computes it and never clips. To change it, set
             ``optimizer.max_grad_norm``. It is saved in checkpoints; loading a checkpoint without it
             leaves the bound as it is.
-        max_grad_value: clip each element to ``[-max_grad_value, max_grad_value]``, after clipping
-            by the norm.
-        l1: add ``l1 * sign(p)`` to the clipped gradient, the gradient of ``l1 * sum(abs(p))``.
-        nonfinite: ``"propagate"`` as torch does, or ``"skip"``: a step in which any gradient of
-            the optimizer has an Inf or NaN changes no parameter, state or step count of the group.
+        max_grad_value: bound on the magnitude of each gradient element, which is clipped to
+            ``[-max_grad_value, max_grad_value]`` after clipping by the norm.
+        l1: weight of an L1 penalty ``l1 * sum(abs(p))``: adds ``l1 * sign(p)`` to the clipped
+            gradient.
+        nonfinite: treatment of Inf and NaN in a gradient: ``"propagate"`` as torch does, or
+            ``"skip"``: a step in which any gradient of the optimizer has an Inf or NaN changes no
+            parameter, state or step count of the group.
         ema_decay: decay rate of an exponential moving average of the parameters, updated in the
-            same pass: ``ema_decay * average + (1 - ema_decay) * p``; None keeps none.
-        backend: ``"triton"``, the kernels on a GPU; ``"native"``, the same kernels compiled for
-            the CPU (Linux, with the packages of ``fused-optim[cpu]``); ``"reference"``, plain
-            torch on any device; or ``"auto"``: Triton where it runs, else native where it is
-            available, else the reference.
-        weights: storage format of bf16 or fp16 parameters. ``"plain"``: as they are. ``"master"``:
+            same pass: ``ema_decay * average + (1 - ema_decay) * p``; None for no average.
+        backend: implementation of the step: ``"triton"``, the kernels on a GPU; ``"native"``, the
+            same kernels compiled for the CPU (Linux, with the packages of ``fused-optim[cpu]``);
+            ``"reference"``, plain torch on any device; or ``"auto"``: Triton where it runs, else
+            native where it is available, else the reference.
+        weights: storage format of bf16 or fp16 parameters. ``"plain"``: unchanged. ``"master"``:
             with a float32 master weight. ``"split"`` (bf16): the parameter is the upper half of a
-            float32 whose lower 16 bits are kept too, exact down to 2**-134 (FlashOptim's
+            float32 whose lower 16 bits are stored too, exact down to 2**-134 (FlashOptim's
             error-correction bits). ``"split24"`` (bf16): with 8 of these 16 bits. ``"kahan"``: with
             the rounding error of the last step (Kahan summation). ``"stochastic"`` (bf16): with
             stochastic rounding. Parameters of float32 or more are always plain. The extra bits stay
@@ -43,8 +45,8 @@ class Additions(TypedDict, total=False):
             ``"fp32"`` states. States that hold parameter values (the EMA, schedule-free ``z``) stay
             in float32 unless this is ``"param"``.
         seed: seed of stochastic rounding, a whole number in [0, 2**53).
-        count_stalled: count the elements whose stored weight does not change although its update
-            is not 0: see ``optimizer.stalled``.
+        count_stalled: True to count the elements whose stored weight does not change although the
+            update is not 0: see ``optimizer.stalled``.
     """
 
     max_grad_norm: float | None
@@ -59,7 +61,7 @@ class Additions(TypedDict, total=False):
     count_stalled: bool
 
 
-# max_grad_norm is one bound for all groups; each group has it, so that every checkpoint does
+# max_grad_norm is one bound for all groups; each group stores it, so that every checkpoint does
 GROUP_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": None,
     "max_grad_value": None,
@@ -73,10 +75,10 @@ GROUP_DEFAULTS: dict[str, Any] = {
     "count_stalled": False,
 }
 
-# options that loading a checkpoint leaves as they are: device and formats are this optimizer's
+# options that loading a checkpoint does not change: backend and formats belong to this optimizer
 KEPT_ON_LOAD = ("backend", "weights", "states", "count_stalled")
 
-# entries of ``optimizer.state[p]`` that torch.optim does not have, and which optimizers have them
+# entries of ``optimizer.state[p]`` that torch.optim does not have, each with its condition
 EXTRA_STATE_KEYS = {
     "step": "SGD with dampening, and every optimizer with ema_decay or stochastic rounding",
     "ema": "every optimizer with ema_decay",

@@ -1,10 +1,10 @@
-"""Names of torch and Triton that are not public, each with what stands in where it is missing.
+"""Private names of torch and Triton, each with a fallback for releases that lack it.
 
-torch and Triton may rename any of them in any release. No other module of the library uses one:
-``tests/test_private_api.py`` finds those that do, and takes each name of this module away. The
+torch and Triton may rename any of them in any release. No other module of the library uses a
+private name: ``tests/test_private_api.py`` checks this, and runs without each of these names. The
 attributes ``_step_supports_amp_scaling``, ``grad_scale`` and ``found_inf`` of an optimizer, through
 which ``torch.amp.GradScaler`` leaves unscaling to the step, are not public either; a scaler that
-does not know them unscales by itself.
+does not read them unscales itself.
 """
 
 import functools
@@ -27,13 +27,13 @@ def find(module: str, name: str) -> Any:
         return None
 
 
-# torch.compile's own check of many tensors in one call: 50 ns each, where reading the attributes of
-# one tensor in Python takes a microsecond. None: the caller reads the attributes.
+# torch.compile's guard of many tensors in one call: 50 ns for each, where reading the attributes of
+# a tensor in Python takes a microsecond; where it is None, the caller reads the attributes
 TENSOR_GUARDS: Any = find("torch._C._dynamo.guards", "TensorGuards")
 
 
 def _disable_lazily(function: F) -> F:
-    """Keep torch.compile out of ``function``; torch._dynamo is imported by the first call only."""
+    """Disable torch.compile for ``function``; torch._dynamo is imported only by the first call."""
     disable: Any = torch.compiler.disable
     disabled: Callable[..., Any] | None = None
 
@@ -44,7 +44,7 @@ def _disable_lazily(function: F) -> F:
             disabled = disable(function)
         return disabled(*args, **kwargs)
 
-    return call  # type: ignore[return-value]
+    return cast(F, call)
 
 
 # the decorator of torch's own optimizers; torch.compiler.disable would import torch._dynamo, which
@@ -53,15 +53,13 @@ disable_dynamo: Callable[[F], F] = find("torch._compile", "_disable_dynamo") or 
 
 
 def dlpack_exchange_api() -> Any:
-    """Return the capsule of function pointers by which C reads tensors without torch's headers.
-
-    DLPack defines the name and what is behind it.
+    """Return DLPack's capsule of C functions that read tensors without the headers of torch.
 
     Raises:
         ValueError: this release of torch lacks it.
     """
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    # to older releases other packages add one of their own
+    # other packages add a capsule to older releases of torch
     if capsule is None or torch.__version__ < "2.10":
         raise ValueError(f"torch {torch.__version__} has no exchange API of DLPack")
     return capsule
@@ -82,7 +80,7 @@ def _has_inner_tensors(tensor: Any) -> bool:
     return hasattr(tensor, "__tensor_flatten__") and hasattr(tensor, "__tensor_unflatten__")
 
 
-# whether a tensor is of a subclass that wraps other tensors and has no memory of its own
+# returns True for an instance of a subclass that wraps other tensors and has no memory itself
 is_wrapper: Callable[[Any], bool] = (
     find("torch.utils._python_dispatch", "is_traceable_wrapper_subclass") or _has_inner_tensors
 )
@@ -97,14 +95,17 @@ def triton_is_interpreted() -> bool:
 
 
 def triton_ir() -> Any:
-    """Return Triton's module that makes IR, without which the native backend is refused.
+    """Return Triton's module that builds IR, which the native backend needs.
 
     Raises:
-        RuntimeError: this release of Triton does not have it where it was.
+        RuntimeError: this release of Triton does not have the module.
     """
     ir = find("triton._C.libtriton", "ir")
     if ir is None:
-        raise RuntimeError("this triton has no triton._C.libtriton.ir, by which kernels are read")
+        raise RuntimeError(
+            "this release of triton has no triton._C.libtriton.ir, which backend='native' needs: "
+            "use another release, or backend='reference'"
+        )
     return ir
 
 
@@ -112,14 +113,14 @@ def triton_device() -> torch.device:
     """Return the device that Triton launches on.
 
     Raises:
-        RuntimeError: Triton finds none.
+        RuntimeError: there is no such device.
     """
     driver = find("triton.runtime", "driver")
     active_device = getattr(getattr(driver, "active", None), "get_active_torch_device", None)
-    found = (active_device or _accelerator)()
-    if found is None:
+    device = (active_device or _accelerator)()
+    if device is None:
         raise RuntimeError("torch has no accelerator")
-    return cast(torch.device, found)
+    return cast(torch.device, device)
 
 
 def _accelerator() -> torch.device | None:

@@ -1,6 +1,6 @@
-"""Checks of options, parameters, gradients and states; every message says what is expected.
+"""Checks of options, parameters, gradients and states; every message names the expected value.
 
-A kernel sees addresses only, so everything is checked before.
+A kernel reads addresses without any check, so everything is checked before a launch.
 """
 
 import math
@@ -18,7 +18,7 @@ from fused_optim.options import BACKENDS, Additions
 from fused_optim.private_api import is_wrapper
 from fused_optim.rules.common import Rule
 
-Check = Callable[[str, Any], None]  # raises unless the option of this name may have this value
+Check = Callable[[str, Any], None]  # (name, value): raises if the value is not allowed
 
 # names of options in the messages of torch.optim
 TORCH_WORDS = {
@@ -40,7 +40,7 @@ TORCH_WORDS = {
 
 
 def reject_unknown(additions: Mapping[str, Any]) -> None:
-    """Raise TypeError if a keyword argument is none of :class:`Additions`."""
+    """Raise TypeError if a keyword argument is not an option of :class:`Additions`."""
     for name in additions:
         if name not in Additions.__annotations__:
             raise TypeError(f"unexpected keyword argument {name!r}")
@@ -73,7 +73,7 @@ def _get_element(name: str, value: Any) -> Any:
 
 
 def _torch_message(name: str, value: Any) -> str:
-    """Return torch's own message for a bad value, for code that matches it; "" if it has none."""
+    """Return torch's message for a bad value, for code that matches it; "" if torch has none."""
     if name.startswith("betas["):
         return f"Invalid beta parameter at index {name[6:-1]}: {value}: "
     return f"Invalid {TORCH_WORDS[name]}: {value}: " if name in TORCH_WORDS else ""
@@ -83,7 +83,7 @@ def at_least(bound: float) -> Check:
     """Return a check that raises ValueError unless a value is >= ``bound``."""
 
     def check(name: str, value: Any) -> None:
-        if not to_number(name, value) >= bound:  # written this way round, NaN is refused too
+        if not to_number(name, value) >= bound:  # not "<": NaN must raise too
             message = _torch_message(name, value)
             raise ValueError(f"{message}{name} must be >= {bound:g}, got {value!r}")
 
@@ -102,7 +102,7 @@ def at_most(bound: float) -> Check:
 
 
 def number(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless ``value`` is one number."""
+    """Raise TypeError or ValueError unless ``value`` is a number."""
     to_number(name, value)
 
 
@@ -147,7 +147,7 @@ def optional(check: Check) -> Check:
 
 
 def all_of(*checks: Check) -> Check:
-    """Return a check that makes all of ``checks``."""
+    """Return a check that runs all of ``checks`` in order."""
 
     def check_all(name: str, value: Any) -> None:
         for check in checks:
@@ -194,11 +194,11 @@ COMMON_BOUNDS: dict[str, Check] = {
 
 
 def check_options(group: Mapping[str, Any], bounds: Mapping[str, Check]) -> None:
-    """Check the options of a group: those that every optimizer has, and ``bounds``.
+    """Check the options of a group against ``COMMON_BOUNDS`` and ``bounds``.
 
     Raises:
         ValueError: an option is out of range, or is not available in a fused step.
-        TypeError: an option is no number.
+        TypeError: an option is not a number.
     """
     if group.get("differentiable"):
         raise ValueError(
@@ -215,17 +215,18 @@ def check_max_grad_norm(group: Mapping[str, Any], bound: Any) -> None:
         return
     raise ValueError(
         "max_grad_norm is one bound on the norm over all groups: give it to the optimizer, or set "
-        f"optimizer.max_grad_norm, not that of a group (got {own!r} beside {bound!r})"
+        f"optimizer.max_grad_norm, not that of a group (got {own!r} for a group and {bound!r} "
+        "for the optimizer)"
     )
 
 
 def warn_of_frozen_states(rule: Rule, hparams: Any, group: Mapping[str, Any]) -> None:
-    """Warn of states that their own rounding keeps from decaying.
+    """Warn of states that cannot decay because the change of each step is rounded away.
 
     Args:
-        rule: rule of the group.
-        hparams: its hyperparameters, an instance of ``rule.hparams``.
-        group: group whose trainable parameters matter.
+        rule: update rule of the group.
+        hparams: hyperparameters of the rule, an instance of ``rule.hparams``.
+        group: parameter group; only its trainable parameters are checked.
     """
     trained = {param.dtype for param in group["params"] if param.requires_grad}
     for state_key, option in rule.nonnegative:
@@ -249,7 +250,7 @@ CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def named_params(group: Any) -> Iterator[tuple[Tensor, str | None]]:
-    """Return the parameters of a group, each with its name from ``named_parameters``, or None."""
+    """Return an iterator of the parameters of a group, each with its name or None."""
     names = group.get("param_names", ())
     return zip_longest(group["params"], names[: len(group["params"])])
 
@@ -260,7 +261,7 @@ def _named(param: Tensor, group: int, name: str | None) -> str:
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Return whether elements are known to share one memory location, as after ``expand``."""
+    """Return True if elements are known to share one memory location, as after ``expand``."""
     return any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -268,9 +269,9 @@ def check_unique(group: Any, index: int) -> None:
     """Raise ValueError if a group has a parameter twice; torch only warns of it."""
     params = group.get("params") if isinstance(group, dict) else None
     if not isinstance(params, (list, tuple)):
-        return  # one tensor, or what torch refuses
-    found = [param[1] if isinstance(param, tuple) else param for param in params]
-    if len(set(found)) != len(found):
+        return  # one tensor, or a value for which torch raises
+    tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+    if len(set(tensors)) != len(tensors):
         raise ValueError(
             "optimizer contains a parameter group with duplicate parameters; "
             f"torch only warns of them (group {index})"
@@ -278,7 +279,7 @@ def check_unique(group: Any, index: int) -> None:
 
 
 def unsupported_reason(param: Tensor) -> str | None:
-    """Return what ``param`` must be to be updated through its address; None if it is."""
+    """Return the requirement that ``param`` fails, worded to follow "must", or None."""
     if param.dtype not in SUPPORTED:
         return f"be floating or complex, got {param.dtype}"
     if param.layout is not torch.strided or is_wrapper(param):
@@ -297,10 +298,10 @@ def check_parameter(
     """Raise ValueError unless ``param`` can be updated.
 
     Args:
-        param: a parameter.
+        param: parameter to check.
         group: index of its group, for the message.
-        name: its name, for the message.
-        also: reason why its group cannot have it, or None.
+        name: name of the parameter, for the message; None if unknown.
+        also: requirement of the group's formats that ``param`` fails, or None.
     """
     reason = unsupported_reason(param)
     if reason is None and also is not None:
@@ -310,11 +311,11 @@ def check_parameter(
 
 
 def check_gradient(param: Tensor, group: int, name: str | None = None) -> None:
-    """Raise unless the gradient can be read beside ``param``.
+    """Raise an error unless the gradient matches ``param``.
 
     Raises:
-        RuntimeError: it is sparse.
-        ValueError: another device, shape or kind of dtype.
+        RuntimeError: the gradient is sparse.
+        ValueError: the device, the shape or the kind of dtype differs.
     """
     grad: Any = param.grad
     if grad.layout is not torch.strided:
@@ -330,7 +331,7 @@ def check_gradient(param: Tensor, group: int, name: str | None = None) -> None:
 def check_states(
     param: Tensor, state: Any, rule: Rule, group: int, name: str | None = None
 ) -> None:
-    """Raise ValueError unless each state is missing or can be updated beside ``param``."""
+    """Raise ValueError unless each state is missing or matches ``param``."""
     for counter in rule.scalar_state:
         value = state.get(counter)
         if isinstance(value, Tensor) and value.numel() != 1:
@@ -359,5 +360,5 @@ def _refuse(what: str, value: Any, param: Tensor, named: str) -> None:
 
 
 def describe(tensor: Tensor) -> str:
-    """Return shape, dtype and device, for messages."""
+    """Return shape, dtype and device as text, for messages."""
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -1,4 +1,4 @@
-"""The norm of all gradients, first half: one partial sum per program."""
+"""The first half of the norm over all gradients: one partial sum per program."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ def load_gradient(pointer, start, numel, FULL: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def accumulate(squares, bad, g):
-    """Add a chunk. Squares in float64 neither overflow nor vanish, whatever the gradient."""
+    """Add a block; the squares are float64, which neither overflow nor underflow for float32."""
     wide = g.to(tl.float64)
     return squares + wide * wide, bad + (wide - wide)
 
@@ -52,16 +52,16 @@ def norm(
     span_ptr,  # int32 [spans + 1]: see update
     partial_ptr,  # float64 [programs, 2]: sum of squares; 0, or NaN after an Inf or NaN
     chunks,
-    GRAD: tl.constexpr,  # the column of the gradient
+    GRAD: tl.constexpr,  # index of the column of the gradient
     DTYPE: tl.constexpr,
     WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,  # elements that are loaded at once
-    CHUNK: tl.constexpr,  # elements of a chunk: BLOCK or a multiple
+    BLOCK: tl.constexpr,  # number of elements that are loaded at once
+    CHUNK: tl.constexpr,  # number of elements of a chunk: BLOCK or a multiple
     CHUNKS_PER_SPAN: tl.constexpr,
-    CONSECUTIVE: tl.constexpr,  # whether the chunks of a program follow each other in memory
+    CONSECUTIVE: tl.constexpr,  # True if the chunks of a program are consecutive
 ):
-    """Sum the squares of every chunk that falls to this program, in a fixed order."""
+    """Sum the squares of every chunk of this program, in a fixed order."""
     squares = tl.zeros((BLOCK,), tl.float64)
     bad = tl.zeros((BLOCK,), tl.float64)
     if CONSECUTIVE:

@@ -1,4 +1,4 @@
-"""The scalars of every row: finish the norm, clip factor, skip, count steps, bias corrections."""
+"""The kernel that forms the scalars of every row: norm, clip factor, skip, bias corrections."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ NUM_COMMON_OPTIONS = tl.constexpr(len(CommonOptions._fields))
 
 @triton.jit
 def reduce_partials(partial_ptr, partials, MAX_PARTIALS: tl.constexpr):
-    """Return the norm over all partial sums, and whether any gradient was Inf or NaN."""
+    """Return the norm over all partial sums, and True if any gradient was Inf or NaN."""
     i = tl.arange(0, MAX_PARTIALS)
     squares = tl.zeros((MAX_PARTIALS,), tl.float64)
     bad = tl.zeros((MAX_PARTIALS,), tl.float64)
@@ -71,8 +71,8 @@ def advance_and_form_scalars(hparams, state_ptr, rows, live, moves, SPEC: tl.con
 
 @triton.jit(do_not_specialize=["partials", "n_rows"])
 def prepare(
-    partial_ptr,  # float64 [partials, 2] from norm, or None: nothing needs the norm
-    state_ptr,  # int64 [rows, NUM_SCALAR_STATE]: the addresses of each row's 0-dim states, or None
+    partial_ptr,  # float64 [partials, 2] from norm, or None if nothing needs the norm
+    state_ptr,  # int64 [rows, NUM_SCALAR_STATE]: addresses of the 0-dim states, or None
     group_ptr,  # int32 [rows, 2]: the row's group, and the index of its parameter
     option_ptr,  # float64 [groups, NUM_COMMON_OPTIONS + NUM_HPARAMS]: common options, hparams
     scale_ptr,  # float32 [1]: the factor by which the loss was scaled, or None
@@ -83,7 +83,7 @@ def prepare(
     n_rows,
     SPEC: tl.constexpr,  # PrepareSpec
 ):
-    """Prepare ROWS rows. Every program finishes the norm for itself: no other launch, no wait."""
+    """Prepare ROWS rows; every program finishes the norm itself, which saves a launch."""
     rows = tl.program_id(0) * SPEC.ROWS + tl.arange(0, SPEC.ROWS)
     live = rows < n_rows
     width: tl.constexpr = NUM_COMMON_OPTIONS + SPEC.NUM_HPARAMS
@@ -126,7 +126,7 @@ def prepare(
     base = scalar_ptr + rows.to(tl.int64) * (NUM_COMMON_SCALARS + SPEC.NUM_SCALARS)
     for i in tl.static_range(NUM_COMMON_SCALARS):
         tl.store(base + i, common[i].to(SPEC.COMPUTE), mask=live)
-    # static_range takes a constexpr, which a field of SPEC is only once it has a name
+    # static_range needs a constexpr: a field of SPEC becomes one by this assignment
     NUM_ELEMENTWISE: tl.constexpr = SPEC.NUM_ELEMENTWISE
     for i in tl.static_range(NUM_ELEMENTWISE):
         tl.store(base + NUM_COMMON_SCALARS + i, s[i].to(SPEC.COMPUTE), mask=live)

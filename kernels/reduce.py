@@ -1,4 +1,4 @@
-"""Sums over each tensor, for rules that need them before their update."""
+"""The kernels that sum over each tensor, for rules that need the sums before their update."""
 
 import triton
 import triton.language as tl
@@ -53,7 +53,7 @@ def add_terms(sums, terms, COUNT: tl.constexpr):
 
 @triton.jit
 def map_chunk(row_ptr, start, numel, common, s, SPEC: tl.constexpr):
-    """Return the terms of CHUNK elements, the blocks added up in their order."""
+    """Return the terms of CHUNK elements, summed over the blocks in order."""
     BLOCK: tl.constexpr = SPEC.BLOCK
     COUNT: tl.constexpr = SPEC.NUM_SUMS
     end = tl.minimum(start + SPEC.CHUNK, numel)
@@ -108,7 +108,7 @@ def finalize(
     first_ptr,  # int64 [rows + 1]: the first chunk of each row
     sum_ptr,  # float64 [chunks, NUM_SUMS] from reduce
     scalar_ptr,  # COMPUTE [rows, NUM_COMMON_SCALARS + NUM_SCALARS]: the last of each row, written
-    FINALIZE_FN: tl.constexpr,  # (sums, numel, scalars) -> scalars, those of the reduction added
+    FINALIZE_FN: tl.constexpr,  # (sums, numel, scalars) -> scalars with those of the reduction
     NUM_SUMS: tl.constexpr,
     WIDTH: tl.constexpr,
     COMPUTE: tl.constexpr,

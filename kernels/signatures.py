@@ -1,6 +1,7 @@
 """Options and scalars that every rule shares, and the constexpr argument of each kernel.
 
-Both backends read these tuples by field; each rule's own are in ``kernels/rules/signatures.py``.
+torch and Triton code read these tuples by field. The tuples of each rule are in
+``kernels/rules/signatures.py``.
 """
 
 from typing import Any, NamedTuple
@@ -11,12 +12,12 @@ class CommonOptions(NamedTuple):
 
     Attributes:
         grad_sign: 1, or -1 to maximize.
-        max_grad_norm: bound on the norm over all gradients; infinity for none.
-        max_grad_value: bound on the magnitude of each element; infinity for none.
+        max_grad_norm: bound on the norm over all gradients; infinity for no bound.
+        max_grad_value: bound on the magnitude of each gradient element; infinity for no bound.
         l2: weight of the parameter in the gradient.
         l1: weight of the parameter's sign in the gradient.
-        skips: 1 if an Inf or NaN in any gradient skips the group.
-        any_skips: 1 if it skips any group of the optimizer.
+        skips: 1 if an Inf or NaN in any gradient skips the group, else 0.
+        any_skips: 1 if an Inf or NaN skips any group of the optimizer, else 0.
         ema_decay: decay rate of the exponential moving average of the parameters.
         seed: seed of stochastic rounding.
     """
@@ -36,11 +37,11 @@ class CommonScalars(NamedTuple):
     """Scalars of one row that do not depend on its rule, in the dtype of the arithmetic.
 
     Attributes:
-        skip: 0 if the row is updated.
+        skip: 0 if the row is updated; else it is skipped.
         ema_weight: weight of the new parameter in its average.
         key_low: first half of the key of stochastic rounding.
         key_high: second half of the key.
-        factor: multiplies the gradient: unscales, clips by the norm, turns the sign to maximize.
+        factor: factor of the gradient: unscaling, clip factor, and -1 to maximize.
         max_grad_value: bound on the magnitude of each element of the gradient.
         l2: weight of the parameter in the gradient.
         l1: weight of the parameter's sign in the gradient.
@@ -70,9 +71,9 @@ class UpdateSpec(NamedTuple):
         COMPUTE: dtype of the arithmetic.
         NUM_SCALARS: number of scalars of the rule.
         VECTOR: number of consecutive elements for which every address is aligned.
-        BLOCK: elements that are loaded at once.
-        CHUNK: elements that a program updates: BLOCK, or a multiple that a loop goes through.
-        CHUNKS_PER_SPAN: chunks that share an entry of the chunk map.
+        BLOCK: number of elements that are loaded at once.
+        CHUNK: number of elements that a program updates: BLOCK, or a multiple in a loop.
+        CHUNKS_PER_SPAN: number of chunks that share an entry of the chunk map.
         COUNT_STALLED: True to count the elements that rounding leaves unchanged.
     """
 
@@ -121,15 +122,15 @@ class PrepareSpec(NamedTuple):
     """The constexpr argument of the kernel ``prepare``.
 
     Attributes:
-        SCALARS_FN: forms the scalars of the rule from its hyperparameters and the step.
+        SCALARS_FN: function that forms the scalars of the rule from hyperparameters and step.
         NUM_SCALAR_STATE: number of 0-dim states, the step first.
-        SCALAR_STATE_DTYPE: their dtype.
+        SCALAR_STATE_DTYPE: dtype of the 0-dim states.
         COMPUTE: dtype of the arithmetic.
         NUM_HPARAMS: number of hyperparameters of the rule.
         NUM_SCALARS: number of scalars of the rule.
         NUM_ELEMENTWISE: number of scalars that are formed here; a reduction forms the others.
-        MAX_PARTIALS: partial sums that are added at once.
-        ROWS: rows that a program prepares.
+        MAX_PARTIALS: number of partial sums that are added at once.
+        ROWS: number of rows that a program prepares.
     """
 
     SCALARS_FN: Any

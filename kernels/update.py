@@ -1,4 +1,4 @@
-"""The one kernel that runs every rule on every storage format."""
+"""The update kernel, which runs every rule on every storage format."""
 
 import triton
 import triton.language as tl
@@ -25,7 +25,7 @@ def find_row(first_ptr, span_ptr, chunk, CHUNKS_PER_SPAN: tl.constexpr):
     row = tl.load(span_ptr + chunk // CHUNKS_PER_SPAN)
     if CHUNKS_PER_SPAN > 1:
         last = tl.load(span_ptr + chunk // CHUNKS_PER_SPAN + 1)
-        # for a tensor that fills the span there is nothing to search
+        # where one tensor fills the span, this loop does not run
         while row < last:
             middle = (row + last + 1) // 2
             later = tl.load(first_ptr + middle) <= chunk
@@ -45,7 +45,7 @@ def load_scalars(ptr, COUNT: tl.constexpr):
 
 @triton.jit
 def load_addresses(row_ptr, VALUE: tl.constexpr, SPEC: tl.constexpr):
-    """Return the pointers of one value, a pointer a column."""
+    """Return the pointers of one value, one for each of its columns."""
     FIRST: tl.constexpr = SPEC.FIRST[VALUE]
     LAST: tl.constexpr = SPEC.FIRST[VALUE + 1]
     out = ()
@@ -77,7 +77,7 @@ def take_states(values, COUNT: tl.constexpr):
 
 @triton.jit
 def count_stalled(old, new, stored, mask):
-    """Count the elements of a parameter that change, but not as they are stored."""
+    """Count the elements of a parameter that the rule changes but that are stored unchanged."""
     stalled = (new != old) & (stored == old)
     if mask is not None:
         stalled = stalled & mask
@@ -98,7 +98,7 @@ def make_noise(common, elements, i: tl.constexpr, SPEC: tl.constexpr):
 def update_block(
     row_ptr, start, offs, numel, common, scalars, FULL: tl.constexpr, SPEC: tl.constexpr
 ):
-    """Load a block through the codecs, run the rule, store; return how many elements stall."""
+    """Load a block by the codecs, run the rule, store; return the number of stalled elements."""
     VALUES: tl.constexpr = len(SPEC.LOADS)
     STATES: tl.constexpr = VALUES - 2 - SPEC.EMA
     # without a mask the accesses are 128 bits wide; only the last block of a tensor needs one

@@ -1,1 +1,1 @@
-"""Backends: each updates the rows of a bucket; ``select`` chooses, ``base`` has the protocol."""
+"""Backends, which update the rows of a bucket; ``base`` has the protocol, ``select`` the choice."""

@@ -1,4 +1,4 @@
-"""Types that the step shares with its backends, and the protocol :class:`BucketRunner`."""
+"""The types that the step shares with its backends, and the protocol :class:`BucketRunner`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,12 +33,12 @@ class GroupOptions(NamedTuple):
 
 
 class AmpState(NamedTuple):
-    """The tensors by which ``torch.amp.GradScaler`` asks a step to unscale and to skip.
+    """The tensors of a ``torch.amp.GradScaler``, for unscaling and skipping in the step.
 
     Attributes:
-        grad_scale: float32 [1], the factor by which the loss was scaled; None if the gradients are
+        grad_scale: factor by which the loss was scaled, float32 [1]; None if the gradients are
             unscaled already.
-        found_inf: float32 [1], not 0 if the step is to be skipped; None if unknown.
+        found_inf: flag that is not 0 if the step must be skipped, float32 [1]; None if unknown.
     """
 
     grad_scale: Tensor | None = None
@@ -87,7 +87,7 @@ class BucketKey(NamedTuple):
 
     @property
     def stochastic(self) -> bool:
-        """Whether any value is rounded stochastically."""
+        """True if any value is rounded stochastically."""
         return any(codec.stochastic for codec in self.codecs)
 
     @property
@@ -108,7 +108,7 @@ class Bucket:
 
     Attributes:
         rows: one row for each parameter.
-        options: options of each parameter group that has rows here.
+        options: options of each parameter group that has rows in the bucket.
         group_of_row: index into ``options`` for each row.
     """
 
@@ -118,17 +118,17 @@ class Bucket:
 
 
 class CompileError(RuntimeError):
-    """A kernel cannot be compiled; the message says why. Nothing has been changed."""
+    """An error of compiling a kernel, raised before any tensor is changed."""
 
 
 class BucketRunner(Protocol):
-    """Updates all rows of one bucket, and keeps its tables from step to step."""
+    """A runner that updates all rows of one bucket, and reuses its tables in later steps."""
 
     def bind(self, bucket: Bucket) -> None:
-        """Take the rows and options of this step.
+        """Set the rows and options of this step.
 
         Raises:
-            CompileError: a kernel cannot be compiled. Nothing has been changed then.
+            CompileError: a kernel cannot be compiled. No tensor has been changed then.
         """
 
     def rebind(
@@ -137,26 +137,29 @@ class BucketRunner(Protocol):
         make_rows: Callable[[], list[Row]],
         options: list[GroupOptions],
     ) -> None:
-        """Take the rows of the last step, of which only the gradients have moved.
+        """Reuse the rows of the last step, with new addresses of gradients.
 
         Args:
-            grad_addresses: int64 [rows], the address of each gradient.
-            make_rows: returns the rows, for a backend that needs the tensors.
-            options: options of each parameter group that has rows here.
+            grad_addresses: address of the gradient of each row, int64 [rows].
+            make_rows: function that returns the rows, for a backend that needs the tensors.
+            options: options of each parameter group that has rows in the bucket.
         """
 
     def norm(self) -> Tensor:
-        """Return partial sums, float64 [n, 2]: of squares; 0, or NaN after an Inf or NaN."""
+        """Return partial sums, float64 [n, 2]: sum of squares; 0, or not 0 after an Inf or NaN."""
 
     def prepare(self, partials: Tensor | None, report: Tensor | None, amp_state: AmpState) -> None:
-        """Form the clip factor, decide which rows to skip, count the step, form the scalars.
+        """Form the clip factor and the scalars, select rows to skip, advance the step count.
 
         Args:
-            partials: partial sums of all buckets; None where nothing needs the norm.
-            report: float64 [3], filled with the norm (NaN if unknown), the clip factor and 1 if
-                rows were skipped, else 0; or None.
+            partials: partial sums of all buckets, float64 [n, 2]; None if the norm is not needed.
+            report: output, float64 [3]: norm (NaN if unknown), clip factor, and 1 if rows are
+                skipped, else 0; None for no report.
             amp_state: tensors of a GradScaler.
         """
 
     def update(self) -> Tensor | None:
-        """Update every row in place; return int64 [n], counts of stalled elements, if asked to."""
+        """Update every row in place; return counts of stalled elements, an integer tensor [n].
+
+        The result is None unless the key has ``count_stalled``.
+        """

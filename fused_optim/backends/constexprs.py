@@ -1,7 +1,7 @@
 """The constexpr arguments of the kernels, without importing Triton.
 
-A function stands for the jit function of the same name in ``kernels/``, a torch dtype for Triton's.
-So the arguments can be written down, as the key of compiled code, where Triton is not needed.
+A function represents the jit function of the same name in ``kernels/``, and a torch dtype the dtype
+of Triton. So the arguments can be described, as the key of compiled code, without Triton.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ Constexprs = dict[str, Any]
 
 
 class Geometry(NamedTuple):
-    """How the work is cut into programs.
+    """The sizes by which work is divided into programs.
 
     Attributes:
-        block: elements that a program of update or measure loads at once.
-        norm_block: elements that a program of norm loads at once.
-        chunk: elements that a program of update or measure goes through.
-        span: chunks that share an entry of the chunk map.
-        rows: rows that a program of begin prepares.
-        partials: the most programs of norm. Their number depends on the sizes alone, so the order
-            of the sum does too.
-        consecutive: whether the chunks of a program of norm follow each other in memory.
+        block: number of elements that a program of update or reduce loads at once.
+        norm_block: number of elements that a program of norm loads at once.
+        chunk: number of elements that a program of update or reduce processes.
+        span: number of chunks that share an entry of the chunk map.
+        rows: number of rows that a program of prepare processes.
+        partials: maximum number of programs of norm. Their number, and so the order of the sum,
+            depends on the sizes alone.
+        consecutive: True if the chunks of a program of norm are consecutive.
     """
 
     block: int
@@ -39,28 +39,28 @@ class Geometry(NamedTuple):
 
 
 def constants(key: BucketKey, geometry: Geometry) -> dict[str, Constexprs]:
-    """Return the constexpr arguments of each kernel that a bucket needs, by its name.
+    """Return the constexpr arguments of each kernel that a bucket needs, by kernel name.
 
-    No option of a group is among them: another learning rate compiles nothing.
+    They contain no option of a group: a new learning rate needs no compilation.
     """
-    found: dict[str, Constexprs] = {
+    result: dict[str, Constexprs] = {
         "norm": _norm(key, geometry),
         "prepare": {"SPEC": _prepare(key, geometry)},
         "update": {"SPEC": _update(key, geometry)},
     }
     if key.rule.reduction is not None:
-        found["reduce"] = {"SPEC": _reduce(key, geometry)}
-        found["finalize"] = {
+        result["reduce"] = {"SPEC": _reduce(key, geometry)}
+        result["finalize"] = {
             "FINALIZE_FN": key.rule.reduction.finalize_fn,
             "NUM_SUMS": key.rule.reduction.num_sums,
             "WIDTH": 2 + len(key.dtypes),
             **_scalars(key),
             "BLOCK": geometry.partials,
         }
-    return found
+    return result
 
 
-# the type of each runtime argument, in whatever kernel it appears
+# type of each runtime argument, the same in every kernel
 _TYPES = {
     "table_ptr": "*i64",
     "first_ptr": "*i64",
@@ -81,12 +81,12 @@ _TYPES = {
 
 
 def argument_types(compute: torch.dtype) -> dict[str, str]:
-    """Return Triton's types of the kernels' arguments, where the arithmetic is in ``compute``."""
+    """Return Triton's type of each kernel argument by name, for arithmetic in ``compute``."""
     return {**_TYPES, "scalar_ptr": "*fp64" if compute is torch.float64 else "*fp32"}
 
 
 def _dtypes(key: BucketKey) -> tuple[torch.dtype, ...]:
-    # a byte is a byte to the kernel: not every GPU has the float8 types
+    # the kernels read 8-bit codes as bytes: not every GPU has the float8 types
     return tuple(torch.uint8 if dtype.itemsize == 1 else dtype for dtype in key.dtypes)
 
 
@@ -162,7 +162,7 @@ def _reduce(key: BucketKey, geometry: Geometry) -> ReduceSpec:
 
 
 def map_nested(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply ``function`` to every value in nested tuples and dicts, whose types are kept."""
+    """Apply ``function`` to every value in nested tuples and dicts; preserve their types."""
     if isinstance(value, dict):
         return {name: map_nested(entry, function) for name, entry in value.items()}
     if isinstance(value, tuple):
@@ -172,7 +172,7 @@ def map_nested(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def describe(value: Any) -> str:
-    """Return a text that is the same for the same constexpr arguments, in every process."""
+    """Return a text that identifies constexpr arguments, the same in every process."""
 
     def name(entry: Any) -> Any:
         return f"{entry.__module__}.{entry.__name__}" if callable(entry) else entry

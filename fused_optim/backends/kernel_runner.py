@@ -1,7 +1,7 @@
-"""The tables that kernels read, and the launches of one bucket.
+"""The runner of a bucket by kernels: the tables that they read, and their launches.
 
-A GPU and the CPU run the same kernels on the same tables; an :class:`Executor` launches a number of
-programs of a kernel with given arguments on one or the other.
+A GPU and the CPU run the same kernels on the same tables; an :class:`Executor` launches the
+programs of a kernel on one of them.
 """
 
 import math
@@ -23,22 +23,22 @@ Argument = Tensor | int | None
 
 
 class Executor(Protocol):
-    """Runs kernels.
+    """An executor of kernels.
 
     Attributes:
         geometry: sizes by which work is divided into programs.
-        neutral: values by name for optional arguments that are missing, for an executor that
-            compiles a kernel once; others pass None, for which Triton compiles another kernel.
+        neutral: default value, by name, of each optional argument, for an executor that compiles a
+            kernel once; where it is empty, None is passed, for which Triton compiles again.
     """
 
     geometry: Geometry
     neutral: Mapping[str, Tensor]
 
     def compile(self) -> None:
-        """Compile the kernels, so that errors come before anything is changed.
+        """Compile the kernels, so that errors are raised before any tensor is changed.
 
         Raises:
-            CompileError: a kernel cannot be compiled, with the reason.
+            CompileError: a kernel cannot be compiled.
         """
 
     def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
@@ -48,8 +48,8 @@ class Executor(Protocol):
 def upload(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """Return a copy of ``array`` on ``device``, without waiting for it.
 
-    Each copy has pinned memory of its own, which torch's host allocator gives out again only
-    after the copy has run; so nothing is overwritten on the way.
+    Each copy has separate pinned memory, which the host allocator of torch reuses only after the
+    copy has run; so no transfer is overwritten.
     """
     host = torch.from_numpy(array)
     if device.type == "cpu":
@@ -60,9 +60,9 @@ def upload(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 def chunk_maps(
     numels: list[int], geometry: Geometry
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the tables by which a program finds its row.
+    """Return the tables by which a program looks up its row.
 
-    One entry a chunk would be 3 GB for a model of 400 billion parameters; with one entry a span a
+    One entry per chunk would take 3 GB for a model of 400 billion parameters; with one per span a
     program searches the few rows that share its span.
 
     Returns:
@@ -72,16 +72,16 @@ def chunk_maps(
     chunks = -(-np.array(numels, np.int64) // geometry.chunk)
     firsts = np.concatenate([[0], np.cumsum(chunks)])
     marks = np.append(np.arange(0, firsts[-1], geometry.span), max(firsts[-1] - 1, 0))
-    # of rows that begin at one chunk, the last is the one that is not empty
+    # several rows begin at the same chunk if all but the last are empty
     return firsts, (np.searchsorted(firsts[:-1], marks, "right") - 1).astype(np.int32)
 
 
 class KernelRunner(BucketRunner):
-    """Updates a bucket by kernels. Tables are rebuilt when an address, size or option changes."""
+    """A runner by kernels, which rebuilds tables only if an address, size or option changes."""
 
     def __init__(self, key: BucketKey, executor: Executor) -> None:
         self.key, self.executor, self.geometry = key, executor, executor.geometry
-        # numel, offset and the addresses of the columns: what is on the device as self.table
+        # host copy of self.table: numel, offset and column addresses of each row
         self.host = np.empty((0, 2 + len(key.dtypes)), np.int64)
         self.numels: list[int] = []
         self.elements = 0
@@ -133,12 +133,12 @@ class KernelRunner(BucketRunner):
         self._record_streams()
 
     def _bind_rows(self, table: np.ndarray[Any, Any]) -> None:
-        # the array itself must not change later: on the CPU it is the upload
+        # the array must not be modified later: on the CPU, upload() does not copy it
         if not np.array_equal(table, self.host):
             self.table, self.host = upload(table, self.key.device), table
 
     def _record_streams(self) -> None:
-        """Let the tables outlive this stream's work, whichever stream they were made on."""
+        """Record the current stream as a user of the tables, which another may have allocated."""
         if self.key.device.type == "cpu":
             return
         stream = torch.get_device_module(self.key.device).current_stream(self.key.device)
@@ -149,31 +149,31 @@ class KernelRunner(BucketRunner):
             table.record_stream(stream)
 
     def _bind_options(self, options: list[GroupOptions]) -> None:
-        """Upload options that changed; a tensor on the device is copied there, not read here."""
+        """Upload options that changed; copy an option that is a tensor on the device there."""
         if len(self.bound) == len(options) and all(map(is_, options, self.bound)):
             return
-        there = [
+        tensors = [
             (i, j, option)
             for i, group in enumerate(options)
             for j, option in enumerate(group.flat)
             if isinstance(option, Tensor)
         ]
-        # no number equals this one, so replacing a tensor by a number is noticed
+        # NaN equals no number, so that replacing a tensor by a number is detected
         values = [
             [math.nan if isinstance(x, Tensor) else x for x in group.flat] for group in options
         ]
         if values != self.values:
             self.options = upload(np.array(values, np.float64), self.key.device)
             self.values = values
-        for i, j, option in there:
+        for i, j, option in tensors:
             self.options[i, j].copy_(option.squeeze())
-        # tuples of numbers do not change
-        self.bound = [] if there else list(options)
+        # tuples of numbers are immutable; a tensor may change in place
+        self.bound = [] if tensors else list(options)
 
     @override
     def norm(self) -> Tensor:
         chunks = self.chunks
-        # the number of programs depends on the sizes alone: the same bits on every device
+        # a function of the sizes alone, for the same bits on every device
         programs = min(chunks, self.geometry.partials)
         partials = torch.empty(programs, 2, dtype=torch.float64, device=self.key.device)
         arguments = (self.table, self.firsts, self.spans, partials, chunks)
@@ -210,7 +210,7 @@ class KernelRunner(BucketRunner):
         return counts
 
     def _reduce(self, num_sums: int) -> None:
-        """Sum over each tensor what the rule needs, and form the scalars that depend on it."""
+        """Compute the sums over each tensor, and form the scalars that depend on them."""
         chunks = self.chunks
         sums = torch.empty(chunks, num_sums, dtype=torch.float64, device=self.key.device)
         arguments = (self.table, self.firsts, self.spans, self.scalars, sums)

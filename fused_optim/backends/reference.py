@@ -1,4 +1,4 @@
-"""The reference backend: plain torch, in pieces that stay in cache."""
+"""The reference backend: plain torch operations on pieces that fit in the cache."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -18,18 +18,18 @@ from fused_optim.formats.stochastic_rounding import make_row_keys, random_bits
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 from fused_optim.rules.common import clip_factor, ema_update, preprocess_grad, sqrt_rn
 
-CHUNK = WIDTH  # elements a thread, which torch gives no fewer than half of these
-WHOLE = 1 << 62  # elements: more than any tensor has, so that nothing is cut
-# indices of the common scalars that rows of one batch share: no two rows share a key
+CHUNK = WIDTH  # elements per thread: torch splits work into parts of at least half as many
+WHOLE = 1 << 62  # more elements than any tensor has, so that no tensor is split
+# indices of the common scalars that rows of one batch share: all but the random keys
 _SHARED = [i for i, name in enumerate(CommonScalars._fields) if not name.startswith("key")]
 
 
 class Scalars(NamedTuple):
-    """Scalars of the rows of one batch.
+    """The scalars that the rows of one batch share.
 
     Attributes:
-        common: tensors [], but ``max_grad_value``, ``l2`` and ``l1``, which are floats.
-        rule: an instance of ``rule.scalars``, of tensors [].
+        common: common scalars, 0-dim tensors; ``max_grad_value``, ``l2`` and ``l1`` are floats.
+        rule: scalars of the rule, an instance of ``rule.scalars`` with 0-dim tensors.
     """
 
     common: CommonScalars
@@ -40,9 +40,9 @@ class Piece(NamedTuple):
     """Consecutive elements of one row, or several small rows one after the other.
 
     Attributes:
-        columns: at most a chunk of each.
+        columns: at most a chunk of each column.
         start: index of the first element in its row.
-        restore: copies the values back to the rows.
+        restore: function that copies the values back to the rows.
     """
 
     columns: Columns
@@ -51,25 +51,25 @@ class Piece(NamedTuple):
 
 
 class ReferenceRunner(BucketRunner):
-    """Updates the rows of a bucket with torch operations.
+    """A runner by torch operations.
 
-    On a device other than the CPU it waits for that where it must see a value: to skip, and to read
-    an option that is a tensor there.
+    On a device other than the CPU it synchronizes where it must read a value: to skip, and to read
+    an option that is a tensor on the device.
     """
 
     def __init__(self, key: BucketKey) -> None:
         self.key = key
         self.on_cpu = key.device.type == "cpu"
         self.spans = [slice(*ends) for ends in zip(key.first, key.first[1:], strict=False)]
-        # rows with keys of their own, or of whole blocks, cannot be packed into one
+        # rows with different random keys, or with scales of blocks, cannot be packed
         self.can_pack = self.on_cpu and not key.stochastic
         self.buffers = FlatBufferPool(key.device)
 
     @property
     def chunk(self) -> int:
-        """Number of elements of a piece."""
+        """Maximum number of elements of a piece."""
         if self.key.device.type == "meta":
-            return WHOLE  # a tensor without data needs no cache
+            return WHOLE  # a tensor without data is not split
         return CHUNK * torch.get_num_threads()
 
     @override
@@ -97,7 +97,7 @@ class ReferenceRunner(BucketRunner):
             sum_of_squares.add(wide * wide)
         squares = sum_of_squares.total()
         bad = torch.zeros_like(squares)
-        # on the CPU a look at the sum is free, and a finite one has no Inf or NaN in it
+        # on the CPU reading the sum needs no synchronization, and a finite sum has no Inf or NaN
         if not (self.on_cpu and squares.isfinite()):
             for piece in self._pieces(rows, blocks):
                 finite = codec.load(piece.columns, self.key.compute).isfinite()
@@ -125,7 +125,7 @@ class ReferenceRunner(BucketRunner):
         any_skips = any(group.common.skips for group in self.bucket.options)
         self.may_skip = amp_state.found_inf is not None or any_skips
         step, scalars = self._advance(hparams)
-        key_low, key_high = step, step  # without stochastic rounding nothing reads them
+        key_low, key_high = step, step  # unused without stochastic rounding
         if self.key.stochastic:
             index = torch.tensor([row.noise_key.param_index for row in rows], device=table.device)
             key_low, key_high = make_row_keys(options.seed, step, index)
@@ -145,7 +145,7 @@ class ReferenceRunner(BucketRunner):
         self.early = torch.stack(early, dim=1).to(self.key.compute)
 
     def _reduce(self, partials: Tensor | None, amp_state: AmpState) -> tuple[Tensor, ...]:
-        """Return norm, whether a gradient is Inf or NaN, the unscaling factor, and found_inf."""
+        """Return norm, bad (True after an Inf or NaN), unscaling factor, and found_inf (0 or 1)."""
         norm = torch.full((), torch.nan, dtype=torch.float64, device=self.key.device)
         bad = torch.zeros((), dtype=torch.bool, device=self.key.device)
         if partials is not None:
@@ -159,7 +159,7 @@ class ReferenceRunner(BucketRunner):
         return norm * unscale, bad, unscale, found_inf
 
     def _advance(self, hparams: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Advance the 0-dim states of rows that are not skipped; return step and scalars."""
+        """Advance the 0-dim states of rows that are not skipped; return steps and scalars."""
         rule = self.key.rule
         if not rule.scalar_state:
             step = torch.ones_like(self.skips)
@@ -167,7 +167,7 @@ class ReferenceRunner(BucketRunner):
         rows = [row.scalar_state for row in self.bucket.rows]
         buffer = self.buffers.get(rows)
         restore = buffer.fill(rows)
-        # copies: scalars may be one of these, and the buffer is written below
+        # copies: the scalars may alias these, and the buffer is written below
         step, *old = [column.to(torch.float64, copy=True) for column in buffer.columns]
         step += 1.0
         if old:
@@ -187,19 +187,19 @@ class ReferenceRunner(BucketRunner):
                 count = self._update_piece(piece, scalars, rows[0].noise_key.element_offset)
                 counts += [] if count is None else [count]
                 piece.restore()
-        del self.bucket  # the gradients are not ours to keep
+        del self.bucket  # release the references to the gradients
         return torch.stack(counts) if self.key.count_stalled else None
 
     def _batches(self) -> Iterator[tuple[list[Row], Scalars]]:
-        """Yield the rows that share all scalars, with those; skipped rows are left out."""
+        """Yield rows that share all scalars, with these scalars; omit skipped rows."""
         batches: dict[Any, list[int]] = {}
         for i, shared in enumerate(zip(self.group_of_row, self._shared_bits(), strict=True)):
             batches.setdefault(shared, []).append(i)
         # a meta tensor has no value
         if self.may_skip and self.key.device.type != "meta":
             skips = self.skips.tolist()
-            left = ((key, [i for i in rows if not skips[i]]) for key, rows in batches.items())
-            batches = {key: rows for key, rows in left if rows}
+            active = ((key, [i for i in rows if not skips[i]]) for key, rows in batches.items())
+            batches = {key: rows for key, rows in active if rows}
         for (group, _), indices in batches.items():
             rows = [self.bucket.rows[i] for i in indices]
             common = CommonScalars(*self.common[indices[0]].unbind())
@@ -210,8 +210,8 @@ class ReferenceRunner(BucketRunner):
             yield rows, scalars
 
     def _shared_bits(self) -> Sequence[Any]:
-        """Return for each row a value that is equal for rows that may be updated together."""
-        # sums differ from row to row; elsewhere than on the CPU values would be waited for
+        """Return for each row a key that is equal for rows that can be updated together."""
+        # sums differ between rows; on other devices, comparing values would synchronize
         if not self.can_pack or self.key.rule.reduction is not None:
             return range(len(self.bucket.rows))
         shared = torch.cat([self.common[:, _SHARED], self.early], dim=1).numpy()
@@ -253,11 +253,11 @@ class ReferenceRunner(BucketRunner):
         reduction = self.key.rule.reduction
         assert reduction is not None
         p, g, *state = self._load_values(piece.columns)
-        own = tuple(state[:-1] if self.key.ema else state)
-        return reduction.map_fn(p, preprocess_grad(g, p, scalars.common), own, scalars.rule)
+        rule_state = tuple(state[:-1] if self.key.ema else state)
+        return reduction.map_fn(p, preprocess_grad(g, p, scalars.common), rule_state, scalars.rule)
 
     def _new_sum(self, sizes: Iterable[int]) -> Sum:
-        """Return an empty sum over rows of these sizes."""
+        """Return a sum, 0 so far, over rows of these sizes."""
         return Sum(sum(sizes), self.key.device)
 
     def _load_values(self, columns: Columns) -> list[Tensor]:
@@ -267,13 +267,13 @@ class ReferenceRunner(BucketRunner):
         ]
 
     def _update_piece(self, piece: Piece, scalars: Scalars, offset: int) -> Tensor | None:
-        """Update the elements; return how many stall, where that is asked for."""
+        """Update the elements; return the number of stalled ones, or None if not counted."""
         old, g, *state = self._load_values(piece.columns)
         if self.key.count_stalled:
-            old = old.clone()  # which may be the column itself
+            old = old.clone()  # it may be a view of the column
         g = preprocess_grad(g, old, scalars.common)
-        own = state[:-1] if self.key.ema else state
-        p, new_state = self.key.rule.update(old, g, tuple(own), scalars.rule)
+        rule_state = state[:-1] if self.key.ema else state
+        p, new_state = self.key.rule.update(old, g, tuple(rule_state), scalars.rule)
         if self.key.ema:
             new_state = (*new_state, ema_update(state[-1], p, scalars.common.ema_weight))
         self._store(piece, (p, *new_state), scalars.common, offset)
@@ -285,7 +285,7 @@ class ReferenceRunner(BucketRunner):
     def _store(
         self, piece: Piece, values: tuple[Tensor, ...], common: CommonScalars, offset: int
     ) -> None:
-        """Write parameter and states; each value has random bits of its own."""
+        """Store parameter and states, each with different random bits."""
         start, numel = offset + piece.start, len(values[0]) if self.key.stochastic else 0
         elements = torch.arange(numel, device=self.key.device) + start
         keys = (common.key_low, common.key_high)
@@ -295,7 +295,12 @@ class ReferenceRunner(BucketRunner):
             codec.store(piece.columns[self.spans[number]], value, noise)
 
     def _pieces(self, rows: list[Columns], blocks: Sequence[int]) -> Iterator[Piece]:
-        """Yield all elements of the rows; ``blocks``: elements per element of each column."""
+        """Yield all elements of the rows in pieces.
+
+        Args:
+            rows: columns of each row.
+            blocks: number of elements of the value for each element of a column.
+        """
         small: list[Columns] = []
         free, size = small_tensors.SIZE, self.chunk
         for row in rows:

@@ -1,4 +1,4 @@
-"""Rows: one parameter each, with its gradient and state as one-dimensional columns.
+"""Rows: one for each parameter, with its gradient and states as one-dimensional columns.
 
 Element ``i`` of every column belongs to element ``i`` of the parameter, whatever the strides.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class NoiseKey(NamedTuple):
-    """The part of the key of stochastic rounding that tells rows apart.
+    """The part of the key of stochastic rounding that differs between rows.
 
     Attributes:
         param_index: index of the parameter among all parameters of the optimizer.
@@ -26,16 +26,16 @@ _NO_NOISE = NoiseKey()  # for rows without stochastic rounding
 
 
 class Row(NamedTuple):
-    """One parameter of one step.
+    """The tensors of one parameter in one step.
 
     Attributes:
-        columns: contiguous tensors of the parameter, the gradient and the states, in one order of
-            elements.
-        scalar_state: 0-dim states of the rule, of one dtype, on the parameter's device.
+        columns: contiguous tensors of the parameter, the gradient and the states, in the same order
+            of elements.
+        scalar_state: 0-dim states of the rule, of the same dtype, on the parameter's device.
         group: index of the parameter group.
         noise_key: key of stochastic rounding.
-        copies: ``(tensor, copy)`` pairs: copies are columns in place of tensors whose strides do
-            not match; after the update each tensor takes the values of its copy.
+        copies: ``(tensor, copy)`` pairs: the copy is the column of a tensor whose strides do not
+            match; after the update the tensor is set to its copy.
     """
 
     columns: tuple[Tensor, ...]
@@ -46,10 +46,10 @@ class Row(NamedTuple):
 
 
 class RowTemplate(NamedTuple):
-    """Makes a row from a list of tensors.
+    """A template that makes a row from a list of tensors.
 
     Attributes:
-        read: selects columns and 0-dim states from the list.
+        read: function that selects columns and 0-dim states from the list.
         columns: number of columns; 0-dim states follow them.
         group: index of the parameter group.
         noise_key: key of stochastic rounding.
@@ -62,12 +62,13 @@ class RowTemplate(NamedTuple):
 
     def make_row(self, tensors: Sequence[Tensor]) -> Row:
         """Return the row of these tensors, none of which needs a copy."""
-        own = self.read(tensors)
-        return Row(own[: self.columns], own[self.columns :], self.group, self.noise_key)
+        selected = self.read(tensors)
+        columns, scalar_state = selected[: self.columns], selected[self.columns :]
+        return Row(columns, scalar_state, self.group, self.noise_key)
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return whether the elements fill their memory without gaps or overlap, in any dim order."""
+    """Return True if the elements fill their memory without gaps or overlap, in any dim order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -77,10 +78,10 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def _column(tensor: Tensor, shape: torch.Size, strides: Sequence[int]) -> tuple[Tensor, bool]:
-    """Return ``tensor`` in the memory order of ``strides``, and whether it had to be copied."""
+    """Return ``tensor`` in the memory order of ``strides``, and True if it was copied."""
     fits = all(
-        n == 1 or mine == other
-        for n, mine, other in zip(shape, tensor.stride(), strides, strict=True)
+        n == 1 or stride == expected
+        for n, stride, expected in zip(shape, tensor.stride(), strides, strict=True)
     )
     if fits:
         return tensor.as_strided((tensor.numel(),), (1,)), False
@@ -95,11 +96,12 @@ def make_row(
     noise_key: NoiseKey = _NO_NOISE,
     grad: int = 1,
 ) -> Row:
-    """Pair the elements of a parameter (first), its gradient (``grad``) and its states.
+    """Return a row in which elements of parameter, gradient and states have the same index.
 
-    A dense parameter (channels_last, transposed) sets the order, and what is laid out as it is
-    needs no copy. A parameter with gaps is updated in a dense copy. Tensors of another shape, the
-    scales of blocks, are taken as they are.
+    ``tensors[0]`` is the parameter, ``tensors[grad]`` the gradient. A dense parameter
+    (channels_last, transposed) sets the order, and tensors with its strides need no copy. A
+    parameter with gaps is updated in a dense copy. Tensors of another shape, the scales of blocks,
+    are used unchanged.
     """
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(tensor) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""The choice of a backend, and why one cannot be used."""
+"""The choice of a backend, and the reasons why one is unavailable."""
 
 import importlib.util
 import logging
@@ -26,14 +26,14 @@ def triton_unavailable_reason(device: torch.device) -> str | None:
         runs_on = private_api.triton_device()
     except RuntimeError as error:
         return f"triton finds no device: {error}"
-    # a driver may declare the CPU to be its device: then CPU tensors are device memory
+    # a driver of Triton may have the CPU as its device
     if runs_on.type != device.type:
         return f"triton runs on {runs_on.type} here and the parameters are on {device}"
     return None
 
 
 def _triton_may_run_on_cpu() -> bool:
-    """Whether somebody has set a driver or the interpreter; importing Triton takes 0.2 s."""
+    """Return True if Triton is imported or its interpreter set; importing it takes 0.2 s."""
     return "triton" in sys.modules or "TRITON_INTERPRET" in os.environ
 
 
@@ -60,13 +60,13 @@ def resolve(name: str, device: torch.device) -> str:
     compiled for it; else the reference.
 
     Raises:
-        RuntimeError: ``name`` is ``"triton"`` or ``"native"`` and cannot run there.
+        RuntimeError: ``name`` is ``"triton"`` or ``"native"``, which is unavailable on ``device``.
     """
     if name == "reference":
         return name
     if name == "native":
         return _required(name, native_unavailable_reason(device))
-    # a meta tensor has no memory for a kernel to write
+    # a kernel cannot write a meta tensor
     reason = (
         "meta tensors have no data" if device.type == "meta" else triton_unavailable_reason(device)
     )

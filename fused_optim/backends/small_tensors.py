@@ -1,4 +1,4 @@
-"""Flat buffers: small tensors are copied into one, since an operation of torch has a fixed cost."""
+"""Flat buffers, into which small tensors are copied: each torch operation has a fixed cost."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fused_optim.private_api import copy_all
 
-SIZE = 1 << 15  # elements that are packed into one
+SIZE = 1 << 15  # maximum number of elements that are packed into a buffer
 MAX_NUMEL = SIZE // 4  # rows of fewer elements are packed
 Columns = tuple[Tensor, ...]
 Dtypes = tuple[torch.dtype, ...]
@@ -16,11 +16,11 @@ Key = tuple[Dtypes, tuple[torch.Size, ...]]
 
 
 class FlatBuffer:
-    """Contiguous copies of some small rows, which are updated as one.
+    """Contiguous copies of several small rows, which are updated together.
 
     Attributes:
-        columns: 1-d tensors: the rows one after the other.
-        parts: for each column, the part of each row, of its shape.
+        columns: 1-d tensors, the concatenated columns of the rows.
+        parts: for each column, a view of the elements of each row in the shape of the row.
     """
 
     def __init__(self, columns: Sequence[Tensor], shapes: Sequence[torch.Size]) -> None:
@@ -49,9 +49,9 @@ class FlatBuffer:
 
 
 class FlatBufferPool:
-    """The flat buffers of a bucket. One is filled at a time: all are in the same memory.
+    """The flat buffers of a bucket, which share the same memory: one is filled at a time.
 
-    To make views takes longer than to copy, so they are kept from step to step.
+    Making the views takes longer than copying, so buffers are reused in the next step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,7 +61,7 @@ class FlatBufferPool:
         self.this_step: dict[Key, FlatBuffer] = {}
 
     def start_step(self) -> None:
-        """Start a step: buffers that the last one did not use are dropped."""
+        """Start a step; delete buffers that the last step did not use."""
         self.last_step, self.this_step = self.this_step, {}
 
     def get(self, rows: Sequence[Columns]) -> FlatBuffer:

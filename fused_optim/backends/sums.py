@@ -1,8 +1,8 @@
-"""Sums over many elements that neither the processor nor the number of threads changes.
+"""Sums over many elements with a fixed order of additions.
 
-``Tensor.sum`` adds in an order that the width of the vectors and the number of threads decide. Here
-the place of an element decides: it is added to one of ``WIDTH`` accumulators, and these are added
-by halves. Every addition is elementwise, so it rounds once.
+The order of ``Tensor.sum`` depends on the width of vector registers and the number of threads. Here
+it depends on the index of an element alone: an element is added to one of ``WIDTH`` accumulators,
+and these are summed pairwise. Every addition is elementwise, so it rounds once.
 """
 
 from typing import Any
@@ -11,44 +11,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WIDTH = 1 << 16  # accumulators, which stay in cache
+WIDTH = 1 << 16  # number of accumulators, which fit in the cache
 
 
 class Sum:
-    """The sum over elements that arrive in pieces.
+    """A sum over elements that are added in pieces.
 
     Element ``i`` of a piece is added to accumulator ``i % WIDTH``, so that pieces of any multiple
     of ``WIDTH`` elements give the same sum.
 
     Attributes:
-        accumulators: float64 [min(numel, WIDTH)], at least one.
+        accumulators: partial sums, float64 [max(1, min(numel, WIDTH))].
     """
 
     def __init__(self, numel: int, device: torch.device) -> None:
-        """``numel``: no piece has more elements."""
+        """Start at zero; ``numel`` is the maximum number of elements of a piece."""
         size = max(1, min(numel, WIDTH))
         self.accumulators = torch.zeros(size, dtype=torch.float64, device=device)
 
     def add(self, values: Tensor) -> None:
         """Add a piece, float64 [n]."""
         if values.is_meta:
-            return  # which has no value, and may be larger than any memory
+            return  # it has no values, and may be larger than the memory
         for part in torch.split(values, WIDTH) if len(values) > WIDTH else (values,):
             self.accumulators[: len(part)].add_(part)
 
     def total(self) -> Tensor:
-        """The sum so far, float64 []. What is added later is added to an undefined value."""
+        """Return the sum, float64 []. It overwrites the accumulators: add no piece afterwards."""
         return _halved(self.accumulators)
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over the first dimension of ``values``, float64 [n, ...] with n >= 1."""
+    """Return the sum over the first dimension of ``values``, float64 [n, ...] with n >= 1."""
     return _halved(values.clone())
 
 
 def _halved(values: Tensor) -> Tensor:
-    """The sum over the first dimension of ``values``, which are overwritten."""
-    # a call of numpy takes a fraction of the time that one of torch does
+    """Return the sum over the first dimension of ``values``, and overwrite ``values``."""
+    # a call of numpy has less overhead than one of torch
     rest: Any = values.numpy() if values.device.type == "cpu" else values
     with np.errstate(over="ignore", invalid="ignore"):
         while len(rest) > 1:

@@ -1,1 +1,1 @@
-"""Storage formats: codecs, their names, state tensors in them, and conversion between them."""
+"""Storage formats: codecs, their registry, conversion between formats, and checkpoints."""

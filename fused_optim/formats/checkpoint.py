@@ -1,4 +1,4 @@
-"""Checkpoints: states as they were saved, whatever their dtype, and in the format of torch."""
+"""Checkpoints: restoring states in their saved dtypes, and conversion to the layout of torch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
@@ -15,19 +15,20 @@ Checkpoint = dict[str, Any]
 
 
 def fill_group(group: Checkpoint, before: Checkpoint | None, defaults: Checkpoint) -> None:
-    """Complete a group that was loaded or unpickled: options that it lacks, and own formats.
+    """Complete a group that was loaded or unpickled with the options that it lacks.
 
     Args:
-        group: the group, completed in place.
-        before: the group of the optimizer before loading; None if there was none.
-        defaults: defaults of the optimizer.
+        group: loaded group, completed in place.
+        before: group of the optimizer before loading, whose backend and formats remain; None if
+            there was none.
+        defaults: default options of the optimizer.
     """
-    own = {} if before is None else {name: before[name] for name in options.GROUP_DEFAULTS}
+    previous = {} if before is None else {name: before[name] for name in options.GROUP_DEFAULTS}
     if before is not None:
-        group.update({name: own[name] for name in options.KEPT_ON_LOAD})
-        if group.get("max_grad_norm") is None:  # nothing turns off clipping silently
-            group["max_grad_norm"] = own["max_grad_norm"]
-    for name, value in {**defaults, **options.LEGACY_DEFAULTS, **own}.items():
+        group.update({name: previous[name] for name in options.KEPT_ON_LOAD})
+        if group.get("max_grad_norm") is None:  # loading must not disable clipping silently
+            group["max_grad_norm"] = previous["max_grad_norm"]
+    for name, value in {**defaults, **options.LEGACY_DEFAULTS, **previous}.items():
         if name in defaults:
             group.setdefault(name, value)
 
@@ -39,34 +40,34 @@ def list_torch_states(
 
     Args:
         groups: parameter groups.
-        rule: returns the rule of a group.
-        keeps_float64_counts: whether 0-dim states stay in float64.
+        rule: function that returns the rule of a group.
+        keeps_float64_counts: True if 0-dim states stay in float64.
     """
     names = {}
     for group in groups:
-        own_rule = rule(group)
+        group_rule = rule(group)
         plain = registry.WEIGHTS[group["weights"]].codec is registry.PLAIN
-        counts = () if keeps_float64_counts else own_rule.scalar_state
+        counts = () if keeps_float64_counts else group_rule.scalar_state
         as_torch = group["states"] == "param" and plain
-        own = (*own_rule.state_keys, *counts, "ema") if as_torch else ()
-        names.update(dict.fromkeys(group["params"], own))
+        group_names = (*group_rule.state_keys, *counts, "ema") if as_torch else ()
+        names.update(dict.fromkeys(group["params"], group_names))
     return names
 
 
 def restore(
     params: Iterator[Tensor], state: Any, given: Mapping[str, Any], as_torch: Mapping[Tensor, Any]
 ) -> None:
-    """Take back what ``torch.optim.Optimizer.load_state_dict`` cast to the parameter's dtype.
+    """Restore the saved dtypes, which ``torch.optim.Optimizer.load_state_dict`` casts.
 
-    A parameter shares its tensors with the checkpoint, as in torch, where they are in torch's
-    formats and none is cast; else it shares none: two live optimizers must not have the count alone
-    in common, now or after a change of format.
+    A parameter shares its state tensors with the checkpoint, as in torch, where they are in torch's
+    formats and none is cast. Otherwise it shares none: two optimizers must not share the step count
+    alone, now or after a change of format.
 
     Args:
-        params: of the optimizer, in order.
-        state: of the optimizer, as torch has loaded it.
-        given: the checkpoint.
-        as_torch: names of the states that are to be in the parameter's dtype.
+        params: parameters of the optimizer, in order.
+        state: state of the optimizer as torch has loaded it, changed in place.
+        given: state dict that is loaded.
+        as_torch: names of the states of each parameter that must have its dtype.
     """
     ids = chain.from_iterable(group["params"] for group in given["param_groups"])
     for index, param in zip(ids, params, strict=True):
@@ -78,7 +79,7 @@ def restore(
             if state[param][name].dtype != value.dtype and not cast:
                 state[param][name] = value.to(param.device, copy=True)
         for name, value in tensors.items():
-            if state[param][name].is_inference():  # which could not be updated in place
+            if state[param][name].is_inference():  # it could not be updated in place
                 state[param][name] = value.to(param.device, state[param][name].dtype, copy=True)
         shared = [name for name, value in tensors.items() if state[param][name] is value]
         if len(shared) < len(tensors) or not as_torch[param]:
@@ -89,9 +90,9 @@ def restore(
 def to_torch_state_dict(
     packed: Checkpoint, params: Iterator[Tensor], rules: list[Rule]
 ) -> Checkpoint:
-    """``packed``, the ``state_dict()`` of an optimizer, with every value as one float32.
+    """Convert the state dict ``packed``: one float32 tensor for each state.
 
-    A weight that has more than its parameter becomes the state ``master``.
+    A weight that has more bits than its parameter becomes the state ``master``.
     """
     groups = [
         {k: v for k, v in group.items() if k not in options.GROUP_DEFAULTS}

@@ -1,4 +1,4 @@
-"""Every storage format in plain torch: how one value is read from and written to its columns.
+"""Storage formats in plain torch: functions that load a value from its columns and store it.
 
 ``load_<name>`` reads the value in the compute dtype, ``store_<name>`` rounds it once and writes it;
 a format with more than one column (a weight and its remainder, codes and their scales) takes them
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from fused_optim.formats.stochastic_rounding import Noise
 
 BLOCK = 64  # elements that share a scale
-INFINITY = 0x7F800000  # the bits of an infinite float32
+INFINITY = 0x7F800000  # bits of an infinite float32
 MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but the sign
 
 Columns = Sequence[Tensor]
@@ -25,11 +25,11 @@ Store = Callable[[Columns, Tensor, Noise | None], None]
 
 
 class ColumnSpec(NamedTuple):
-    """One tensor that a format needs for a value.
+    """The specification of one tensor that stores a part of a value.
 
     Attributes:
         name: suffix of the state's name; for a weight, the whole name of the state entry.
-        dtype: dtype of the tensor; None for the parameter's.
+        dtype: dtype of the tensor; None for the dtype of the parameter.
         block: number of elements of the value for each element of the column.
     """
 
@@ -39,15 +39,15 @@ class ColumnSpec(NamedTuple):
 
 
 class Codec(NamedTuple):
-    """One storage format. Its Triton counterparts are found by the names of these functions.
+    """A storage format. The Triton counterparts of its functions have the same names.
 
     A state whose columns are zeros is zero.
 
     Attributes:
-        load: ``(columns, compute dtype) -> value``.
-        store: ``(columns, value, noise) -> None``, in place; ``noise()`` returns int32 random bits
-            for each element; it is None where ``stochastic`` is False.
-        columns: tensors that a value needs.
+        load: function ``(columns, compute dtype) -> value``.
+        store: function ``(columns, value, noise) -> None``, in place; ``noise()`` returns int32
+            random bits for each element; ``noise`` is None where ``stochastic`` is False.
+        columns: specifications of the tensors that store a value.
         stochastic: True if values are rounded stochastically.
     """
 
@@ -72,7 +72,7 @@ def load_plain(columns: Columns, compute: torch.dtype) -> Tensor:
 
 
 def store_plain(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """One column of a floating dtype, rounded to nearest even."""
+    """Round to nearest even and store in one column of a floating dtype."""
     columns[0].copy_(value)
 
 
@@ -80,36 +80,36 @@ def store_plain(columns: Columns, value: Tensor, noise: Noise | None) -> None:
 
 
 def load_master(columns: Columns, compute: torch.dtype) -> Tensor:
-    """The float32 value, unless the parameter is no longer what that rounds to."""
+    """Load the float32 master weight; the parameter, if the master no longer rounds to it."""
     param, master = columns
     return torch.where(master.to(param.dtype) == param, master, param.float())
 
 
 def store_master(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """A float32 value beside the parameter, which is rounded to nearest even."""
+    """Store the parameter, rounded to nearest even, and the float32 master weight."""
     columns[0].copy_(value)
     columns[1].copy_(value)
 
 
 def load_split(columns: Columns, compute: torch.dtype) -> Tensor:
-    """The float32 with the bits ``(param << 16) + remainder``."""
+    """Load the float32 with the bits ``(param << 16) + remainder``."""
     return _combine_bits(columns[0].float().view(torch.int32), columns[1].int())
 
 
 def store_split(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """bf16, rounded half up, and the 16 bits that lead from there to the float32."""
+    """Store bf16, rounded half up, and the 16-bit difference of the bits as the remainder."""
     high, low = _split_bits(value.view(torch.int32))
     columns[0].copy_(high.view(torch.float32))
     columns[1].copy_(low)
 
 
 def load_split24(columns: Columns, compute: torch.dtype) -> Tensor:
-    """The float32 with the bits ``(param << 16) + (remainder << 8)``."""
+    """Load the float32 with the bits ``(param << 16) + (remainder << 8)``."""
     return _combine_bits(columns[0].float().view(torch.int32), columns[1].int() << 8)
 
 
 def store_split24(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """bf16 and the 8 bits that follow, the rest rounded stochastically."""
+    """Round stochastically to 24 bits; store bf16 and the 8-bit remainder."""
     assert noise is not None
     high, low = _split_bits(_round_stochastically(value.view(torch.int32), noise(), 8))
     columns[0].copy_(high.view(torch.float32))
@@ -117,27 +117,28 @@ def store_split24(columns: Columns, value: Tensor, noise: Noise | None) -> None:
 
 
 def _combine_bits(high: Tensor, low: Tensor) -> Tensor:
-    """The float32 of the bits ``high + low``."""
+    """Return the float32 with the bits ``high + low``."""
     magnitude = high & MAGNITUDE
-    # the parameter may have been written from outside: a zero stays one, so what lies below the
-    # range of bf16 is zero too; infinity would grow to NaN
+    # the parameter may have been written from outside: a zero stays zero, so a value below the
+    # range of bf16 is zero too; adding to infinity would give NaN
     foreign = (magnitude == 0) | ((magnitude == INFINITY) & (low > 0))
     return torch.where(foreign, high, high + low).view(torch.float32)
 
 
 def _split_bits(bits: Tensor) -> tuple[Tensor, Tensor]:
-    """The bits of the bf16 nearest to a float32, half up, and the way from there."""
+    """Split the bits of a float32 into those of the nearest bf16, half up, and the difference."""
     magnitude = bits & MAGNITUDE
-    # the low bits alone may be what makes a NaN: then it is a quiet one
+    # a NaN may have its set bits in the low half only: setting the quiet bit keeps it a NaN
     special = torch.where(magnitude > INFINITY, bits | 0x400000, bits)
     high = torch.where(magnitude < INFINITY, bits + 0x8000, special) & ~0xFFFF
     return high, torch.where(magnitude > INFINITY, 0, bits - high)
 
 
 def _round_stochastically(bits: Tensor, noise: Tensor, drop: int) -> Tensor:
-    """A float32 without its last ``drop`` bits, up or down so that the mean is the value.
+    """Round off the last ``drop`` bits of a float32, up or down so that the mean is the value.
 
-    What has no such bits stays as it is, and so do infinities and NaN; finite stays finite.
+    A value whose dropped bits are 0 is unchanged, as are infinities and NaN. A finite value stays
+    finite.
     """
     rest = (1 << drop) - 1
     grown = bits + (noise & rest)  # a float's bits grow with its magnitude
@@ -147,19 +148,21 @@ def _round_stochastically(bits: Tensor, noise: Tensor, drop: int) -> Tensor:
 
 
 def load_kahan(columns: Columns, compute: torch.dtype) -> Tensor:
-    """The parameter and what was lost when it was rounded."""
+    """Load the sum of the parameter and its compensation, the rounding error of the last store."""
     param, lost = (column.to(compute) for column in columns)
-    power = (param.view(torch.int32) & INFINITY).view(torch.float32)  # of two, at most |param|
+    # the largest power of two <= |param|
+    power = (param.view(torch.int32) & INFINITY).view(torch.float32)
     wide = columns[0].dtype is torch.bfloat16
     half = (power * 2.0 ** (-8 if wide else -11)).clamp(min=2.0 ** (-134 if wide else -25))
-    # more than half an ulp is not of this parameter, which was then written from outside
+    # an error above half an ulp belongs to an older value: the parameter was written from outside
     return torch.where((param != 0) & (lost.abs() <= half), param + lost, param)
 
 
 def store_kahan(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """Rounded to nearest even, and what that loses, in the same dtype; in bf16 stochastically.
+    """Store the parameter, rounded to nearest even, and the rounding error in the same dtype.
 
-    Two bf16 are 17 bits: a step of 1e-5 at a weight of 1 is near the last of them.
+    A bf16 error is rounded stochastically: two bf16 have 17 bits, and a step of 1e-5 at a weight of
+    1 is near the last of them.
     """
     assert noise is not None
     columns[0].copy_(value)
@@ -171,28 +174,28 @@ def store_kahan(columns: Columns, value: Tensor, noise: Noise | None) -> None:
 
 
 def load_stochastic(columns: Columns, compute: torch.dtype) -> Tensor:
-    """One column of bf16."""
+    """Load one column of bf16."""
     return columns[0].to(compute)
 
 
 def store_stochastic(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """One column of bf16, rounded stochastically."""
+    """Round stochastically and store in one column of bf16."""
     assert noise is not None
     columns[0].copy_(
         _round_stochastically(value.float().view(torch.int32), noise(), 16).view(torch.float32)
     )
 
 
-# ---- states of 8 bits: small floats, and for each block a power of two
+# ---- 8-bit states: codes of a small floating-point format, with a power of two for each block
 
 
 class MiniFloat(NamedTuple):
-    """A floating-point format of one byte for values below 2; each block has a power of two.
+    """An 8-bit floating-point format for values below 2; each block is scaled by a power of two.
 
     Attributes:
         mantissa_bits: number of mantissa bits; denormals reach down to zero.
         exponent_bias: exponent field of numbers in [1, 2).
-        max_code: largest code; the next one is NaN, which infinities become too.
+        max_code: largest finite code; the next one is NaN, which also represents infinities.
         signed: True if the first bit is the sign; without it no value is negative, and none but
             zero is rounded to zero.
     """
@@ -232,7 +235,7 @@ def _quantize(columns: Columns, value: Tensor, noise: Noise | None, mini: MiniFl
     magnitude = value.view(torch.int32) & MAGNITUDE
     finite = magnitude < INFINITY
     blocks = pad(torch.where(finite, magnitude, 0), (0, -len(value) % BLOCK)).view(-1, BLOCK)
-    # one more where the largest value lies between the largest code and the next power of two
+    # the exponent is one more where the largest value is above the largest code
     room = (
         (1 << 23)
         - 1
@@ -241,7 +244,7 @@ def _quantize(columns: Columns, value: Tensor, noise: Noise | None, mini: MiniFl
     exponents = ((blocks.amax(1) + room) >> 23).clamp(max=254)
     columns[1].copy_(exponents)
     exponents = exponents.clamp(min=1).repeat_interleave(BLOCK)[: len(value)]
-    # halved first: the reciprocal of the largest power of two is no normal number
+    # halve first: the reciprocal of the largest power of two is not a normal number
     scaled = value.abs() * 0.5 * ((255 - exponents) << 23).view(torch.float32)
     least = 2.0 ** (1 - mini.exponent_bias)
     denormal = scaled < least
@@ -258,40 +261,40 @@ def _quantize(columns: Columns, value: Tensor, noise: Noise | None, mini: MiniFl
 
 
 def load_e3m4(columns: Columns, compute: torch.dtype) -> Tensor:
-    """A sign, 3 bits of exponent and 4 of mantissa."""
+    """Load codes with a sign, 3 exponent bits and 4 mantissa bits."""
     return _dequantize(columns, E3M4).to(compute)
 
 
 def store_e3m4(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """A sign, 3 bits of exponent and 4 of mantissa, rounded stochastically."""
+    """Store codes with a sign, 3 exponent bits and 4 mantissa bits, rounded stochastically."""
     _quantize(columns, value, noise, E3M4)
 
 
 def load_e4m4(columns: Columns, compute: torch.dtype) -> Tensor:
-    """4 bits of exponent and 4 of mantissa, for what is never negative."""
+    """Load codes with 4 exponent bits and 4 mantissa bits, for values that are never negative."""
     return _dequantize(columns, E4M4).to(compute)
 
 
 def store_e4m4(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """4 bits of exponent and 4 of mantissa, rounded stochastically."""
+    """Store codes with 4 exponent bits and 4 mantissa bits, rounded stochastically."""
     _quantize(columns, value, noise, E4M4)
 
 
 def load_e4m3(columns: Columns, compute: torch.dtype) -> Tensor:
-    """torch.float8_e4m3fn."""
+    """Load codes of torch.float8_e4m3fn."""
     return _dequantize(columns, E4M3).to(compute)
 
 
 def store_e4m3(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """torch.float8_e4m3fn, rounded stochastically."""
+    """Store codes of torch.float8_e4m3fn, rounded stochastically."""
     _quantize(columns, value, noise, E4M3)
 
 
 def load_e5m2(columns: Columns, compute: torch.dtype) -> Tensor:
-    """torch.float8_e5m2, for what is never negative."""
+    """Load codes of torch.float8_e5m2, for values that are never negative."""
     return _dequantize(columns, E5M2).to(compute)
 
 
 def store_e5m2(columns: Columns, value: Tensor, noise: Noise | None) -> None:
-    """torch.float8_e5m2, rounded stochastically."""
+    """Store codes of torch.float8_e5m2, rounded stochastically."""
     _quantize(columns, value, noise, E5M2)

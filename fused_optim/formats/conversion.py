@@ -1,4 +1,4 @@
-"""State tensors: detect their format, allocate them, convert them to another format."""
+"""State tensors: detection of their format, allocation, and conversion to another format."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from fused_optim.formats.codecs import Codec, ColumnSpec
 from fused_optim.formats.registry import PLAIN, STATES, WEIGHTS
 from fused_optim.formats.stochastic_rounding import random_bits
 
-PIECE = 1 << 20  # elements that are converted at once, a whole number of blocks
+PIECE = 1 << 20  # number of elements that are converted at once, a multiple of the block size
 State = dict[str, Any]
 
 
 def matches_column(tensor: Any, column: ColumnSpec, param: Tensor) -> bool:
-    """Return whether ``tensor`` can be this column of a value of ``param``."""
+    """Return True if ``tensor`` can be this column of a value of ``param``."""
     if not isinstance(tensor, Tensor) or tensor.device != param.device:
         return False
     if column.block > 1:
@@ -29,12 +29,12 @@ def matches_column(tensor: Any, column: ColumnSpec, param: Tensor) -> bool:
 def has_columns(
     state: State, keys: Sequence[str], columns: Sequence[ColumnSpec], param: Tensor
 ) -> bool:
-    """Return whether ``state`` has these columns of a value of ``param``."""
+    """Return True if ``state`` has these columns of a value of ``param``."""
     return all(matches_column(state.get(k), c, param) for k, c in zip(keys, columns, strict=True))
 
 
 def detect_format(state: State, state_key: str, param: Tensor) -> Codec | None:
-    """Return the codec that a state is stored in; None without a state, or in an unknown one."""
+    """Return the codec in which a state is stored; None if it is missing or the codec unknown."""
     for codec in {codec: None for pair in STATES.values() for codec in pair}:
         if has_columns(state, codec.column_keys(state_key), codec.columns, param):
             return codec
@@ -42,7 +42,7 @@ def detect_format(state: State, state_key: str, param: Tensor) -> Codec | None:
 
 
 def detect_weight_format(state: State, param: Tensor) -> Codec:
-    """Return the codec of the weight, by the entries of ``state``."""
+    """Return the codec of the weight, which the entries of ``state`` determine."""
     for codec, _ in WEIGHTS.values():
         if codec.extra_keys and has_columns(state, codec.extra_keys, codec.columns[1:], param):
             return codec
@@ -50,7 +50,7 @@ def detect_weight_format(state: State, param: Tensor) -> Codec:
 
 
 def decode(codec: Codec, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return the value that ``tensors`` store, laid out as the first of them."""
+    """Return the value that ``tensors`` store, with the strides of the first of them."""
     value = _dense(tensors[0], dtype)
     for piece, columns in _pieces(codec, [_as(tensor, value) for tensor in tensors]):
         _flat(value)[piece] = codec.load(columns, dtype)
@@ -58,7 +58,7 @@ def decode(codec: Codec, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tenso
 
 
 def encode(codec: Codec, value: Tensor, param: Tensor) -> list[Tensor]:
-    """Return new tensors that store ``value``, laid out as ``param``."""
+    """Return new tensors that store ``value``, with the strides of ``param``."""
     tensors = allocate(codec, param)
     source = _flat(_as(value, tensors[0]))
     for piece, columns in _pieces(codec, tensors):
@@ -69,7 +69,7 @@ def encode(codec: Codec, value: Tensor, param: Tensor) -> list[Tensor]:
 
 
 def allocate(codec: Codec, param: Tensor) -> list[Tensor]:
-    """Return new tensors for a value of ``param``: zeros, which store zero in any format."""
+    """Return new zero tensors for a value of ``param``, which store 0 in any format."""
     first = _dense(param, codec.columns[0].dtype or param.dtype)
     rest = [
         _dense(param, column.dtype or param.dtype)
@@ -83,17 +83,17 @@ def allocate(codec: Codec, param: Tensor) -> list[Tensor]:
 def convert_state(
     state: State, state_key: str, codec: Codec, param: Tensor, start: Callable[[], Tensor | None]
 ) -> None:
-    """Bring a state into the format ``codec``; create it from ``start()`` if it is missing.
+    """Convert a state to the format ``codec``; create it from ``start()`` if it is missing.
 
     Args:
-        state: entries of the parameter.
+        state: state entries of the parameter, changed in place.
         state_key: name of the state.
-        codec: format to bring it into.
-        param: the parameter.
-        start: returns the value of a new state; None for zeros.
+        codec: target format.
+        param: parameter of the state.
+        start: function that returns the value of a new state; None for zeros.
     """
     keys = codec.column_keys(state_key)
-    # the codes of a block are neighbours in memory: a scale belongs to one layout
+    # the codes of a block are consecutive in memory: scales are valid for one layout only
     blocks = any(column.block > 1 for column in codec.columns)
     if has_columns(state, keys, codec.columns, param) and not (
         blocks and not _same_layout(state[state_key], param)
@@ -115,7 +115,7 @@ def convert_state(
 
 @torch.no_grad()
 def convert_weight(state: State, codec: Codec, param: Tensor) -> None:
-    """Bring the weight of ``param`` into the format ``codec``."""
+    """Convert the weight of ``param`` to the format ``codec``."""
     keys = codec.extra_keys
     if keys and has_columns(state, keys, codec.columns[1:], param):
         return
@@ -124,10 +124,10 @@ def convert_weight(state: State, codec: Codec, param: Tensor) -> None:
         return
     narrow = param.detach()
     if before is not PLAIN and param.itemsize != 2:
-        narrow = param.to(torch.bfloat16)  # as it was when the state was written
+        narrow = param.to(torch.bfloat16)  # its value when the state was written
     rest = [state.pop(name) for name in before.extra_keys]
     value = decode(before, [narrow, *rest], torch.float32)
-    # a parameter that was written since then has its own value
+    # where the parameter was written since then, its value is the weight
     value = torch.where(narrow.to(param.dtype) == param, value, param.float())
     tensors = encode(codec, value, param)
     param.copy_(tensors[0])
@@ -143,11 +143,11 @@ def _same_layout(tensor: Tensor, other: Tensor) -> bool:
         return True
     order = torch.empty_like(other, device="meta").stride()
     sizes = zip(tensor.shape, tensor.stride(), order, strict=True)
-    return all(n == 1 or mine == wanted for n, mine, wanted in sizes)
+    return all(n == 1 or stride == expected for n, stride, expected in sizes)
 
 
 def _as(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return ``tensor`` laid out as ``other``; scales as they are."""
+    """Return ``tensor`` with the strides of ``other``; scales unchanged."""
     if tensor.shape != other.shape or tensor.stride() == other.stride():
         return tensor
     return _dense(other, tensor.dtype).copy_(tensor)
@@ -159,7 +159,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _pieces(codec: Codec, tensors: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Yield parts of a value, and the columns of each."""
+    """Yield the slice of each piece of a value, and the columns of the piece."""
     columns = [(_flat(t), c.block) for t, c in zip(tensors, codec.columns, strict=True)]
     for start in range(0, tensors[0].numel(), PIECE):
         end = start + PIECE

@@ -1,4 +1,4 @@
-"""Storage formats by name (``weights=``, ``states=``), and the choice of one for each value."""
+"""The registry of storage formats by name, and the choice of a format for each value."""
 
 from functools import cache
 from typing import NamedTuple
@@ -10,20 +10,20 @@ from fused_optim.formats import codecs
 from fused_optim.formats.codecs import Codec, ColumnSpec, Load, Store
 from fused_optim.rules.common import Rule
 
-MIN_SCALED_NUMEL = 4096  # tensors of fewer elements have float32 states, without scales
+MIN_SCALED_NUMEL = 4096  # smaller tensors have float32 states instead of block-scaled ones
 BF16 = torch.bfloat16
 HALVES = (torch.bfloat16, torch.float16)
 
 
 class Weights(NamedTuple):
-    """A format of weights, and the dtypes of the parameters that it supports."""
+    """A format of weights: its codec, and the dtypes of the parameters that it supports."""
 
     codec: Codec
     dtypes: tuple[torch.dtype, ...]
 
 
 class States(NamedTuple):
-    """The codecs of states of either sign, and of states that are never negative."""
+    """A format of states: the codec of signed states, and of states that are never negative."""
 
     signed: Codec
     unsigned: Codec
@@ -39,12 +39,12 @@ STOCHASTIC = Codec(
 def _with_extra_column(
     load: Load, store: Store, name: str, dtype: torch.dtype | None, stochastic: bool = False
 ) -> Codec:
-    """Return a format of the parameter and one more column."""
+    """Return a codec whose columns are the parameter and one more tensor."""
     return Codec(load, store, (ColumnSpec(), ColumnSpec(name, dtype)), stochastic)
 
 
 def _block_scaled(load: Load, store: Store, dtype: torch.dtype) -> Codec:
-    """Return a block-scaled format: codes and, for each block of them, a power of two."""
+    """Return a block-scaled codec: codes and, for each block of codes, a power of two."""
     columns = (ColumnSpec(dtype=dtype), ColumnSpec("_scale", torch.uint8, codecs.BLOCK))
     return Codec(load, store, columns, stochastic=True)
 
@@ -72,12 +72,12 @@ WEIGHTS = {
     "stochastic": Weights(STOCHASTIC, (BF16,)),
 }
 
-# scales are powers of two, so that codes depend on the values of a block alone; of the small floats
-# of 8 bits these err least in the update: see benchmarks/results/formats.md
+# scales are powers of two, so that codes depend on the values of a block alone; among the 8-bit
+# floating-point formats these have the least error in the update: benchmarks/results/formats.md
 STATES = {
     "param": States(PLAIN, PLAIN),
     "fp32": States(FP32, FP32),
-    # every state, for whatever moves by less than half an ulp a step would stand still
+    # stochastic for every state: changes below half an ulp per step would be rounded away
     "bf16": States(STOCHASTIC, STOCHASTIC),
     "int8": States(
         _block_scaled(codecs.load_e3m4, codecs.store_e3m4, torch.int8),
@@ -95,7 +95,7 @@ def unsupported_reason(param: Tensor, weights: str, states: str) -> str | None:
     if param.is_complex() and (weights, states) != ("plain", "param"):
         return (
             f"weights='plain' and states='param' for {param.dtype}, got {weights!r}, {states!r}: "
-            "put them in a group of their own, {'params': ..., 'weights': 'plain', "
+            "put them in a separate group, {'params': ..., 'weights': 'plain', "
             "'states': 'param'}"
         )
     dtypes = WEIGHTS[weights].dtypes
@@ -106,7 +106,7 @@ def unsupported_reason(param: Tensor, weights: str, states: str) -> str | None:
 
 
 def is_stochastic(weights: str, states: str) -> bool:
-    """Return whether these formats round anything stochastically."""
+    """Return True if one of these formats rounds stochastically."""
     codecs = (WEIGHTS[weights].codec, *STATES[states])
     return any(codec.stochastic for codec in codecs)
 
@@ -117,21 +117,21 @@ def formats_for(
 ) -> tuple[Codec, ...]:
     """Return the codecs of parameter, gradient and every state of ``rule``.
 
-    A parameter of float32 or more is stored as it is, whatever ``weights`` says.
+    A parameter of float32 or more is stored unchanged, whatever the value of ``weights``.
     """
     weight = WEIGHTS[weights].codec if dtype in HALVES else PLAIN
     wide = PLAIN
     if weight is not PLAIN or states != "param":
-        # Position-like states (z, the EMA) change by tiny amounts per step, like the weight, and
-        # have no error-compensation column.
+        # z and the EMA change by small amounts per step, like the weight, but have no column for
+        # the rounding error
         wide = PLAIN._replace(
             columns=(ColumnSpec(dtype=torch.promote_types(dtype, torch.float32)),)
         )
-    own = [
+    state_codecs = [
         wide if key in (*rule.fp32_keys, "ema") else _state_format(rule, key, small, states)
         for key in rule.state_keys
     ]
-    return (weight, PLAIN, *own)
+    return (weight, PLAIN, *state_codecs)
 
 
 def _state_format(rule: Rule, state_key: str, small: bool, states: str) -> Codec:

@@ -1,4 +1,4 @@
-"""The weight of a parameter: its value together with the state entries that extend it.
+"""The weight of a parameter: its value, extended by the extra bits in its state entries.
 
 A bf16 or fp16 parameter may have more bits in its state (``master``, ``remainder``,
 ``compensation``): see ``weights=`` in :class:`fused_optim.options.Additions`.
@@ -35,16 +35,16 @@ def store_weight(state: State, param: Tensor, value: Tensor) -> None:
 
 
 def reset_extra_bits(state: State, param: Tensor, own_value: Tensor) -> None:
-    """Make the weight exactly the parameter: drop the bits that extend it.
+    """Set the weight to exactly the parameter by resetting its extra bits.
 
     Args:
-        state: entries of the parameter.
-        param: the parameter.
-        own_value: its value, where ``swap_ema()`` has put another into it.
+        state: state entries of the parameter.
+        param: parameter whose extra bits are reset.
+        own_value: value of the parameter; within ``swap_ema()`` the value from before.
     """
     codec = conversion.detect_weight_format(state, param)
     keys = codec.extra_keys
-    # an encoded value that the parameter represents exactly has these extra bits
+    # the extra bits of a value that the parameter represents exactly
     new = conversion.encode(codec, own_value.float(), param)[1:] if keys else []
     for name, tensor in zip(keys, new, strict=True):
         state[name].copy_(tensor)
@@ -57,16 +57,16 @@ def make_columns(
     state_keys: tuple[str, ...],
     start: Callable[..., Tensor | None],
 ) -> list[Tensor]:
-    """Return parameter, gradient and states in their formats, one tensor a column.
+    """Return parameter, gradient and states in their formats, one tensor for each column.
 
-    Missing states are created, and those in another format are converted.
+    Missing states are created, and states in another format are converted.
 
     Args:
-        state: entries of the parameter.
-        param: the parameter, with a gradient.
+        state: state entries of the parameter, changed in place.
+        param: parameter that has a gradient.
         codecs: formats of parameter, gradient and states.
         state_keys: names of the states.
-        start: returns the first value of a state; None for zeros.
+        start: function that returns the first value of a state; None for zeros.
     """
     conversion.convert_weight(state, codecs[0], param)
     columns: list[Any] = [param, *map(state.get, codecs[0].extra_keys), _resolve(param.grad)]
@@ -77,9 +77,9 @@ def make_columns(
 
 
 def _resolve(gradient: Any) -> Tensor:
-    """Return the gradient as it is in memory: a copy where torch negates or conjugates on reading.
+    """Return the gradient without lazy negation or conjugation, which a kernel does not apply.
 
-    Autograd leaves that to the reader of imaginary parts and of complex gradients.
+    Autograd sets these bits for imaginary parts and for complex gradients.
     """
     resolved: Tensor = gradient.resolve_neg().resolve_conj()
     return resolved

@@ -1,1 +1,1 @@
-"""One file for each family of optimizers; ``base.py`` has the only step."""
+"""Optimizers, one module for each family; ``base.py`` has their common base class."""

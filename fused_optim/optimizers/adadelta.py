@@ -17,18 +17,18 @@ class Adadelta(FusedOptimizer):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: scales each step; a float, or a tensor of one element that is read at each step.
-        rho: weight of the past in both averages, in [0, 1].
-        eps: added to both averages, under the roots.
+        lr: factor of each step; a float, or a one-element tensor that is read at each step.
+        rho: decay rate of both averages, in [0, 1].
+        eps: added to both averages, under the square roots, for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         foreach: accepted for compatibility and ignored.
-        capturable: accepted for compatibility and ignored: every step is.
+        capturable: accepted for compatibility and ignored: every step is capturable.
         maximize: maximize the objective.
         differentiable: must be False.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``square_avg`` and ``acc_delta`` in the parameter's dtype, 8 bytes a parameter in fp32;
-    ``step``.
+    State: ``square_avg`` (average of squared gradients) and ``acc_delta`` (of squared steps) in the
+    parameter's dtype, 8 bytes per element in fp32; ``step``.
 
     Source: Zeiler 2012, algorithm 1, https://arxiv.org/abs/1212.5701
     """

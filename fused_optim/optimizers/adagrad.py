@@ -23,16 +23,16 @@ class Adagrad(FusedOptimizer):
         lr: learning rate; a float, or a one-element tensor that is read at each step.
         lr_decay: at step t the step length is ``lr / (1 + (t - 1) * lr_decay)``.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
-        initial_accumulator_value: start of the sum; as in torch, one for all groups.
-        eps: added to the root of the sum.
+        initial_accumulator_value: first value of the sum; as in torch, one for all groups.
+        eps: added to the denominator for numerical stability.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is.
+        fused: accepted for compatibility and ignored: every step is fused.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``sum`` in the parameter's dtype, 4 bytes a parameter in fp32; ``step``. Created here,
-    not at the first step.
+    State: ``sum`` (of squared gradients) in the parameter's dtype, 4 bytes per element in fp32;
+    ``step``. The constructor creates both.
 
     Source: Duchi et al. 2011, figure 1, https://jmlr.org/papers/v12/duchi11a.html
     """
@@ -72,7 +72,7 @@ class Adagrad(FusedOptimizer):
                 state["sum"] = self.new_state(param, "sum", group)
 
     def share_memory(self) -> None:
-        """Move the sums to shared memory, as in torch."""
+        """Move the states ``sum`` to shared memory, as in torch."""
         for group in self.param_groups:
             for param in group["params"]:
                 if "sum" in self.state.get(param, {}):

@@ -25,14 +25,16 @@ class Adam(FusedOptimizer):
         amsgrad: use the maximum of all second moment estimates so far (AMSGrad).
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
-        capturable: accepted for compatibility and ignored: every step is.
+        capturable: accepted for compatibility and ignored: every step is capturable.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is.
-        decoupled_weight_decay: subtract ``lr * weight_decay * p`` instead, as AdamW does.
+        fused: accepted for compatibility and ignored: every step is fused.
+        decoupled_weight_decay: use decoupled weight decay instead of the L2 penalty: each step
+            subtracts ``lr * weight_decay * p``, as in AdamW.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``exp_avg`` and ``exp_avg_sq`` (with amsgrad, ``max_exp_avg_sq``) in the parameter's
-    dtype, 8 (12) bytes a parameter in fp32; ``step``.
+    State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) (with amsgrad also its
+    maximum, ``max_exp_avg_sq``) in the parameter's dtype, 8 (12) bytes per element in fp32;
+    ``step``.
 
     Source: Kingma and Ba 2015, algorithm 1, https://arxiv.org/abs/1412.6980;
     amsgrad: Reddi et al. 2018, algorithm 2, https://openreview.net/forum?id=ryQu7f-RZ
@@ -83,13 +85,14 @@ class AdamW(Adam):
         amsgrad: use the maximum of all second moment estimates so far (AMSGrad).
         maximize: maximize the objective.
         foreach: accepted for compatibility and ignored.
-        capturable: accepted for compatibility and ignored: every step is.
+        capturable: accepted for compatibility and ignored: every step is capturable.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is.
+        fused: accepted for compatibility and ignored: every step is fused.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``exp_avg`` and ``exp_avg_sq`` (with amsgrad, ``max_exp_avg_sq``) in the parameter's
-    dtype, 8 (12) bytes a parameter in fp32; ``step``.
+    State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) (with amsgrad also its
+    maximum, ``max_exp_avg_sq``) in the parameter's dtype, 8 (12) bytes per element in fp32;
+    ``step``.
 
     Source: Loshchilov and Hutter 2019, algorithm 2, https://arxiv.org/abs/1711.05101
     """
@@ -129,5 +132,5 @@ class AdamW(Adam):
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # an Adam's checkpoint goes on as AdamW, as in torch
+        for group in self.param_groups:  # a checkpoint of Adam continues as AdamW, as in torch
             group["decoupled_weight_decay"] = True

@@ -18,17 +18,17 @@ class Adamax(FusedOptimizer):
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        betas: weights of the past in the mean and in the norm, each in [0, 1).
-        eps: added to the size of the gradient.
+        betas: decay rates of the first moment estimate and of the infinity norm, each in [0, 1).
+        eps: added to the magnitude of the gradient for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
-        capturable: accepted for compatibility and ignored: every step is.
+        capturable: accepted for compatibility and ignored: every step is capturable.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``exp_avg`` and ``exp_inf`` in the parameter's dtype, 8 bytes a parameter in fp32;
-    ``step``.
+    State: ``exp_avg`` (first moment) and ``exp_inf`` (infinity norm) in the parameter's dtype, 8
+    bytes per element in fp32; ``step``.
 
     Source: Kingma and Ba 2015, algorithm 2, https://arxiv.org/abs/1412.6980
     """

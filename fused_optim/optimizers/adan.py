@@ -14,24 +14,25 @@ from fused_optim.validation import decay_rates, nonnegative
 
 
 class Adan(FusedOptimizer):
-    """Adan: Nesterov momentum by differences of gradients, adaptive, with decoupled decay.
+    """Adan: adaptive Nesterov momentum from differences of gradients, with decoupled weight decay.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        betas: weights of the past (1 - beta in the paper) in the mean of the gradients, in that of
-            their differences and in the uncentered variance, each in [0, 1).
+        betas: decay rates (1 - beta in the paper) of the averages of the gradients, of their
+            differences and of the second moment, each in [0, 1).
         eps: added to the denominator for numerical stability.
         weight_decay: the parameter is divided by ``1 + lr * weight_decay`` after the step.
-        no_prox: the parameter shrinks by ``lr * weight_decay`` before the step instead.
+        no_prox: multiply the parameter by ``1 - lr * weight_decay`` before the step instead.
         foreach: accepted for compatibility and ignored.
-        fused: accepted for compatibility and ignored: every step is.
+        fused: accepted for compatibility and ignored: every step is fused.
         maximize: maximize the objective.
-        additions: see :class:`fused_optim.Additions`. To clip nothing, ``max_grad_norm`` is None;
-            in the authors' code it is 0.
+        additions: see :class:`fused_optim.Additions`. ``max_grad_norm=None`` disables clipping; in
+            the authors' code 0 does.
 
-    State: ``exp_avg``, ``exp_avg_diff``, ``exp_avg_sq`` and ``pre_grad``, the gradient before, in
-    the parameter's dtype, 16 bytes a parameter in fp32; ``step``.
+    State: ``exp_avg`` (first moment), ``exp_avg_diff`` (average of gradient differences),
+    ``exp_avg_sq`` (second moment) and ``pre_grad`` (last gradient) in the parameter's dtype, 16
+    bytes per element in fp32; ``step``.
 
     Source: Xie et al. 2022, algorithm 1, https://arxiv.org/abs/2208.06677
     """

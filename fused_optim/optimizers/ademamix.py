@@ -17,31 +17,33 @@ from fused_optim.validation import at_least, decay_rates, nonnegative, optional
 
 @cache
 def _inverse_log(beta: float) -> float:
-    """``1 / ln(beta)``, whose last bit ``math.log`` leaves to the processor; 0 for 0, its limit."""
+    """Return ``1 / ln(beta)``, the same bits on every processor; the limit 0 for ``beta`` = 0."""
     if beta == 0:
         return 0.0
     return 1.0 / log(torch.tensor(beta, dtype=torch.float64, device="cpu")).item()
 
 
 class AdEMAMix(FusedOptimizer):
-    """AdEMAMix: AdamW with a second, slow average of the gradients beside the fast one.
+    """AdEMAMix: AdamW with a second, slow average of the gradients in addition to the fast one.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        betas: weights of the past in the fast mean, in the uncentered variance and in the slow
-            mean, each in [0, 1).
-        alpha: weight of the slow mean, which is not bias-corrected.
-        beta3_warmup: steps in which ``betas[2]`` grows from ``betas[0]``, linearly in the half-life
-            of the average; None starts with ``betas[2]``.
-        alpha_warmup: steps in which ``alpha`` grows linearly from 0; None starts with ``alpha``.
+        betas: decay rates of the fast average, of the second moment estimate and of the slow
+            average, each in [0, 1).
+        alpha: weight of the slow average, which is not bias-corrected.
+        beta3_warmup: number of steps in which ``betas[2]`` grows from ``betas[0]``, linearly in
+            the half-life of the average; None starts with ``betas[2]``.
+        alpha_warmup: number of steps in which ``alpha`` grows linearly from 0; None starts with
+            ``alpha``.
         eps: added to the denominator for numerical stability.
         weight_decay: decoupled weight decay: each step subtracts ``lr * weight_decay * p``.
         maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``exp_avg_fast`` (not with ``betas[0] = 0``), ``exp_avg_slow`` and ``exp_avg_sq`` in the
-    parameter's dtype, 12 (8) bytes a parameter in fp32; ``step``.
+    State: ``exp_avg_fast`` (fast average; not with ``betas[0] = 0``), ``exp_avg_slow`` (slow
+    average) and ``exp_avg_sq`` (second moment) in the parameter's dtype, 12 (8) bytes per element
+    in fp32; ``step``.
 
     Source: Pagliardini et al. 2024, algorithm 1, https://arxiv.org/abs/2409.03137
     """
@@ -85,7 +87,7 @@ class AdEMAMix(FusedOptimizer):
 
     @override
     def hparams(self, group: Group) -> Any:
-        # a warmup of one step is none: the first step is already past it
+        # a warmup of one step is no warmup: it ends before the first step
         own = {name: group[name] or 1 for name in ("alpha_warmup", "beta3_warmup")}
         inv_log1 = inv_log3 = -1.0
         if group["beta3_warmup"]:

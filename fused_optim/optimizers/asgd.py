@@ -18,18 +18,20 @@ class ASGD(FusedOptimizer):
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        lambd: shrinks ``p`` by ``lambd * eta``, and slows the steps down.
-        alpha: after step t the step length ``eta`` is ``lr / (1 + lambd * lr * t) ** alpha``.
-        t0: the average takes in the parameter with the weight ``1 / max(1, t - t0)``.
+        lambd: decay: each step subtracts ``lambd * eta * p``, and ``eta`` decreases with it.
+        alpha: exponent of the schedule: after step t the step size ``eta`` is
+            ``lr / (1 + lambd * lr * t) ** alpha``.
+        t0: step at which averaging starts: the parameter enters the average with the weight
+            ``1 / max(1, t - t0)``.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
-        capturable: accepted for compatibility and ignored: every step is.
+        capturable: accepted for compatibility and ignored: every step is capturable.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``ax``, the average, in the parameter's dtype, 4 bytes a parameter in fp32; ``step``,
-    ``eta`` and ``mu``, those of the next step.
+    State: ``ax`` (average of the parameter) in the parameter's dtype, 4 bytes per element in fp32;
+    ``step``; ``eta`` (step size) and ``mu`` (weight in the average) of the next step.
 
     Source: Polyak and Juditsky 1992, https://doi.org/10.1137/0330046
     """

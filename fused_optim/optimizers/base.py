@@ -1,4 +1,4 @@
-"""The base class of every optimizer: construction, checks, the step, its results."""
+"""The base class of every optimizer: construction, checks, the step and its results."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,36 +29,37 @@ Group = dict[str, Any]
 class FusedOptimizer(torch.optim.Optimizer):
     """Base class of every optimizer; a subclass declares its rule, weight decay and bounds.
 
-    ``step()`` is always both fused and capturable, whatever ``foreach``, ``fused`` and
-    ``capturable`` say: step counts and bias corrections are on the parameters' device, and nothing
-    waits for it. ``p.grad`` is never written.
+    ``step()`` is always both fused and capturable, whatever the values of ``foreach``, ``fused``
+    and ``capturable``: step counts and bias corrections are on the device of the parameters, and
+    there is no synchronization. ``p.grad`` is never written.
 
     Attributes:
-        RULE: the update rule; override :meth:`rule` where it depends on a group's options.
-        WEIGHT_DECAY: ``"l2"`` adds ``weight_decay * p`` to the gradient; ``"decoupled"`` leaves it
-            to the rule; ``"switch"`` is one or the other by ``decoupled_weight_decay``.
-        BOUNDS: check of each option beyond those that every optimizer has.
+        RULE: update rule; a subclass whose rule depends on options overrides :meth:`rule` instead.
+        WEIGHT_DECAY: kind of weight decay: ``"l2"`` adds ``weight_decay * p`` to the gradient;
+            ``"decoupled"`` passes it to the rule; ``"switch"`` is decoupled if the option
+            ``decoupled_weight_decay`` is True, else L2.
+        BOUNDS: check of each option that not every optimizer has, by name.
     """
 
     RULE: ClassVar[Rule]
     WEIGHT_DECAY: ClassVar[Literal["l2", "decoupled", "switch"]] = "l2"
     BOUNDS: ClassVar[Mapping[str, Check]] = {}
-    _keeps_float64_counts = False  # whether states="param" leaves 0-dim states in float64
+    _keeps_float64_counts = False  # True if 0-dim states stay in float64 with states="param"
 
     def __init__(self, params: ParamsT, defaults: Group, additions: Mapping[str, Any]) -> None:
-        """Take torch.optim's arguments as ``defaults``, and :class:`~options.Additions`.
+        """Create the optimizer from torch.optim's arguments, ``defaults``, and ``additions``.
 
         Raises:
             ValueError: an option is out of range, in the defaults or in a group; there are no
                 parameters, or duplicate, integer or self-overlapping ones.
-            TypeError: an option is no number, or a parameter no tensor.
+            TypeError: an option is not a number, or a parameter is not a tensor.
         """
         validation.reject_unknown(additions)
         self._reset()
         super().__init__(params, {**defaults, **options.GROUP_DEFAULTS, **additions})
 
     def _reset(self) -> None:
-        """Start without anything that must not travel with a copy: addresses, results, caches."""
+        """Create the parts that a copy must not share: addresses, results, caches."""
         self._engine = StepEngine()
         self._swap = ema.ParameterSwap()
         self._idle_ema = ema.EmaOfIdleParameters()
@@ -68,10 +69,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self.RULE
 
     def check(self, group: Group) -> None:
-        """Check options against each other; :attr:`BOUNDS` checks each by itself.
+        """Check combinations of options; :attr:`BOUNDS` has the checks of single options.
 
         Raises:
-            ValueError: a combination of options is not possible.
+            ValueError: a combination of options is not supported.
         """
 
     def hparams(self, group: Group) -> Any:
@@ -102,16 +103,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         return GroupOptions(common, hparams._make(map(read_option, hparams)))
 
     def bucket_options(self, group: Group) -> tuple[Any, ...]:
-        """Return the options of ``group`` that choose the buckets of its rows."""
+        """Return the options of ``group`` that are part of the bucket keys of its rows."""
         chosen = [group[name] for name in ("backend", "weights", "states", "count_stalled")]
         return (self.rule(group), *chosen, group["ema_decay"] is None)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether GradScaler leaves unscaling and skipping to the step.
+        """True if GradScaler leaves unscaling and skipping to the step.
 
-        The step does both on the device, where it clips or, as in torch, where ``fused=True``
-        asks: trainers that clip between backward and step refuse an optimizer that says so.
+        The step does both on the device if it clips or, as in torch, with ``fused=True``. It is
+        False otherwise: trainers that clip between backward and step reject such an optimizer.
         """
         fused = any(
             bool(group.get("fused")) or group["max_grad_value"] is not None
@@ -135,9 +136,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     def grad_norm(self) -> Tensor | None:
         """Norm of all gradients in the last step, before clipping: 0-dim float64 on the device.
 
-        NaN if nothing needed it, for it costs another read of the gradients: ``max_grad_norm``
-        None and every group with ``nonfinite="propagate"``. 0 without gradients. None before the
-        first step.
+        NaN if the step did not compute it: ``max_grad_norm`` is None and every group has
+        ``nonfinite="propagate"``; computing it costs another read of the gradients. 0 without
+        gradients. None before the first step.
         """
         return None if self._engine.report is None else self._engine.report[0]
 
@@ -148,16 +149,16 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> Tensor | None:
-        """Whether an Inf or NaN left groups unchanged: 0-dim bool on the device."""
+        """True if an Inf or NaN left groups unchanged: 0-dim bool tensor on the device."""
         return None if self._engine.report is None else self._engine.report[2].bool()
 
     @property
     def stalled(self) -> Tensor | None:
-        """Share of the elements whose stored weight the last step's update did not change.
+        """Fraction of the elements whose stored weight the update of the last step did not change.
 
         0-dim float64 on the device; None without ``count_stalled``. The weight is the parameter
-        with all its extra bits. Where nothing is rounded stochastically, more than half is a reason
-        for another format: on the CPU the step then warns, once.
+        with all its extra bits. Without stochastic rounding, a fraction above one half is a reason
+        to choose another format: on the CPU the step then warns, once.
         """
         asked = any(group["count_stalled"] for group in self.param_groups)
         return self._engine.stalled_fraction() if asked else None
@@ -177,8 +178,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: an option is out of range; duplicate, integer or self-overlapping
-                parameters. The optimizer is then as it was.
-            TypeError: an option is no number, or a parameter no tensor.
+                parameters. The optimizer is then unchanged.
+            TypeError: an option is not a number, or a parameter is not a tensor.
         """
         groups = len(self.param_groups)
         if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
@@ -209,7 +210,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         validation.check_parameter(param, group_index, name, reason)
 
     def before_first_step(self, param: Tensor) -> None:
-        """Keep the average of a parameter whose other states start in this step."""
+        """Save the average of a parameter whose other states start in this step."""
         self._idle_ema.keep(param, self.state[param])
 
     @torch.no_grad()
@@ -224,9 +225,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             The value of ``closure()``, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a backend cannot be used, with the reason.
-            ValueError: a gradient or a state is on another device or of another shape than its
-                parameter. Nothing has been changed then.
+            RuntimeError: a gradient is sparse, or a backend is not available.
+            ValueError: a gradient or a state does not match the device or shape of its parameter.
+                No tensor has been changed then.
         """
         if self._swap.active:
             raise RuntimeError("step() within swap_ema() would update the averages; leave it first")
@@ -237,11 +238,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._update()
         return loss
 
-    # one break for torch.compile, which would trace addresses and tables for seconds; torch's own
+    # a single graph break: torch.compile would trace addresses and tables for seconds; torch's own
     # optimizers use the same decorator, which unlike torch.compiler.disable imports nothing yet
     @disable_dynamo
     def _update(self) -> None:
-        if torch.is_inference_mode_enabled():  # a state made there cannot be updated elsewhere
+        if torch.is_inference_mode_enabled():  # an inference tensor cannot be updated outside
             with torch.inference_mode(False), torch.no_grad():
                 return self._update()
         # GradScaler sets these around a step
@@ -259,18 +260,19 @@ class FusedOptimizer(torch.optim.Optimizer):
     def shard(self, param: Tensor, *, index: int, offset: int, numel: int) -> None:
         """Declare that ``param`` is a slice of a larger parameter, in the order of memory.
 
-        It then gets the stochastic rounding, and the format, that it would get in one piece. For
-        formats with scales ``offset`` must be a multiple of 64. Not part of a checkpoint.
+        Stochastic rounding and the choice of formats are then those of the whole parameter. A
+        checkpoint does not contain the declaration.
 
         Args:
-            param: a parameter of this optimizer.
+            param: parameter of this optimizer.
             index: index of the whole parameter among all parameters, counted over the groups.
             offset: index of the slice's first element in the whole parameter.
             numel: number of elements of the whole parameter.
 
         Raises:
-            ValueError: the slice does not lie in the whole, or not on a multiple of 64.
-            KeyError: ``param`` is not one of this optimizer's.
+            ValueError: the slice exceeds the whole parameter, or ``offset`` is not a multiple of
+                64, the number of elements that share a scale.
+            KeyError: ``param`` is not a parameter of this optimizer.
         """
         self._check_own([param])
         self._engine.set_shard(param, Shard(index, offset, numel))
@@ -279,17 +281,17 @@ class FusedOptimizer(torch.optim.Optimizer):
     def weights_replaced(self, params: Iterable[Tensor] | None = None) -> None:
         """Declare that ``params`` have new values, to which their extra bits do not belong.
 
-        A format with more bits than the parameter (``weights=`` all but ``"plain"`` and
-        ``"stochastic"``) cannot tell whether its 16 bits were written from outside. The extra bits
-        are at most half an ulp of the parameter, and stay: an edit that changes little, such as a
-        constraint, must not stop a training whose steps are smaller than that. Call this after the
-        weights of another model were loaded, or initialized again, to start at exactly these.
+        A format with more bits than the parameter (every ``weights=`` except ``"plain"`` and
+        ``"stochastic"``) cannot detect that the parameter was written from outside. By default the
+        extra bits, at most half an ulp of the parameter, are preserved: a small edit, such as a
+        constraint, must not discard updates that are smaller than that. Call this after loading the
+        weights of another model or initializing again, to start from exactly the new values.
 
         Args:
             params: parameters of this optimizer; None for all.
 
         Raises:
-            KeyError: one of ``params`` is not one of this optimizer's.
+            KeyError: one of ``params`` is not a parameter of this optimizer.
         """
         chosen = list(self._params() if params is None else params)
         self._check_own(chosen)
@@ -309,34 +311,34 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Yield each parameter that has an average, with the average.
 
         An average starts at the first step in which its parameter has a gradient, in a group with
-        ``ema_decay``. From then on each step moves it, with or without a gradient. A parameter that
-        never had a gradient has no average.
+        ``ema_decay``. From then on each step updates it, with or without a gradient. A parameter
+        that never had a gradient has no average.
         """
         return ema.list_pairs(self._params(), self.state)
 
     @contextlib.contextmanager
     def swap_ema(self) -> Iterator[None]:
-        """Within this context the parameters are their averages.
+        """Set the parameters to their averages within this context.
 
-        Their own values are kept, in as much memory again, and come back at the exit; anything
-        written to a parameter within is lost. ``state_dict()``, ``ema_parameters()`` and copies of
-        the optimizer are the same within and without.
+        Copies of the parameters' own values are stored and restored at the exit; a value written to
+        a parameter within the context is lost. ``state_dict()``, ``ema_parameters()`` and copies of
+        the optimizer are the same inside and outside of the context.
 
         Raises:
-            RuntimeError: the context is entered twice, or ``step()`` is called within.
+            RuntimeError: the context is entered twice, or ``step()`` is called within it.
         """
         with self._swap.active_for(list(self._params()), self.state):
             yield
 
     @override
     def state_dict(self, *, format: Literal["own", "torch"] = "own") -> dict[str, Any]:
-        """Return the state as in torch.
+        """Return the state dict, in the layout of torch.
 
         Args:
-            format: ``"own"`` has the states as they are stored, and loads bit for bit; ``"torch"``
-                has one float32 for each, as an optimizer of float32 parameters in torch.optim, and
-                a weight that has more bits than its parameter as the state ``master``. An optimizer
-                of any format loads either.
+            format: ``"own"`` stores the states in their formats, and loading restores every bit;
+                ``"torch"`` stores one float32 tensor for each state, as an optimizer of float32
+                parameters in torch.optim, and a weight with more bits than its parameter as the
+                state ``master``. An optimizer of any format loads either.
         """
         validation.one_of(("own", "torch"))("format", format)
         packed = super().state_dict()
@@ -348,19 +350,19 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict, as in torch. States of any format take their group's at the next step.
+        """Load a state dict, as in torch; the next step converts states to the format of the group.
 
         Extra bits of a weight belong to the parameter of the same checkpoint: load the model too,
-        before that step. Within :meth:`swap_ema` the parameters become the new averages.
+        before that step. Within :meth:`swap_ema` the parameters are set to the new averages.
         """
 
-        def keep(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        def save(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
             self._pending_state_dict = given
 
-        handle = self.register_load_state_dict_pre_hook(keep)  # after those of the user
+        handle = self.register_load_state_dict_pre_hook(save)  # runs after the hooks of the user
         try:
-            shown = self._swap.suspended(self._params, lambda: self.state)
-            with shown, torch.inference_mode(False), torch.no_grad():
+            suspension = self._swap.suspended(self._params, lambda: self.state)
+            with suspension, torch.inference_mode(False), torch.no_grad():
                 super().load_state_dict(state_dict)
         finally:
             handle.remove()
@@ -385,7 +387,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             checkpoint.fill_group(group, None if before is None else before[i], self.defaults)
             for param in group["params"]:
                 scalar_state.convert_numbers(param, self.state.get(param, {}))
-        self.max_grad_norm = self.max_grad_norm  # one object again
+        self.max_grad_norm = self.max_grad_norm  # the same object in every group
         given = self.__dict__.pop("_pending_state_dict", None)
         if given is not None:
             as_torch = checkpoint.list_torch_states(

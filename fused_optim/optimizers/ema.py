@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the parameters, as ``ema_decay`` keeps it."""
+"""The exponential moving average (EMA) of the parameters: swapping, and rows without gradient."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -26,9 +26,9 @@ class ParameterSwap:
 
     Attributes:
         active: True within ``swap_ema()``.
-        values: own value of each parameter that has an average.
-        is_copy: True if this was copied by deepcopy or pickle, together with the parameters. A
-            shallow copy of an optimizer has the same parameters, and shares this object.
+        values: value of each parameter that has an average, from before ``swap_ema()``.
+        is_copy: True if this object was copied by deepcopy or pickle, together with the parameters;
+            a shallow copy of an optimizer has the same parameters, and shares this object.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class ParameterSwap:
 
     @torch.no_grad()
     def show_averages(self, params: Iterable[Tensor], state: State) -> None:
-        """Set the parameters to their averages, and keep their own values."""
+        """Set the parameters to their averages, and save their own values."""
         for param, average in list_pairs(params, state):
             self.values[param] = param.clone()
             param.copy_(average)
@@ -59,7 +59,7 @@ class ParameterSwap:
 
     @contextlib.contextmanager
     def active_for(self, params: list[Tensor], state: State) -> Iterator[None]:
-        """Show the averages within this context.
+        """Set the parameters to their averages within this context.
 
         Raises:
             RuntimeError: the context is entered twice.
@@ -78,7 +78,7 @@ class ParameterSwap:
     def suspended(
         self, params: Callable[[], Iterable[Tensor]], state: Callable[[], State]
     ) -> Iterator[None]:
-        """Show the own values within this context, if averages are shown outside of it."""
+        """Restore the parameters' own values within this context, inside of ``swap_ema()``."""
         self.restore()
         try:
             yield
@@ -87,7 +87,7 @@ class ParameterSwap:
                 self.show_averages(params(), state())
 
     def for_copy(self) -> "ParameterSwap":
-        """Return the swap of a copied optimizer: its parameters get their own values back."""
+        """Return the swap of a copied optimizer, whose parameters get their own values back."""
         if not self.is_copy:
             return self
         self.restore()
@@ -95,45 +95,45 @@ class ParameterSwap:
 
 
 class EmaOfIdleParameters:
-    """Moves the averages that the kernels do not: of parameters without a gradient in a step.
+    """An updater of averages that the kernels do not update: without a gradient in a step.
 
     Attributes:
-        kept: averages of parameters whose other states start anew in this step, which would start
-            the average anew as well.
+        saved: averages of parameters whose other states are created in this step, which would
+            restart the average as well.
     """
 
     def __init__(self) -> None:
-        self.kept: dict[Tensor, Tensor] = {}
+        self.saved: dict[Tensor, Tensor] = {}
 
     def keep(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Keep the average of a parameter through a step that would start it anew."""
+        """Save the average of a parameter before a step that would restart it."""
         if "ema" in state:
-            self.kept[param] = state["ema"].clone()
+            self.saved[param] = state["ema"].clone()
 
     @torch.no_grad()
     def update(
         self, groups: list[Group], state: State, skips: Callable[[Group], Tensor | None]
     ) -> None:
-        """Move the averages that the step has not moved, as it would have.
+        """Update the averages that the step has not updated, by the same formula.
 
         Args:
             groups: parameter groups.
             state: state of the optimizer.
-            skips: returns a tensor that is not 0 if the step skipped the group, or None.
+            skips: function that returns a tensor, not 0 if the step skipped the group, or None.
         """
-        kept, self.kept = self.kept, {}
+        saved, self.saved = self.saved, {}
         for group in groups:
             if group["ema_decay"] is None:
                 continue
             for param in group["params"]:
-                if param in kept:
-                    state[param]["ema"].copy_(kept[param])
+                if param in saved:
+                    state[param]["ema"].copy_(saved[param])
                 elif param.grad is not None or "ema" not in state.get(param, {}):
                     continue
-                _move_average(state[param], param, group["ema_decay"], skips(group))
+                _update_average(state[param], param, group["ema_decay"], skips(group))
 
 
-def _move_average(state: dict[str, Any], param: Tensor, decay: Any, skips: Tensor | None) -> None:
+def _update_average(state: dict[str, Any], param: Tensor, decay: Any, skips: Tensor | None) -> None:
     average, value = state["ema"], load_weight(state, param)
     if average.is_complex():
         average, value = torch.view_as_real(average), torch.view_as_real(value)

@@ -1,4 +1,4 @@
-"""The fused counterpart of a live optimizer of torch.optim."""
+"""The conversion from an optimizer of torch.optim to its fused counterpart."""
 
 from typing import cast
 
@@ -13,18 +13,18 @@ from fused_optim.optimizers.to_torch import clone_as, find_counterpart
 def from_torch(
     optimizer: torch.optim.Optimizer, **additions: Unpack[options.Additions]
 ) -> FusedOptimizer:
-    """Return the fused counterpart of a live ``torch.optim`` optimizer, in the same state.
+    """Return the fused counterpart of a ``torch.optim`` optimizer, in the same state.
 
-    The parameters and the tensors of the state are shared, not copied: use one of the two from
-    here on. Groups come along with all their entries. Hooks do not, and a scheduler stays with the
-    optimizer that it was made for: make a new one, and load its ``state_dict()``.
+    The parameters and the tensors of the state are shared, not copied: use only one of the two
+    optimizers afterwards. Groups are copied with all their entries, hooks are not. A scheduler
+    belongs to its optimizer: create a new one, and load the ``state_dict()`` of the old one.
 
     Args:
-        optimizer: an optimizer of ``torch.optim`` that has a counterpart here, not of a subclass.
+        optimizer: instance of an optimizer class of ``torch.optim`` that has a counterpart here.
         additions: see :class:`fused_optim.Additions`.
 
     Raises:
-        TypeError: there is no counterpart, or ``optimizer`` is of a subclass.
+        TypeError: there is no counterpart, or ``optimizer`` is an instance of a subclass.
         ValueError: an option is not available in a fused step, such as ``differentiable``.
 
     Source: torch.optim, https://docs.pytorch.org/docs/stable/optim.html

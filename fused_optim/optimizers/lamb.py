@@ -14,24 +14,26 @@ from fused_optim.validation import decay_rates, nonnegative
 
 
 class LAMB(FusedOptimizer):
-    """LAMB: Adam's direction, with the length that the norm of each tensor gives it.
+    """LAMB: Adam with a step size for each tensor, in proportion to the norm of the parameter.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length relative to the norm of each parameter.
+        lr: learning rate; the length of a step relative to the norm of each parameter.
         betas: decay rates of the first and second moment estimates, each in [0, 1).
         eps: added to the denominator for numerical stability.
         weight_decay: adds ``weight_decay * p`` to the direction, before its norm is taken.
-        norm_bounds: the parameter's norm counts as at least the first and at most the second, the
-            paper's phi.
-        adapt: False leaves the trust ratio at 1, as for biases and norms; the rule is then AdamW.
+        norm_bounds: lower and upper bound ``(low, high)`` to which the norm of the parameter is
+            clamped; the function phi of the paper.
+        adapt: False sets the trust ratio to 1, as for biases and normalization layers; the rule is
+            then AdamW.
         maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
-    Two launches more than an elementwise rule, and a second read of all it reads: the norms.
+    The norms cost two more kernel launches than an elementwise rule, and a second read of all
+    tensors.
 
-    State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
-    ``step``.
+    State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) in the parameter's dtype, 8
+    bytes per element in fp32; ``step``.
 
     Source: You et al. 2020, algorithm 2, https://arxiv.org/abs/1904.00962
     """

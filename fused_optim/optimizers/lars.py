@@ -13,21 +13,23 @@ from fused_optim.validation import nonnegative
 
 
 class LARS(FusedOptimizer):
-    """LARS: SGD with momentum, with a learning rate that the norms of each tensor set.
+    """LARS: SGD with momentum and a learning rate for each tensor, from the norms of the tensor.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: global learning rate.
-        momentum: weight of the past in the buffer, which holds steps, not gradients.
+        momentum: momentum factor; the buffer accumulates steps, not gradients.
         weight_decay: adds ``weight_decay * p`` to the gradient, after the norms are taken.
-        trust_coefficient: the local rate is this times ``|p| / (|g| + weight_decay * |p| + eps)``.
-        eps: see ``trust_coefficient``.
+        trust_coefficient: factor of the local rate ``|p| / (|g| + weight_decay * |p| + eps)``.
+        eps: added to the denominator for numerical stability; see ``trust_coefficient``.
         maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
-    Two launches more than an elementwise rule, and a second read of all it reads: the norms.
+    The norms cost two more kernel launches than an elementwise rule, and a second read of all
+    tensors.
 
-    State: ``momentum_buffer`` in the parameter's dtype, 4 bytes a parameter in fp32.
+    State: ``momentum_buffer`` (accumulated steps) in the parameter's dtype, 4 bytes per element in
+    fp32.
 
     Source: You, Gitman and Ginsburg 2017, algorithm 1, https://arxiv.org/abs/1708.03888
     """

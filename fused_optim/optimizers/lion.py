@@ -17,15 +17,15 @@ class Lion(FusedOptimizer):
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; a tenth to a third of what AdamW takes.
-        betas: weights of the past in the update and in the momentum, each in [0, 1).
+        lr: learning rate; a tenth to a third of that for AdamW.
+        betas: weight of the momentum in the update, and its decay rate, each in [0, 1).
         weight_decay: decoupled weight decay: each step subtracts ``lr * weight_decay * p``.
         maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
     The sign of 0 is 0, and that of NaN is NaN.
 
-    State: ``exp_avg`` in the parameter's dtype, 4 bytes a parameter in fp32.
+    State: ``exp_avg`` (momentum) in the parameter's dtype, 4 bytes per element in fp32.
 
     Source: Chen et al. 2023, algorithm 2, https://arxiv.org/abs/2302.06675
     """

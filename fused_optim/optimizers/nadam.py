@@ -17,7 +17,7 @@ from fused_optim.validation import decay_rates, nonnegative
 
 @cache
 def _warmup(momentum_decay: float) -> float:
-    """``0.96 ** momentum_decay``, whose last bit Python leaves to the processor."""
+    """Return ``0.96 ** momentum_decay``, the same bits on every processor."""
     base, exponent = torch.tensor([0.96, momentum_decay], dtype=torch.float64, device="cpu")
     return pow_real(base, exponent).item()
 
@@ -31,17 +31,18 @@ class NAdam(FusedOptimizer):
         betas: decay rates of the first and second moment estimates, each in [0, 1).
         eps: added to the denominator for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
-        momentum_decay: at step t the momentum is
+        momentum_decay: decay of the momentum schedule: at step t the momentum is
             ``betas[0] * (1 - 0.96 ** (t * momentum_decay) / 2)``.
-        decoupled_weight_decay: subtract ``lr * weight_decay * p`` instead, as AdamW does.
+        decoupled_weight_decay: use decoupled weight decay instead of the L2 penalty: each step
+            subtracts ``lr * weight_decay * p``, as in AdamW.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
-        capturable: accepted for compatibility and ignored: every step is.
+        capturable: accepted for compatibility and ignored: every step is capturable.
         differentiable: must be False.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
-    ``step`` and ``mu_product``.
+    State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) in the parameter's dtype, 8
+    bytes per element in fp32; ``step`` and ``mu_product`` (product of all momenta so far).
 
     Source: Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """

@@ -21,15 +21,16 @@ class RAdam(FusedOptimizer):
         betas: decay rates of the first and second moment estimates, each in [0, 1).
         eps: added to the denominator for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
-        decoupled_weight_decay: subtract ``lr * weight_decay * p`` instead, as AdamW does.
+        decoupled_weight_decay: use decoupled weight decay instead of the L2 penalty: each step
+            subtracts ``lr * weight_decay * p``, as in AdamW.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
-        capturable: accepted for compatibility and ignored: every step is.
+        capturable: accepted for compatibility and ignored: every step is capturable.
         differentiable: must be False.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
-    ``step``.
+    State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) in the parameter's dtype, 8
+    bytes per element in fp32; ``step``.
 
     Source: Liu et al. 2020, algorithm 2, https://arxiv.org/abs/1908.03265
     """

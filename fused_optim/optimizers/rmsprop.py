@@ -19,19 +19,21 @@ class RMSprop(FusedOptimizer):
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        alpha: weight of the past in the averages.
-        eps: added to the root.
+        alpha: decay rate of the averages (smoothing constant).
+        eps: added to the denominator for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
-        momentum: weight of the past in the buffer of steps.
-        centered: divide by the deviation from the mean gradient.
-        capturable: accepted for compatibility and ignored: every step is.
+        momentum: momentum factor; the buffer accumulates steps, not gradients.
+        centered: divide by an estimate of the standard deviation of the gradient (centered
+            RMSprop).
+        capturable: accepted for compatibility and ignored: every step is capturable.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``square_avg``, with momentum ``momentum_buffer`` and with centered ``grad_avg``, in the
-    parameter's dtype, each 4 bytes a parameter in fp32; ``step``.
+    State: ``square_avg`` (second moment), with momentum ``momentum_buffer`` and with centered
+    ``grad_avg`` (first moment), in the parameter's dtype, each 4 bytes per element in fp32;
+    ``step``.
 
     Source: Hinton 2012, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf;
     centered: Graves 2013, section 4.2, https://arxiv.org/abs/1308.0850
@@ -62,6 +64,6 @@ class RMSprop(FusedOptimizer):
     @override
     def rule(self, group: Group) -> Rule:
         if group["centered"]:
-            moving = group["momentum"] > 0
-            return rmsprop.RMSPROP_CENTERED_MOMENTUM if moving else rmsprop.RMSPROP_CENTERED
+            has_momentum = group["momentum"] > 0
+            return rmsprop.RMSPROP_CENTERED_MOMENTUM if has_momentum else rmsprop.RMSPROP_CENTERED
         return rmsprop.RMSPROP_MOMENTUM if group["momentum"] > 0 else rmsprop.RMSPROP

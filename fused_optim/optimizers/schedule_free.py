@@ -23,7 +23,7 @@ from fused_optim.validation import (
 
 
 class ScheduleFree(FusedOptimizer):
-    """Base class of the schedule-free optimizers: two modes, and the weights of the average."""
+    """Base class of the schedule-free optimizers, with train mode and eval mode."""
 
     BOUNDS: ClassVar = {
         "warmup_steps": all_of(nonnegative, finite),
@@ -33,15 +33,15 @@ class ScheduleFree(FusedOptimizer):
     _keeps_float64_counts = True
 
     def momentum(self, group: Group) -> float:
-        """Return the share of the average x in y, in (0, 1)."""
+        """Return the weight of the average x in y, in (0, 1)."""
         raise NotImplementedError
 
     def train(self) -> None:
-        """Set the parameters to y, where gradients are taken; in train mode do nothing."""
+        """Switch to train mode: set the parameters to y, the point at which gradients are taken."""
         self._switch(True)
 
     def eval(self) -> None:
-        """Set the parameters to the average x; in eval mode do nothing."""
+        """Switch to eval mode: set the parameters to the average x."""
         self._switch(False)
 
     @torch.inference_mode(False)
@@ -75,18 +75,18 @@ class ScheduleFree(FusedOptimizer):
 
     @override
     def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
-        if state_key == "z":  # which starts at the parameter
+        if state_key == "z":  # z starts at the parameter
             return load_weight(self.state.get(param, {}), param)
         return super().new_state(param, state_key, group)
 
     @override
     def new_scalar_state(self, name: str, group: Group) -> Tensor:
-        # in float32 a sum of millions of weights would stop growing
+        # in float32 the sum of weights would stop growing after millions of steps
         return torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 class ScheduleFreeAdamW(ScheduleFree):
-    """AdamW that needs no decreasing rate: it averages its iterates instead.
+    """AdamW without a learning rate schedule: it averages its iterates instead.
 
     Call ``optimizer.train()`` before training and ``optimizer.eval()`` before evaluation or saving
     the model: gradients are taken at y, between the iterate z and the average x, which is the
@@ -95,19 +95,20 @@ class ScheduleFreeAdamW(ScheduleFree):
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        betas: share of x in y, in (0, 1), and weight of the past in the uncentered variance, in
+        betas: weight of x in y, in (0, 1), and decay rate of the second moment estimate, in
             [0, 1).
         eps: added to the denominator for numerical stability.
-        weight_decay: z moves by ``-lr * weight_decay * y`` each step.
-        warmup_steps: steps in which the rate grows linearly.
-        r: the weight of step t in the average has the factor ``t ** r``.
-        weight_lr_power: and the factor ``max(rates so far) ** weight_lr_power``.
+        weight_decay: decoupled weight decay: each step subtracts ``lr * weight_decay * y`` from z.
+        warmup_steps: number of steps in which the learning rate grows linearly.
+        r: exponent of the factor ``t ** r`` in the weight of step t in the average.
+        weight_lr_power: exponent of the factor ``max(rates so far) ** weight_lr_power`` in it.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``z`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32; ``step``,
-    ``weight_sum`` and ``lr_max`` in float64. ``train_mode`` is an entry of each group.
+    State: ``z`` (iterate) and ``exp_avg_sq`` (second moment) in the parameter's dtype, 8 bytes per
+    element in fp32; ``step``, ``weight_sum`` and ``lr_max`` in float64. ``train_mode`` is an entry
+    of each group.
 
     Source: Defazio et al. 2024, algorithm 1, https://arxiv.org/abs/2405.15682
     """
@@ -152,7 +153,7 @@ class ScheduleFreeAdamW(ScheduleFree):
 
 
 class ScheduleFreeSGD(ScheduleFree):
-    """SGD that needs no decreasing rate: it averages its iterates instead.
+    """SGD without a learning rate schedule: it averages its iterates instead.
 
     Call ``optimizer.train()`` before training and ``optimizer.eval()`` before evaluation or saving
     the model, as with :class:`ScheduleFreeAdamW`.
@@ -160,17 +161,17 @@ class ScheduleFreeSGD(ScheduleFree):
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        momentum: share of x in y, in (0, 1).
+        momentum: weight of x in y, in (0, 1).
         weight_decay: adds ``weight_decay * y`` to the gradient.
-        warmup_steps: steps in which the rate grows linearly.
-        r: the weight of step t in the average has the factor ``t ** r``.
-        weight_lr_power: and the factor ``max(rates so far) ** weight_lr_power``.
+        warmup_steps: number of steps in which the learning rate grows linearly.
+        r: exponent of the factor ``t ** r`` in the weight of step t in the average.
+        weight_lr_power: exponent of the factor ``max(rates so far) ** weight_lr_power`` in it.
         foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
-    State: ``z`` in the parameter's dtype, 4 bytes a parameter in fp32; ``step``, ``weight_sum`` and
-    ``lr_max`` in float64. ``train_mode`` is an entry of each group.
+    State: ``z`` (iterate) in the parameter's dtype, 4 bytes per element in fp32; ``step``,
+    ``weight_sum`` and ``lr_max`` in float64. ``train_mode`` is an entry of each group.
 
     Source: Defazio et al. 2024, equations 2-4, https://arxiv.org/abs/2405.15682
     """

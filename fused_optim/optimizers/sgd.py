@@ -19,18 +19,19 @@ class SGD(FusedOptimizer):
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
         lr: learning rate; a float, or a one-element tensor that is read at each step.
-        momentum: weight of the past in the buffer.
-        dampening: the gradient enters the buffer with ``1 - dampening``, the first one with 1.
+        momentum: momentum factor.
+        dampening: dampening for momentum: a gradient enters the buffer with the weight
+            ``1 - dampening``, the first one with the weight 1.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         nesterov: use Nesterov momentum.
         maximize: maximize the objective.
         foreach: accepted for compatibility and ignored.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is.
+        fused: accepted for compatibility and ignored: every step is fused.
         additions: see :class:`fused_optim.Additions`.
 
-    State: with momentum, ``momentum_buffer`` in the parameter's dtype, 4 bytes a parameter in fp32.
-    With dampening also ``step``, which torch does not keep: only a count on the device can tell
+    State: with momentum, ``momentum_buffer`` in the parameter's dtype, 4 bytes per element in fp32.
+    With dampening also ``step``, which torch does not have: only a count on the device shows
     whether the first step was skipped.
 
     Source: torch.optim.SGD, https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html;

@@ -13,23 +13,25 @@ from fused_optim.validation import decay_rates, nonnegative
 
 
 class StableAdamW(FusedOptimizer):
-    """AdamW whose step is clipped tensor by tensor, by the root mean square of its update.
+    """AdamW that clips the step of each tensor by the root mean square of its update.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.
-        lr: step length; divided by the root of the mean of ``g ** 2 / max(exp_avg_sq, eps ** 2)``
-            over each tensor, where that is above 1.
-        betas: weights of the past in the mean and in the uncentered variance, each in [0, 1); the
-            weights themselves are debiased, so the moments need no correction.
+        lr: learning rate; divided by the root mean square over each tensor of
+            ``g / max(sqrt(exp_avg_sq), eps)``, where that is above 1.
+        betas: decay rates of the first and second moment estimates, each in [0, 1); the rates
+            themselves are bias-corrected, so the moments need no correction.
         eps: added to the denominator for numerical stability.
-        weight_decay: the parameter shrinks by ``weight_decay`` times its step length.
+        weight_decay: decoupled weight decay: each step subtracts ``weight_decay * p`` times the
+            divided learning rate.
         maximize: maximize the objective.
         additions: see :class:`fused_optim.Additions`.
 
-    Two launches more than an elementwise rule, and a second read of all it reads: the mean.
+    The mean costs two more kernel launches than an elementwise rule, and a second read of all
+    tensors.
 
-    State: ``exp_avg`` and ``exp_avg_sq`` in the parameter's dtype, 8 bytes a parameter in fp32;
-    ``step``.
+    State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) in the parameter's dtype, 8
+    bytes per element in fp32; ``step``.
 
     Source: Wortsman et al. 2023, algorithm 2, https://arxiv.org/abs/2304.13013
     """

@@ -1,4 +1,4 @@
-"""The counterpart in torch.optim of a live fused optimizer."""
+"""The conversion from a fused optimizer to its counterpart in torch.optim."""
 
 import inspect
 from typing import Any, cast
@@ -11,17 +11,17 @@ Group = dict[str, Any]
 
 
 def to_torch(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the counterpart in ``torch.optim`` of a live fused optimizer, in the same state.
+    """Return the counterpart in ``torch.optim`` of a fused optimizer, in the same state.
 
-    The parameters and the tensors of the state are shared, not copied: use one of the two from
-    here on. Hooks and schedulers are not taken along.
+    The parameters and the tensors of the state are shared, not copied: use only one of the two
+    optimizers afterwards. Hooks and schedulers are not copied.
 
     Args:
-        optimizer: an optimizer of this library that has a counterpart, not of a subclass.
+        optimizer: instance of an optimizer class of this library that has a counterpart.
 
     Raises:
-        TypeError: there is no counterpart, or ``optimizer`` is of a subclass.
-        ValueError: an option is in use that torch does not have.
+        TypeError: there is no counterpart, or ``optimizer`` is an instance of a subclass.
+        ValueError: an option that torch does not have differs from its default.
 
     Source: torch.optim, https://docs.pytorch.org/docs/stable/optim.html
     """
@@ -41,7 +41,7 @@ def find_counterpart(optimizer: Any, source: Any, target: Any) -> Any:
     """Return the class in ``target`` that has the name of the optimizer's class in ``source``.
 
     Raises:
-        TypeError: the class is not of ``source``, or ``target`` has none of its name.
+        TypeError: the class is not in ``source``, or ``target`` has no class of its name.
     """
     cls = type(optimizer)
     name, here, there = cls.__name__, source.__name__, target.__name__
@@ -56,7 +56,7 @@ def find_counterpart(optimizer: Any, source: Any, target: Any) -> Any:
 
 
 def clone_as(cls: Any, optimizer: torch.optim.Optimizer, additions: Group) -> torch.optim.Optimizer:
-    """Return a ``cls`` with the defaults and groups of ``optimizer``, without its state."""
+    """Return an instance of ``cls`` with the defaults and groups of ``optimizer``, stateless."""
     known = inspect.signature(cls).parameters
     defaults = {name: value for name, value in optimizer.defaults.items() if name in known}
     groups = [
@@ -71,7 +71,7 @@ def clone_as(cls: Any, optimizer: torch.optim.Optimizer, additions: Group) -> to
 
 
 def _check_no_additions(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if an option is in use that torch does not have."""
+    """Raise ValueError if an option that torch does not have differs from its default."""
     defaults = options.GROUP_DEFAULTS
     for group in optimizer.param_groups:
         for name in group.keys() & defaults.keys() - {"backend"}:
@@ -84,11 +84,11 @@ def _check_no_additions(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _to_torch_state(state: Group, group: Group, cls: Any) -> Group:
-    """Return ``state`` without the EMA, its step count on the device where torch keeps it."""
+    """Return ``state`` without the EMA, and the step count on the device that torch uses."""
     own = {name: value for name, value in state.items() if name != "ema"}
     step = own.get("step")
     if cls is torch.optim.SGD and "step" in own:
-        # all steps were skipped: torch tells a first step by the missing buffer
+        # if all steps were skipped, return no buffer: torch takes the next step for the first
         return {} if own.pop("step") == 0 else own
     if isinstance(step, torch.Tensor):
         if group.get("fused") or group.get("capturable"):

@@ -41,7 +41,7 @@ def ademamix(p: Tensor, g: Tensor, state: State, s: AdEMAMixScalars) -> tuple[Te
 
 
 def ademamix_slow(p: Tensor, g: Tensor, state: State, s: AdEMAMixScalars) -> tuple[Tensor, State]:
-    """AdEMAMix with beta1 = 0: the gradient itself stands where the fast average was."""
+    """AdEMAMix with beta1 = 0: the gradient itself is the fast average."""
     exp_avg_slow, exp_avg_sq = state
     exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g

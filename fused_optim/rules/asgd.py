@@ -1,4 +1,4 @@
-"""ASGD: gradient descent with an average of the parameters beside it."""
+"""ASGD: gradient descent with a running average of the parameters."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def asgd_scalars(
 
 
 def asgd(p: Tensor, g: Tensor, state: State, s: ASGDScalars) -> tuple[Tensor, State]:
-    """ASGD, Polyak and Juditsky 1992 (https://doi.org/10.1137/0330046), as torch.optim has it."""
+    """ASGD, Polyak and Juditsky 1992 (https://doi.org/10.1137/0330046), as in torch.optim."""
     (ax,) = state
     p = decay(p, s.decay) - s.eta * g
     return p, (torch.where(s.mu == 1.0, p, ax + s.mu * (p - ax)),)

@@ -1,4 +1,4 @@
-"""Building blocks of the rules: the record of a rule, exact functions, gradient preprocessing."""
+"""Building blocks of the rules: the class Rule, exact functions, gradient preprocessing."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 from fused_optim.kernels.signatures import CommonScalars
 
 INV_LN2 = 1.4426950408889634
-LN2_HIGH = 0.6931471803691238  # ln(2) in two parts: 21 zeros at its end, and the rest
+LN2_HIGH = 0.6931471803691238  # the high part of ln(2), which ends in 21 zero bits
 LN2_LOW = 1.9082149292705877e-10
 
 State = tuple[Tensor, ...]
@@ -20,9 +20,9 @@ class Reduction(NamedTuple):
     """Sums over each tensor that a rule needs before its update.
 
     Attributes:
-        map_fn: ``(p, g, state, scalars) -> terms``, elementwise, with the scalars known so far.
-        finalize_fn: ``(sums, numel, scalars) -> scalars``, in float64: fills the scalars that have
-            a default.
+        map_fn: elementwise function ``(p, g, state, scalars) -> terms``.
+        finalize_fn: function ``(sums, numel, scalars) -> scalars``, in float64; it sets the scalars
+            that have a default.
         num_sums: number of terms, each of which is summed over the tensor.
     """
 
@@ -32,21 +32,21 @@ class Reduction(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One optimizer algorithm. Its Triton counterpart has functions of the same names.
+    """The update rule of an optimizer. Its Triton counterpart has functions of the same names.
 
     Attributes:
-        update: ``(p, g, state, scalars) -> (p, state)``, elementwise.
-        form_scalars: ``(hparams, step) -> scalars``, in float64; with more than one 0-dim state,
-            ``(hparams, step, scalar_state[1:]) -> (scalar_state[1:], scalars)``.
+        update: function ``(p, g, state, scalars) -> (p, state)``, elementwise.
+        form_scalars: function ``(hparams, step) -> scalars``, in float64; with more than one 0-dim
+            state, ``(hparams, step, scalar_state[1:]) -> (scalar_state[1:], scalars)``.
         hparams: NamedTuple class of the hyperparameters that ``form_scalars`` takes.
         scalars: NamedTuple class of the scalars that ``update`` takes.
         state_keys: names of the states in torch.optim's state dict, in the order of ``state``.
         scalar_state: names of the 0-dim states that each update advances: ``"step"`` first, if any.
         reduction: sums over the whole tensor from which the last scalars are formed, or None.
-        nonnegative: the states that are never negative, each with the hyperparameter that is its
-            decay rate, or None if it never decays.
-        fp32_keys: states that formats of fewer bits keep in float32: positions in the space of the
-            parameters, and terms of differences.
+        nonnegative: ``(state key, name of its decay rate)`` for each state that is never negative;
+            the name is None if the state never decays.
+        fp32_keys: names of states that narrower formats store in float32: values of parameters, and
+            terms of differences.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
@@ -66,29 +66,29 @@ class Rule(NamedTuple):
 
 
 def sqrt_rn(x: Tensor) -> Tensor:
-    """IEEE square root: what ``torch.sqrt`` gives on the CPU depends on the processor.
+    """Take the IEEE 754 square root: ``torch.sqrt`` on the CPU depends on the processor.
 
-    Where torch calls a library of vector functions for it, one result in six may be a bit off.
+    Where torch calls a library of vector functions, one result in six may differ in the last bit.
     """
     if x.device.type == "cpu":
         result = torch.empty_like(x)
-        with np.errstate(invalid="ignore"):  # of a negative number: NaN, without a warning
+        with np.errstate(invalid="ignore"):  # NaN for a negative number, without a warning
             np.sqrt(x.numpy(), out=result.numpy())
         return result
     return x.sqrt()
 
 
 def decay(x: Tensor, rate: Tensor) -> Tensor:
-    """``(1 - rate) * x`` without forming ``1 - rate``; an infinite x stays as it is."""
+    """Return ``(1 - rate) * x`` without forming ``1 - rate``; an infinite x is unchanged."""
     bound = torch.finfo(x.dtype).max
     return x - rate * x.clamp(-bound, bound)
 
 
 def pow_int(base: Tensor, step: Tensor) -> Tensor:
-    """``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
+    """Compute ``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
     exponent = step.long()
     result = torch.ones_like(base)
-    # other devices must not be waited for: 32 squarings are enough for any count
+    # no synchronization with other devices: 32 squarings are enough for any step count
     bits = int(exponent.max()).bit_length() if step.device.type == "cpu" else 32
     for _ in range(bits):
         result = torch.where(exponent % 2 == 1, result * base, result)
@@ -98,7 +98,7 @@ def pow_int(base: Tensor, step: Tensor) -> Tensor:
 
 
 def exp(x: Tensor) -> Tensor:
-    """``e ** x`` in float64, of + - * / alone: libraries differ in the last bit."""
+    """Compute ``e ** x`` in float64 from + - * / alone: libraries differ in the last bit."""
     twos = (x * INV_LN2 + torch.where(x < 0, -0.5, 0.5)).long().double()
     # the first product is exact: LN2_HIGH ends in zeros
     rest = (x - twos * LN2_HIGH) - twos * LN2_LOW
@@ -111,7 +111,7 @@ def exp(x: Tensor) -> Tensor:
 
 
 def log(x: Tensor) -> Tensor:
-    """Natural logarithm of ``x`` > 0 in float64, of + - * / alone."""
+    """Compute the natural logarithm of ``x`` > 0 in float64 from + - * / alone."""
     small = x < 1.0
     x = torch.where(small, 1.0 / x, x)
     twos = torch.zeros_like(x)
@@ -128,13 +128,13 @@ def log(x: Tensor) -> Tensor:
 
 
 def pow_real(base: Tensor, exponent: Tensor) -> Tensor:
-    """``base ** exponent`` in float64, for ``base`` >= 0 and any ``exponent`` >= 0."""
+    """Compute ``base ** exponent`` in float64, for ``base`` >= 0 and any ``exponent`` >= 0."""
     positive = exp(exponent * log(torch.where(base > 0, base, 1.0)))
     return torch.where(base > 0, positive, torch.where(exponent > 0, 0.0, 1.0))
 
 
 def clip_factor(norm: Tensor, max_norm: Tensor) -> Tensor:
-    """The factor of ``torch.nn.utils.clip_grad_norm_``; an infinite bound never clips."""
+    """Return the factor of ``torch.nn.utils.clip_grad_norm_``; an infinite bound never clips."""
     factor = max_norm / (norm + 1e-6)
     return torch.where((factor > 1.0) | (max_norm == torch.inf), 1.0, factor)
 
@@ -142,12 +142,12 @@ def clip_factor(norm: Tensor, max_norm: Tensor) -> Tensor:
 def preprocess_grad(g: Tensor, p: Tensor, s: CommonScalars) -> Tensor:
     """Scale the gradient, clip it by value, add the L2 and L1 terms.
 
-    ``max_grad_value``, ``l2`` and ``l1`` are floats here: a term that is off is left out.
+    ``max_grad_value``, ``l2`` and ``l1`` are floats here, so that a term with weight 0 is omitted.
     """
     g = s.factor * g
     if s.max_grad_value < torch.inf:
         g = g.clamp(-s.max_grad_value, s.max_grad_value)
-    # a term that is off is left out: 0 * inf would be NaN
+    # a term with weight 0 is omitted: 0 * inf would be NaN
     if s.l2 != 0:
         g = g + s.l2 * p
     if s.l1 != 0:
@@ -156,5 +156,5 @@ def preprocess_grad(g: Tensor, p: Tensor, s: CommonScalars) -> Tensor:
 
 
 def ema_update(ema: Tensor, p: Tensor, weight: Tensor) -> Tensor:
-    """The exponential moving average of the parameter; its first value is the parameter."""
+    """Update the exponential moving average of a parameter; its first value is the parameter."""
     return torch.where(weight == 1.0, p, ema + weight * (p - ema))

@@ -22,7 +22,7 @@ def lion(p: Tensor, g: Tensor, state: State, s: LionScalars) -> tuple[Tensor, St
     """Lion, Chen et al. 2023, algorithm 2 (https://arxiv.org/abs/2302.06675)."""
     (exp_avg,) = state
     mixed = s.beta1 * exp_avg + s.weight1 * g
-    # the sign of NaN is NaN: a bad gradient must be seen, and torch.sign would hide it as 0
+    # the sign of NaN is NaN: torch.sign would return 0 and hide it
     sign = torch.where(mixed != mixed, mixed, (mixed > 0).to(p.dtype) - (mixed < 0).to(p.dtype))
     return decay(p, s.decay) - s.lr * sign, (decay(exp_avg, s.weight2) + s.weight2 * g,)
 

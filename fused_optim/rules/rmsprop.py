@@ -24,13 +24,13 @@ def rmsprop_momentum_scalars(hparams: RMSpropHparams, step: Tensor) -> RMSpropMo
 
 
 def toward(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """``x`` moved towards ``y``, as ``Tensor.lerp``: never past it, and onto it at weight 1."""
-    way = y - x
-    return torch.where(weight < 0.5, x + weight * way, y - way * (1.0 - weight))
+    """Interpolate from ``x`` to ``y`` as ``Tensor.lerp``: never past ``y``; ``y`` at weight 1."""
+    change = y - x
+    return torch.where(weight < 0.5, x + weight * change, y - change * (1.0 - weight))
 
 
 def variance(square_avg: Tensor, grad_avg: Tensor) -> Tensor:
-    """``square_avg - grad_avg ** 2`` that rounding makes neither negative nor Inf - Inf."""
+    """Return ``square_avg - grad_avg ** 2``, never negative by rounding and never Inf - Inf."""
     square = grad_avg * grad_avg
     difference = torch.where(square == torch.inf, square_avg, square_avg - square)
     return torch.where(difference < 0.0, 0.0, difference)

@@ -15,19 +15,19 @@ Running = tuple[Tensor, ...]
 
 
 def warmed_up(lr: Tensor, step: Tensor, warmup_steps: Tensor) -> Tensor:
-    """The rate, growing linearly over the first steps."""
+    """Return the learning rate, which grows linearly over the first ``warmup_steps`` steps."""
     return lr * torch.where(step < warmup_steps, step / warmup_steps, 1.0)
 
 
 def averaging(
     rate: Tensor, step: Tensor, r: Tensor, weight_lr_power: Tensor, running: Running
 ) -> tuple[Running, Tensor]:
-    """The share of the new z in the average, and the sum of weights it comes from."""
+    """Return the new sum of weights and maximum rate, and the weight of z in the average."""
     weight_sum, lr_max = running
     lr_max = torch.where(rate > lr_max, rate, lr_max)
     weight = pow_real(step, r) * pow_real(lr_max, weight_lr_power)
     weight_sum = weight_sum + weight
-    # a rate that has always been 0 has moved nothing
+    # if the rate has always been 0, z has not changed
     return (weight_sum, lr_max), torch.where(weight_sum > 0, weight / weight_sum, 0.0)
 
 

@@ -1,1 +1,1 @@
-"""One optimizer step: rows of tensors, buckets of rows, their update, and what is reused of it."""
+"""One optimizer step: rows of tensors, buckets of rows, their update, and the cache of a step."""

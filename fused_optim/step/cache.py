@@ -1,7 +1,8 @@
 """Fast path: reuse the buckets and address tables of the last step if nothing relevant has changed.
 
 Only the addresses of gradients and options that are numbers may differ from the last step. Guards
-compare everything else; any other difference makes a full step. No tensor is kept.
+compare everything else; any other difference requires a full step. The cache holds no reference to
+a tensor of the user.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,10 @@ KeyedRows = Sequence[tuple[BucketKey, Row]]
 
 
 class GroupReader(Protocol):
-    """The parameter groups of an optimizer, and how to read them.
+    """The parameter groups of an optimizer, and methods that read their options.
 
-    Both methods look at the entries of the group only, so that they need not be called again
-    before an entry changes.
+    The results of both methods depend on the entries of the group only, so that they remain valid
+    until an entry changes.
     """
 
     param_groups: list[Group]
@@ -45,14 +46,14 @@ class GroupReader(Protocol):
         """Return the options of a group as kernels need them."""
 
     def bucket_options(self, group: Group) -> tuple[Any, ...]:
-        """Return the options of a group that choose the buckets of its rows."""
+        """Return the options of a group that are part of the bucket keys of its rows."""
 
 
 class StepCache:
-    """The inputs of the last full step, and the guards that let the next step reuse it.
+    """The inputs of the last full step, with guards that decide if the next step can reuse them.
 
     Attributes:
-        options: options of each group, brought up to date by :meth:`check`.
+        options: options of each group, updated by :meth:`check`.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class StepCache:
     def build(
         cls, optimizer: GroupReader, rows: KeyedRows, options: list[GroupOptions]
     ) -> "StepCache | None":
-        """Return the cache of the step of these rows; None if the next must be a full one."""
+        """Return the cache of a step with these rows; None if the next step must be a full step."""
         values = list_values(list(optimizer.state.values()))
         if not rows or not all(isinstance(value, Tensor) for value in values):
             return None
@@ -88,26 +89,28 @@ class StepCache:
 
     @property
     def needs_norm(self) -> bool:
-        """Whether the step needs the norm of the gradients."""
+        """True if the step needs the norm of the gradients."""
         return self.max_grad_norm is not None or self.skips
 
     def check(self, optimizer: GroupReader) -> CachedInputs | None:
-        """Return the tensors of this step; None if it must be a full one."""
-        found = self.tensors.check(optimizer.param_groups, optimizer.state)
+        """Return the inputs of this step; None if it must be a full step."""
+        snapshot = self.tensors.check(optimizer.param_groups, optimizer.state)
         # a gradient of another alignment belongs to another bucket
-        if found is None or (found.grad_addresses & self.masks != self.misaligned).any():
+        if snapshot is None or (snapshot.grad_addresses & self.masks != self.misaligned).any():
             return None
         fresh = self._read_changed_options(optimizer)
         if fresh is None:
             return None
         for i, options in fresh.items():
             self.options[i] = options
-        return CachedInputs(found.params, found.list_tensors, found.grad_addresses, self.templates)
+        return CachedInputs(
+            snapshot.params, snapshot.list_tensors, snapshot.grad_addresses, self.templates
+        )
 
     def _read_changed_options(self, optimizer: GroupReader) -> dict[int, GroupOptions] | None:
-        """Return the options of groups that changed; None if they choose other buckets."""
+        """Return the options of groups that changed, by index; None if a bucket key changed."""
         groups: Any = optimizer.param_groups
-        changes = [own.changed(group) for own, group in zip(self.groups, groups, strict=True)]
+        changes = [guard.changed(group) for guard, group in zip(self.groups, groups, strict=True)]
         if None in changes:
             return None
         changed: Any = list(compress(range(len(groups)), changes))
@@ -130,13 +133,13 @@ def _state_columns(key: BucketKey) -> list[str]:
 
 def _column_sources(param: Tensor, state: State, key: BucketKey) -> list[Tensor | None]:
     """Return the tensors from which the columns of a row are made, in their order."""
-    own: Mapping[str, Any] = state.get(param, {})
-    extras = map(own.get, key.codecs[0].extra_keys)
-    return [param, *extras, param.grad, *map(own.get, _state_columns(key))]
+    entry: Mapping[str, Any] = state.get(param, {})
+    extras = map(entry.get, key.codecs[0].extra_keys)
+    return [param, *extras, param.grad, *map(entry.get, _state_columns(key))]
 
 
 def _row_matches(row: Row, sources: list[Tensor | None], key: BucketKey) -> bool:
-    """Return whether ``row`` is these tensors; for a kernel, whether it has their addresses."""
+    """Return True if the columns are ``sources``; for a kernel, if the addresses are equal."""
     pairs = list(zip(row.columns, sources, strict=True))
     if key.backend == "reference":
         return all(column is source for column, source in pairs)
@@ -144,8 +147,8 @@ def _row_matches(row: Row, sources: list[Tensor | None], key: BucketKey) -> bool
 
 
 def _make_templates(params: list[Tensor], state: State, rows: KeyedRows) -> Iterator[RowTemplate]:
-    """Yield the template of each row, for lists of parameters, gradients and state values."""
-    names = [(id(param), name) for param, own in state.items() for name in own]
+    """Yield the template of each row; its list is parameters, gradients and state values."""
+    names = [(id(param), name) for param, entry in state.items() for name in entry]
     index = {name: 2 * len(params) + i for i, name in enumerate(names)}
     for i, (param, (key, row)) in enumerate(zip(params, rows, strict=True)):
         extras = [index[id(param), name] for name in key.codecs[0].extra_keys]

@@ -1,4 +1,4 @@
-"""The engine of a step: the fast path through the last step's cache, or a full step."""
+"""The engine that runs a step: the fast path by the cache of the last step, or a full step."""
 
 import itertools
 import warnings
@@ -24,7 +24,7 @@ from fused_optim.step.plan import Plan, make_bucket_key
 
 
 class Shard(NamedTuple):
-    """A parameter that is a slice of a larger one.
+    """The position of a parameter that is a slice of a larger one.
 
     Attributes:
         param_index: index of the whole parameter among all parameters of the optimizer.
@@ -38,7 +38,7 @@ class Shard(NamedTuple):
 
 
 class SteppedOptimizer(GroupReader, Protocol):
-    """An optimizer as the engine sees it."""
+    """The methods of an optimizer that the engine calls."""
 
     def rule(self, group: Group) -> Rule:
         """Return the rule that the options of ``group`` select."""
@@ -50,7 +50,7 @@ class SteppedOptimizer(GroupReader, Protocol):
         """Return the first value of a 0-dim state."""
 
     def before_first_step(self, param: Tensor) -> None:
-        """Take note that the states of ``param`` start in this step."""
+        """Prepare for the creation of the states of ``param`` in this step."""
 
     def check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
         """Raise ValueError unless ``param`` can be updated."""
@@ -62,9 +62,9 @@ class GradientOf(NamedTuple):
     Attributes:
         group_index: index of its parameter group.
         rule: rule of the group, with EMA and step count.
-        backend: resolved name of the backend.
-        param: the parameter.
-        param_index: its index among all parameters of the optimizer.
+        backend: resolved name of the backend, not ``"auto"``.
+        param: parameter with a gradient.
+        param_index: index of ``param`` among all parameters of the optimizer.
     """
 
     group_index: int
@@ -79,24 +79,25 @@ def with_ema_and_step(rule: Rule, group: Group) -> Rule:
     if group["ema_decay"] is not None:
         rule = rule._replace(state_keys=(*rule.state_keys, "ema"))
     stochastic = registry.is_stochastic(group["weights"], group["states"])
-    # the first value of an average is the parameter, and noise differs from step to step
+    # the EMA starts at step 1, and the random bits depend on the step
     if group["ema_decay"] is not None or stochastic:
         rule = rule._replace(scalar_state=rule.scalar_state or ("step",))
     return rule
 
 
 def needs_grad_norm(optimizer: GroupReader) -> bool:
-    """Return whether a step needs the norm, and so reads the gradients once more."""
+    """Return True if a step needs the norm, which reads the gradients once more."""
     skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
     return optimizer.max_grad_norm is not None or skips
 
 
 class StepEngine:
-    """Runs the steps of one optimizer.
+    """The engine that runs the steps of one optimizer.
 
     Attributes:
-        report: float64 [3]: norm, clip factor and skip of the last step; None before the first.
-        shards: slices of larger parameters; others are whole.
+        report: float64 [3]: norm, clip factor and skip (0 or 1) of the last step; None before the
+            first step.
+        shards: position of each parameter that is a slice of a larger one.
         plan: buckets of the last step.
         cache: inputs of the last full step, if the next may reuse them.
     """
@@ -116,7 +117,7 @@ class StepEngine:
         return list(self.plan.buckets)
 
     def stalled_fraction(self) -> Tensor | None:
-        """Return the share of stalled elements, 0-dim float64; None before the first step."""
+        """Return the fraction of stalled elements, 0-dim float64; None before the first step."""
         counts = self.plan.stalled
         if not counts:
             return None if self.report is None else torch.zeros_like(self.report[0])
@@ -126,15 +127,18 @@ class StepEngine:
 
     def warn_of_stalling(self) -> None:
         """Warn, once and only on the CPU, if most elements stalled in the last step."""
-        share = self.stalled_fraction() if self.plan.stalled else None
-        if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
+        fraction = self.stalled_fraction() if self.plan.stalled else None
+        if self._has_warned or fraction is None or fraction.device.type != "cpu":
+            return
+        if fraction <= 0.5:
             return
         if any(key.count_stalled and key.codecs[0].stochastic for key in self.bucket_keys):
             return  # stochastic rounding moves an element by a whole ulp or not at all
         self._has_warned = True
         warnings.warn(
-            f"{share:.0%} of the elements did not move in this step: their updates are less than "
-            "half an ulp of the parameter; pass weights='split' (bf16) or 'master' to keep them",
+            f"{fraction:.0%} of the elements did not move in this step: their updates are less "
+            "than half an ulp of the parameter; pass weights='split' (bf16) or 'master' to keep "
+            "them",
             stacklevel=5,
         )
 
@@ -142,7 +146,8 @@ class StepEngine:
         """Declare that ``param`` is a slice of a larger parameter.
 
         Raises:
-            ValueError: the slice does not lie in the whole, or not on a multiple of 64.
+            ValueError: the slice exceeds the whole parameter, or ``offset`` is not a multiple of
+                ``BLOCK``, the number of elements that share a scale.
         """
         last = shard.global_numel - param.numel()
         if shard.param_index < 0 or shard.offset % BLOCK or not 0 <= shard.offset <= last:
@@ -151,11 +156,11 @@ class StepEngine:
                 f"got {shard.offset}, {shard.param_index}"
             )
         self.shards[param] = shard
-        self.cache = None  # which has the noise keys of before
+        self.cache = None  # it has the old noise keys
 
     def run(self, optimizer: SteppedOptimizer, amp_state: AmpState) -> None:
         """Update every parameter that has a gradient; see :meth:`FusedOptimizer.step`."""
-        # a step that fails leaves no cache behind
+        # after a step that raises, the next one must be a full step
         cache, self.cache = self.cache, None
         if cache is None or not self._try_cached_step(optimizer, cache, amp_state):
             cache = self._full_step(optimizer, amp_state)
@@ -163,13 +168,13 @@ class StepEngine:
         if self.report is None:
             params = itertools.chain.from_iterable(g["params"] for g in optimizer.param_groups)
             device = next((param.device for param in params), None)
-            # without a gradient: as clip_grad_norm_ of nothing
+            # without gradients: norm 0 and factor 1, as clip_grad_norm_ of an empty list
             self.report = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=device)
 
     def _try_cached_step(
         self, optimizer: SteppedOptimizer, cache: StepCache, amp_state: AmpState
     ) -> bool:
-        """Run the fast path; return False, with nothing changed, if a full step is needed."""
+        """Run the fast path; return False and change nothing if a full step is needed."""
         inputs = cache.check(optimizer)
         if inputs is None:
             return False
@@ -188,21 +193,21 @@ class StepEngine:
         self._counted = sum(row.columns[0].numel() for key, row in rows if key.count_stalled)
         try:
             self.report = self.plan.run(rows, options, needs_norm, amp_state)
-        except CompileError as reason:  # and nothing has been changed
+        except CompileError as reason:  # raised before any tensor is changed
             self._fall_back_to_reference(reason)
             rows = self.prepare_rows(optimizer)
             self.report = self.plan.run(rows, options, needs_norm, amp_state)
         return StepCache.build(optimizer, rows, options)
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:
-        """Use the reference on the CPU, unless the user asked for the native backend."""
+        """Use the reference on the CPU from now on; raise ``reason`` if the user chose native."""
         if any(name == "native" for name, _ in self._resolved):
             raise reason
         warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=7)
         self._resolved[("auto", torch.device("cpu"))] = "reference"
 
     def prepare_rows(self, optimizer: SteppedOptimizer) -> list[tuple[BucketKey, Row]]:
-        """Return a row for each parameter with a gradient; missing states are created here."""
+        """Return a row for each parameter with a gradient; create missing states."""
         # all checks come before the first change
         return [self._make_row(optimizer, one) for one in list(self._collect_grads(optimizer))]
 
@@ -229,13 +234,13 @@ class StepEngine:
         return self._resolved[key]
 
     def _make_row(self, optimizer: SteppedOptimizer, one: GradientOf) -> tuple[BucketKey, Row]:
-        """Return the row of a parameter; its states are created here, at its first step."""
+        """Return the row of a parameter; create its states at its first step."""
         param, rule, group = one.param, one.rule, optimizer.param_groups[one.group_index]
         shard = self.shards.get(param, Shard(one.param_index, 0, param.numel()))
         small = shard.global_numel < registry.MIN_SCALED_NUMEL
         codecs = registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
         has_state = rule.state_keys or rule.scalar_state or codecs[0].extra_keys
-        # an optimizer without states has no entry, as in torch
+        # a rule without states creates no entry, as in torch
         state = optimizer.state[param] if has_state else optimizer.state.get(param, {})
         if group["ema_decay"] is not None and scalar_state.starts(state, rule):
             optimizer.before_first_step(param)

@@ -1,10 +1,10 @@
-"""Guards: what a step depends on, remembered to compare the next step with it.
+"""Guards: records of the inputs of a step, to detect if the next step has the same inputs.
 
-Parameters and keys of the state are matched by ``id()``. An id may be in use again after its
-object has been freed; that is safe, for what a kernel needs of each tensor, its type, dtype,
-device, shape, strides and address, is read and compared as well. No guard keeps a tensor alive.
+Parameters and keys of the state are matched by ``id()``. An id may be reused after its object has
+been freed; that is safe, because the properties of each tensor that a kernel depends on (type,
+dtype, device, shape, strides and address) are compared as well. No guard keeps a tensor alive.
 
-:class:`HostGuard` reads tensors in C, :class:`PythonGuard` in Python; both decide alike.
+:class:`HostGuard` reads tensors in C, :class:`PythonGuard` in Python; their results are equal.
 """
 
 import logging
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from typing_extensions import override
 
 from fused_optim.private_api import TENSOR_GUARDS, dlpack_exchange_api
 
-BLOCK = 256  # tensors that are read at once: their objects stay in a core's cache
+BLOCK = 256  # number of tensors that are read at once: their objects fit in a core's cache
 T = TypeVar("T")
 Group = dict[str, Any]
 State = Mapping[Tensor, dict[str, Any]]
@@ -34,12 +35,12 @@ READABLE = (Tensor, Parameter)
 
 
 class GradSnapshot(NamedTuple):
-    """The tensors of a step that is as the last one was, but for the addresses of gradients.
+    """The tensors of a step that equals the last one, except for the addresses of gradients.
 
     Attributes:
-        params: those with a gradient.
-        grad_addresses: int64 [parameters], the addresses of the gradients.
-        list_tensors: returns the parameters, their gradients, and all values of the state.
+        params: parameters that have a gradient.
+        grad_addresses: addresses of the gradients, int64 [len(params)].
+        list_tensors: function that returns ``params``, their gradients, and all state values.
     """
 
     params: list[Tensor]
@@ -48,37 +49,37 @@ class GradSnapshot(NamedTuple):
 
 
 class TensorGuard(Protocol):
-    """What all tensors of a step are, and where all but the gradients are."""
+    """A record of the properties of all tensors of a step, and of all addresses but gradients'."""
 
     def check(self, groups: list[Group], state: State) -> GradSnapshot | None:
-        """Return the tensors of this step; None if they are not as they were."""
+        """Return the tensors of this step; None if they differ from the recorded ones."""
 
 
 def make_tensor_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-    """Return what tells whether its arguments have the facts of ``tensors``.
+    """Return a function that returns True if its arguments have the properties of ``tensors``.
 
-    These are types, dtypes, devices, shapes, strides and the bits of lazy negation and conjugation.
+    The properties are type, dtype, device, shape, strides, and the negative and conjugate bits.
     """
     if TENSOR_GUARDS is not None:
         fixed = {"dynamic_dims_sizes": None, "dynamic_dims_strides": None}
         check: Callable[..., bool] = TENSOR_GUARDS(*tensors, **fixed).check
         return check
-    before = list(map(_facts, tensors))
-    return lambda *others: list(map(_facts, others)) == before
+    expected = list(map(_properties, tensors))
+    return lambda *others: list(map(_properties, others)) == expected
 
 
-def _facts(tensor: Any) -> tuple[Any, ...] | None:
+def _properties(tensor: Any) -> tuple[Any, ...] | None:
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
         return None
-    facts = tensor.dtype, tensor.device, tensor.shape, tensor.stride()
-    return (type(tensor), *facts, tensor.is_neg(), tensor.is_conj())
+    layout = tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+    return (type(tensor), *layout, tensor.is_neg(), tensor.is_conj())
 
 
 class GroupGuard:
-    """The options of a group as they were.
+    """A record of the options of a group.
 
-    They are compared as objects, and kept, so that no other takes the place of one. A group with
-    an option that can change in place, as a tensor can, is always taken to have changed.
+    Options are compared by identity; the guard holds references to them, so that no id is reused. A
+    group with an option that can change in place, such as a tensor, always counts as changed.
     """
 
     def __init__(self, group: Group) -> None:
@@ -89,7 +90,7 @@ class GroupGuard:
         self.changed(group)
 
     def changed(self, group: Group) -> bool | None:
-        """Return whether ``group`` has other options than at the last look; None: other names."""
+        """Return True if an option differs from the last call; None if the names differ."""
         try:
             values = self.read(group)
         except KeyError:
@@ -109,7 +110,7 @@ def _is_constant(value: Any) -> bool:
 
 
 class StateGuard:
-    """The entries of the state, by name, and the tensors in them."""
+    """A record of the entries of the state: their names, and the properties of their tensors."""
 
     def __init__(self, state: State) -> None:
         self.keys = list(map(id, state))
@@ -118,7 +119,7 @@ class StateGuard:
         self.checks = [make_tensor_check(list_values(block)) for block in blocks]
 
     def read(self, state: State) -> tuple[list[Tensor], list[int]] | None:
-        """Return all tensors and their addresses; None if they are not as they were."""
+        """Return all tensors and their addresses; None if they differ from the recorded ones."""
         if list(map(id, state)) != self.keys:
             return None
         tensors: list[Tensor] = []
@@ -136,79 +137,80 @@ class StateGuard:
 
 
 class ParamGuard:
-    """The parameters, which of them have gradients, and these.
+    """A record of the parameters and their gradients.
 
     Attributes:
-        sizes: of the groups, in parameters.
-        ids: of the parameters.
-        has: whether each has a gradient.
+        sizes: number of parameters of each group.
+        ids: ``id()`` of each parameter.
+        has_grad: True for each parameter that has a gradient.
+        lacks_grad: the negation of ``has_grad``.
     """
 
     def __init__(self, groups: list[Group]) -> None:
         self.sizes = [len(group["params"]) for group in groups]
         params = list_params(groups)
         self.ids = list(map(id, params))
-        self.has = [param.grad is not None for param in params]
-        self.lacks = [not has for has in self.has]
-        blocks = _blocks(list(compress(params, self.has)))
-        self.checks = [make_tensor_check([*own, *map(_gradient, own)]) for own in blocks]
+        self.has_grad = [param.grad is not None for param in params]
+        self.lacks_grad = [not has_grad for has_grad in self.has_grad]
+        blocks = _blocks(list(compress(params, self.has_grad)))
+        self.checks = [make_tensor_check([*block, *map(_gradient, block)]) for block in blocks]
 
     def read(self, groups: list[Group]) -> "ParamsRead | None":
-        """Return those with gradients, these, and the addresses; None if not as they were."""
+        """Return parameters, gradients and addresses; None if they differ from the record."""
         if [len(group["params"]) for group in groups] != self.sizes:
             return None
         params = list_params(groups)
         if list(map(id, params)) != self.ids:
             return None
-        if any(self.lacks):
-            if not all(map(is_, map(_gradient, compress(params, self.lacks)), repeat(None))):
+        if any(self.lacks_grad):
+            if not all(map(is_, map(_gradient, compress(params, self.lacks_grad)), repeat(None))):
                 return None
-            params = list(compress(params, self.has))
-        found = ParamsRead(params, [], [], [])
-        for own, check in zip(_blocks(params), self.checks, strict=True):
-            gradients = list(map(_gradient, own))
-            if not check(*own, *gradients):
+            params = list(compress(params, self.has_grad))
+        result = ParamsRead(params, [], [], [])
+        for block, check in zip(_blocks(params), self.checks, strict=True):
+            gradients = list(map(_gradient, block))
+            if not check(*block, *gradients):
                 return None
-            found.gradients.extend(gradients)
-            found.fixed.extend(map(read_address, own))
-            found.moving.extend(map(read_address, gradients))
-        return found
+            result.gradients.extend(gradients)
+            result.param_addresses.extend(map(read_address, block))
+            result.grad_addresses.extend(map(read_address, gradients))
+        return result
 
 
 class ParamsRead(NamedTuple):
-    """Parameters, their gradients, and the addresses of the ones and of the others."""
+    """Parameters that have a gradient, their gradients, and the addresses of both."""
 
     params: list[Tensor]
     gradients: list[Any]
-    fixed: list[int]
-    moving: list[int]
+    param_addresses: list[int]
+    grad_addresses: list[int]
 
 
-class PythonGuard:
-    """A :class:`TensorGuard` that reads in Python."""
+class PythonGuard(TensorGuard):
+    """A guard that reads tensors in Python."""
 
     def __init__(self, groups: list[Group], state: State) -> None:
         self.params, self.states = ParamGuard(groups), StateGuard(state)
-        params = list(compress(list_params(groups), self.params.has))
+        params = list(compress(list_params(groups), self.params.has_grad))
         self.addresses = list(map(read_address, [*params, *list_values(list(state.values()))]))
 
+    @override
     def check(self, groups: list[Group], state: State) -> GradSnapshot | None:
-        """See :class:`TensorGuard`."""
-        found = self.params.read(groups)
-        states = None if found is None else self.states.read(state)
-        if found is None or states is None or found.fixed + states[1] != self.addresses:
+        read = self.params.read(groups)
+        states = None if read is None else self.states.read(state)
+        if read is None or states is None or read.param_addresses + states[1] != self.addresses:
             return None
-        tensors = [*found.params, *found.gradients, *states[0]]
-        return GradSnapshot(found.params, np.array(found.moving, np.int64), lambda: tensors)
+        tensors = [*read.params, *read.gradients, *states[0]]
+        return GradSnapshot(read.params, np.array(read.grad_addresses, np.int64), lambda: tensors)
 
 
-class HostGuard:
-    """A :class:`TensorGuard` that reads in C, through DLPack.
+class HostGuard(TensorGuard):
+    """A guard that reads tensors in C, through DLPack.
 
     Raises:
         ImportError: the C module was not built.
-        ValueError, RuntimeError, BufferError: torch has no exchange API, or a tensor is of a
-            subclass, complex, or without memory.
+        ValueError, RuntimeError, BufferError: torch has no exchange API, or a tensor is an instance
+            of a subclass, complex, or without memory.
     """
 
     def __init__(self, groups: list[Group], state: State) -> None:
@@ -217,34 +219,41 @@ class HostGuard:
         api = dlpack_exchange_api()
         params = list_params(groups)
         self.sizes = [len(group["params"]) for group in groups]
-        self.has = [param.grad is not None for param in params]
-        self.all = all(self.has)
+        self.has_grad = [param.grad is not None for param in params]
+        self.all_have_grad = all(self.has_grad)
         self.snapshot = Snapshot(api, Tensor.is_neg, READABLE, params, _as_dict(state))
 
+    @override
     def check(self, groups: list[Group], state: State) -> GradSnapshot | None:
-        """See :class:`TensorGuard`."""
         if [len(group["params"]) for group in groups] != self.sizes:
             return None
         params = list_params(groups)
         addresses = self.snapshot.check(params, _as_dict(state))
         if addresses is None:
             return None
-        own = params if self.all else list(compress(params, self.has))
+        with_grad = params if self.all_have_grad else list(compress(params, self.has_grad))
 
-        def tensors() -> list[Tensor]:
-            return [*own, *map(_gradient, own), *list_values(list(state.values()))]
+        def list_tensors() -> list[Tensor]:
+            values = list_values(list(state.values()))
+            return [*with_grad, *map(_gradient, with_grad), *values]
 
-        return GradSnapshot(own, np.frombuffer(addresses, np.int64), tensors)
+        return GradSnapshot(with_grad, np.frombuffer(addresses, np.int64), list_tensors)
 
 
 def make_guard(
     groups: list[Group], state: State, grad_addresses: np.ndarray[Any, Any]
 ) -> TensorGuard:
-    """Return a guard of these tensors; ``grad_addresses``: int64, the addresses it must read."""
+    """Return a guard of these tensors, in C if it reads the right addresses.
+
+    Args:
+        groups: parameter groups.
+        state: state of the optimizer.
+        grad_addresses: expected addresses of the gradients, int64 [parameters with a gradient].
+    """
     try:
         guard = HostGuard(groups, state)
-        found = guard.check(groups, state)
-        if found is not None and np.array_equal(found.grad_addresses, grad_addresses):
+        snapshot = guard.check(groups, state)
+        if snapshot is not None and np.array_equal(snapshot.grad_addresses, grad_addresses):
             log.debug("the tensors of a step are compared in C")
             return guard
         reason = "DLPack gives other addresses"
@@ -255,7 +264,7 @@ def make_guard(
 
 
 def _as_dict(state: State) -> dict[Any, Any]:
-    """Return the state as C iterates over it; that of a subclass of dict may have another order."""
+    """Return the state as a dict for C, which would ignore the order of a subclass of dict."""
     if type(state) is defaultdict or type(state) is dict:
         return state
     return dict(zip(state, state.values(), strict=True))
@@ -272,10 +281,10 @@ def list_values(states: list[dict[str, Any]]) -> list[Any]:
 
 
 def _blocks(items: list[T]) -> Iterator[list[T]]:
-    """Yield parts that stay in a core's cache from one look to the next."""
+    """Yield slices of BLOCK items, whose tensors fit in a core's cache for repeated reads."""
     return (items[i : i + BLOCK] for i in range(0, len(items), BLOCK))
 
 
 def _names(states: list[dict[str, Any]]) -> list[Any]:
-    # a tuple for each would be a thousand objects for the garbage collector
+    # a tuple for each entry would be a thousand objects for the garbage collector
     return [*chain.from_iterable(states), *map(len, states)]

@@ -16,7 +16,7 @@ from fused_optim.rules.common import Rule
 
 
 def is_aligned(columns: Sequence[Tensor]) -> bool:
-    """Return whether every address allows accesses of 16 bytes in the widest column."""
+    """Return True if every address allows accesses of 16 bytes in the widest column."""
     addresses = 0
     for column in columns:
         addresses |= column.data_ptr()
@@ -44,13 +44,13 @@ def make_bucket_key(
 
 
 class CachedInputs(NamedTuple):
-    """The tensors of a step whose rows are those of the last one, but for gradient addresses.
+    """The tensors of a step whose rows equal those of the last one, except gradient addresses.
 
     Attributes:
         params: parameters that are updated.
-        list_tensors: returns all tensors of the step, in the order that ``templates`` expect.
-        grad_addresses: int64 [rows], the address of each parameter's gradient.
-        templates: makes each row.
+        list_tensors: function that returns all tensors, in the order that ``templates`` expect.
+        grad_addresses: address of the gradient of each parameter, int64 [rows].
+        templates: template of each row.
     """
 
     params: list[Tensor]
@@ -68,7 +68,7 @@ class PlannedBucket:
     """One bucket of the plan.
 
     Attributes:
-        runner: updates the rows, and keeps its device tables.
+        runner: runner that updates the rows and stores their device tables.
         rows: indices of the bucket's rows among all rows of the step.
         groups: indices of the parameter groups that have rows here.
     """
@@ -80,14 +80,14 @@ class PlannedBucket:
 
 
 class Plan:
-    """Buckets with their runners, kept from step to step.
+    """The buckets of the last step with their runners, which later steps reuse.
 
-    Nothing is keyed on a tensor's identity and no tensor of the user is kept: rows come anew each
-    step, and a runner compares their addresses with those it has uploaded.
+    The plan holds no reference to a tensor of the user: each step passes its rows, and a runner
+    compares their addresses with those it has uploaded.
 
     Attributes:
-        buckets: buckets of the last step.
-        stalled: counts of stalled elements in the last step, where they were asked for.
+        buckets: buckets of the last step, by key.
+        stalled: counts of stalled elements in the last step, for buckets with ``count_stalled``.
     """
 
     def __init__(self) -> None:
@@ -106,12 +106,12 @@ class Plan:
         Args:
             rows: one row for each parameter, with the key of its bucket.
             options: options of each parameter group.
-            needs_norm: whether anything needs the norm of the gradients.
+            needs_norm: True if the step needs the norm of the gradients.
             amp_state: tensors of a GradScaler.
 
         Returns:
-            float64 [3] on the first row's device: the gradient norm (NaN unless it was needed), the
-            clip factor, and 1 if rows were skipped; None without rows.
+            float64 [3] on the device of the first row: gradient norm (NaN unless ``needs_norm``),
+            clip factor, and 1 if rows were skipped, else 0; None without rows.
         """
         self._bind(rows, options)
         report = self._launch(needs_norm, amp_state)
@@ -128,12 +128,13 @@ class Plan:
         needs_norm: bool,
         amp_state: AmpState,
     ) -> Tensor | None:
-        """Update the rows of the last step once more: see :meth:`run`."""
+        """Update the rows of the last step again; see :meth:`run` for arguments and result."""
         for bucket in self.buckets.values():
             whole = len(self.buckets) == 1
             addresses = inputs.grad_addresses if whole else inputs.grad_addresses[bucket.rows]
-            own = [options[group] for group in bucket.groups]
-            bucket.runner.rebind(addresses, partial(inputs.make_rows, bucket.rows), own)
+            group_options = [options[group] for group in bucket.groups]
+            make_rows = partial(inputs.make_rows, bucket.rows)
+            bucket.runner.rebind(addresses, make_rows, group_options)
         report = self._launch(needs_norm, amp_state)
         _bump_version_counters(inputs.params)
         return report
@@ -147,23 +148,23 @@ class Plan:
         device = next(iter(self.buckets)).device
         report = torch.empty(3, dtype=torch.float64, device=device)
         for i, (key, bucket) in enumerate(self.buckets.items()):
-            # the report of one bucket is enough
-            own = report if i == 0 else None
-            bucket.runner.prepare(partials.get(key.device), own, _move(amp_state, key.device))
+            # every bucket would write the same report
+            out = report if i == 0 else None
+            bucket.runner.prepare(partials.get(key.device), out, _move(amp_state, key.device))
         counts = [bucket.runner.update() for bucket in self.buckets.values()]
         self.stalled = [count for count in counts if count is not None]
         return report
 
     def _bind(self, rows: Sequence[tuple[BucketKey, Row]], options: Sequence[GroupOptions]) -> None:
-        """Give each bucket its rows of this step; buckets without rows are dropped."""
-        before, self.buckets = self.buckets, {}
+        """Bind each bucket to its rows of this step; delete buckets without rows."""
+        previous, self.buckets = self.buckets, {}
         bound: dict[BucketKey, Bucket] = {}
         for i, (key, row) in enumerate(rows):
             if key not in bound:
-                runner = before[key].runner if key in before else make_runner(key)
+                runner = previous[key].runner if key in previous else make_runner(key)
                 self.buckets[key], bound[key] = PlannedBucket(runner), Bucket()
             planned, bucket = self.buckets[key], bound[key]
-            if row.group not in planned.groups[-1:]:  # the rows of a group follow each other
+            if row.group not in planned.groups[-1:]:  # the rows of a group are consecutive
                 planned.groups.append(row.group)
                 bucket.options.append(options[row.group])
             bucket.rows.append(row)
@@ -180,7 +181,7 @@ class Plan:
         return {
             device: torch.cat(
                 [
-                    # a copy to the CPU must be waited for; other devices order it on their streams
+                    # a copy to the CPU must be synchronous; the streams of other devices order it
                     part.to(device, non_blocking=device.type != "cpu")
                     for part in parts
                     # a meta tensor has no value to add to the norm of others
@@ -192,7 +193,7 @@ class Plan:
 
 
 def _bump_version_counters(params: list[Tensor]) -> None:
-    """Tell autograd that saved parameters have changed; a kernel does not."""
+    """Increment the version counters of parameters, which a kernel does not, for autograd."""
     torch.autograd.graph.increment_version(params)
 
 

@@ -1,4 +1,4 @@
-"""The options of a parameter group as the numbers that kernels read."""
+"""The conversion of the options of a parameter group to the numbers that kernels read."""
 
 import math
 from typing import Any
@@ -17,10 +17,10 @@ def read_common_options(
     """Return the options of a group that do not depend on its rule.
 
     Args:
-        group: a parameter group.
+        group: parameter group.
         max_grad_norm: bound on the norm over all gradients, or None.
-        l2: weight of the parameter in the gradient.
-        any_skips: whether an Inf or NaN skips any group of the optimizer.
+        l2: weight of the parameter in the gradient (L2 penalty).
+        any_skips: True if an Inf or NaN skips any group of the optimizer.
     """
     limit, decay = group["max_grad_value"], group["ema_decay"]
     options = CommonOptions(
@@ -38,7 +38,7 @@ def read_common_options(
 
 
 def read_hparams(rule: Rule, group: Group, is_decoupled: bool) -> Any:
-    """Return the hyperparameters of ``rule``: options of the same names.
+    """Return the hyperparameters of ``rule`` from the options of the same names.
 
     ``beta1`` is ``betas[0]`` and so on; ``weight_decay`` is 0 unless it is decoupled.
     """
@@ -52,7 +52,7 @@ def read_hparams(rule: Rule, group: Group, is_decoupled: bool) -> Any:
 
 
 def read_option(value: Any) -> float | Tensor:
-    """Return an option as a float; a tensor on an accelerator stays, so that nothing waits."""
+    """Return an option as a float; a tensor on an accelerator unchanged, without waiting for it."""
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value
     return to_number("an option", value)

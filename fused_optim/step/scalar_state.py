@@ -1,4 +1,4 @@
-"""0-dim states: the count of steps and others that a rule advances, in the dtypes of torch."""
+"""The 0-dim states: the step count and others that a rule advances, in the dtypes of torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,11 @@ def get(
     state: State, name: str, rule: Rule, param: Tensor, start: Callable[[], float | Tensor]
 ) -> Tensor:
     """Return the 0-dim state ``name`` on the parameter's device; create it from ``start()``."""
-    # a user who deletes the states wants a first step
+    # if all states were deleted, this is a first step
     value = None if starts(state, rule) else state.get(name)
     if value is None:
         value = start()
-        keys = _own_keys(rule) or rule.state_keys
+        keys = _keys_without_ema(rule) or rule.state_keys
         if name == "step" and any(state.get(key) is not None for key in keys):
             # a state without a count was written by torch's SGD: its first step is done
             value = 1.0
@@ -32,24 +32,24 @@ def get(
 
 
 def starts(state: State, rule: Rule) -> bool:
-    """Return whether all states of the rule are missing; the EMA does not count as one."""
-    keys = _own_keys(rule)
+    """Return True if all states of the rule are missing; the EMA is not one of them."""
+    keys = _keys_without_ema(rule)
     return bool(keys) and all(state.get(key) is None for key in keys)
 
 
-def _own_keys(rule: Rule) -> list[str]:
+def _keys_without_ema(rule: Rule) -> list[str]:
     return [key for key in rule.state_keys if key != "ema"]
 
 
 def convert_numbers(param: Tensor, state: State) -> None:
-    """Turn numbers into tensors: old checkpoints of torch have step counts that are numbers."""
+    """Convert numbers to tensors: old checkpoints of torch have step counts that are numbers."""
     for name, value in state.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             state[name] = torch.tensor(float(value), dtype=_step_dtype(value), device=param.device)
 
 
 def _step_dtype(step: Any) -> torch.dtype:
-    """Return the dtype of a step count: its own if floating, else as torch chooses it."""
+    """Return the dtype for a step count: unchanged if floating, else the dtype that torch uses."""
     if isinstance(step, Tensor) and step.dtype in (torch.float32, torch.float64):
         return step.dtype
     return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32

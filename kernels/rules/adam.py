@@ -43,7 +43,7 @@ def adam_amsgrad(p, g, state, s):
     s = AdamScalars(*s)
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_avg_sq = decay(exp_avg_sq, s.weight2) + (s.weight2 * g) * g
-    # written this way round, a NaN on either side is kept, as torch.maximum does
+    # this order of comparison propagates a NaN of either operand, as torch.maximum does
     larger = (exp_avg_sq > max_exp_avg_sq) | (exp_avg_sq != exp_avg_sq)
     max_exp_avg_sq = tl.where(larger, exp_avg_sq, max_exp_avg_sq)
     denom = sqrt_rn(max_exp_avg_sq) * s.inv_bias_correction2_sqrt + s.eps

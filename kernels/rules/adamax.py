@@ -29,6 +29,6 @@ def adamax(p, g, state, s):
     exp_avg = s.beta1 * exp_avg + s.weight1 * g
     exp_inf = decay(exp_inf, s.weight2)
     size = tl.abs(g) + s.eps
-    # written this way round, a NaN on either side is kept, as torch.maximum does
+    # this order of comparison propagates a NaN of either operand, as torch.maximum does
     exp_inf = tl.where((size > exp_inf) | (size != size), size, exp_inf)
     return p - s.step_size * div_rn(exp_avg, exp_inf), (exp_avg, exp_inf)

@@ -47,7 +47,7 @@ def ademamix(p, g, state, s):
 
 @triton.jit
 def ademamix_slow(p, g, state, s):
-    """AdEMAMix with beta1 = 0: the gradient itself stands where the fast average was."""
+    """AdEMAMix with beta1 = 0: the gradient itself is the fast average."""
     exp_avg_slow, exp_avg_sq = state
     s = AdEMAMixScalars(*s)
     exp_avg_slow = decay(exp_avg_slow, s.weight3) + s.weight3 * g

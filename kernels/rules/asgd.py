@@ -20,7 +20,7 @@ def asgd_scalars(hparams, step, running):
 
 @triton.jit
 def asgd(p, g, state, s):
-    """ASGD, Polyak and Juditsky 1992 (https://doi.org/10.1137/0330046), as torch.optim has it."""
+    """ASGD, Polyak and Juditsky 1992 (https://doi.org/10.1137/0330046), as in torch.optim."""
     (ax,) = state
     s = ASGDScalars(*s)
     p = decay(p, s.decay) - s.eta * g

@@ -1,4 +1,4 @@
-"""What the rules share in Triton: the Triton counterpart of fused_optim/rules/common.py."""
+"""Building blocks of the rules in Triton: the counterpart of fused_optim/rules/common.py."""
 
 import triton
 import triton.language as tl
@@ -12,7 +12,7 @@ LN2_LOW = tl.constexpr(1.9082149292705877e-10)
 
 @triton.jit
 def div_rn(x, y):
-    """IEEE division: ``/`` is approximate in float32, ``div_rn`` has no float64."""
+    """Divide as IEEE 754: ``/`` is approximate in float32, ``tl.div_rn`` has no float64."""
     if x.dtype == tl.float64:
         return x / y
     else:
@@ -21,7 +21,7 @@ def div_rn(x, y):
 
 @triton.jit
 def sqrt_rn(x):
-    """IEEE square root: ``sqrt`` is approximate in float32, ``sqrt_rn`` has no float64."""
+    """Take the IEEE root: ``tl.sqrt`` is approximate in float32, ``tl.sqrt_rn`` has no float64."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
     else:
@@ -30,7 +30,7 @@ def sqrt_rn(x):
 
 @triton.jit
 def decay(x, rate):
-    """``(1 - rate) * x`` without forming ``1 - rate``; an infinite x stays as it is."""
+    """Return ``(1 - rate) * x`` without forming ``1 - rate``; an infinite x is unchanged."""
     if x.dtype == tl.float64:
         bound: tl.constexpr = FLOAT64_MAX
     else:
@@ -40,7 +40,7 @@ def decay(x, rate):
 
 @triton.jit
 def pow_int(base, step):
-    """``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
+    """Compute ``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
     exponent = step.to(tl.int64)
     result = base * 0.0 + 1.0
     while tl.max(exponent, 0) > 0:
@@ -52,7 +52,7 @@ def pow_int(base, step):
 
 @triton.jit
 def exp(x):
-    """``e ** x`` in float64, of + - * / alone: libraries differ in the last bit."""
+    """Compute ``e ** x`` in float64 from + - * / alone: libraries differ in the last bit."""
     twos = (x * INV_LN2 + tl.where(x < 0, -0.5, 0.5)).to(tl.int64).to(tl.float64)
     # the first product is exact: LN2_HIGH ends in zeros
     rest = (x - twos * LN2_HIGH) - twos * LN2_LOW
@@ -65,7 +65,7 @@ def exp(x):
 
 @triton.jit
 def log(x):
-    """Natural logarithm of ``x`` > 0 in float64, of + - * / alone."""
+    """Compute the natural logarithm of ``x`` > 0 in float64 from + - * / alone."""
     small = x < 1.0
     x = tl.where(small, 1.0 / x, x)
     twos = x * 0.0
@@ -83,14 +83,14 @@ def log(x):
 
 @triton.jit
 def pow_real(base, exponent):
-    """``base ** exponent`` in float64, for ``base`` >= 0 and any ``exponent`` >= 0."""
+    """Compute ``base ** exponent`` in float64, for ``base`` >= 0 and any ``exponent`` >= 0."""
     positive = exp(exponent * log(tl.where(base > 0, base, 1.0)))
     return tl.where(base > 0, positive, tl.where(exponent > 0, 0.0, 1.0))
 
 
 @triton.jit
 def clip_factor(norm, max_norm):
-    """The factor of ``torch.nn.utils.clip_grad_norm_``; an infinite bound never clips."""
+    """Return the factor of ``torch.nn.utils.clip_grad_norm_``; an infinite bound never clips."""
     factor = max_norm / (norm + 1e-6)
     return tl.where((factor > 1.0) | (max_norm == float("inf")), 1.0, factor)
 
@@ -101,12 +101,12 @@ def preprocess_grad(g, p, s):
     g = s.factor * g
     limit = s.max_grad_value
     g = tl.where(g > limit, limit, tl.where(g < -limit, -limit, g))
-    # a term that is off is left out: 0 * inf would be NaN
+    # a term with weight 0 is omitted: 0 * inf would be NaN
     g = tl.where(s.l2 != 0, g + s.l2 * p, g)
     return tl.where(s.l1 != 0, g + s.l1 * ((p > 0).to(p.dtype) - (p < 0).to(p.dtype)), g)
 
 
 @triton.jit
 def ema_update(ema, p, weight):
-    """The exponential moving average of the parameter; its first value is the parameter."""
+    """Update the exponential moving average of a parameter; its first value is the parameter."""
     return tl.where(weight == 1.0, p, ema + weight * (p - ema))

@@ -51,7 +51,7 @@ def lamb_finalize(sums, numel, s):
     """Form the step size of a tensor: lr times the trust ratio, which is 1 where a norm is 0."""
     early = LAMBScalars(*s)
     weight_norm = sqrt_rn(sums[0])
-    # NaN is kept, as torch.minimum and torch.maximum do
+    # NaN propagates, as in torch.minimum and torch.maximum
     weight_norm = tl.where(weight_norm < early.low, early.low, weight_norm)
     weight_norm = tl.where(weight_norm > early.high, early.high, weight_norm)
     update_norm = sqrt_rn(sums[1])

@@ -1,7 +1,7 @@
 """NAdam: the Triton counterpart of fused_optim/rules/nadam.py."""
 
 import triton
-import triton.language as tl  # noqa: F401  the interpreter looks for it on each page
+import triton.language as tl  # noqa: F401  the interpreter needs it in each module
 
 from fused_optim.kernels.rules.common import decay, div_rn, pow_int, sqrt_rn
 from fused_optim.kernels.rules.signatures import NAdamHparams, NAdamScalars

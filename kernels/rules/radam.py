@@ -16,7 +16,7 @@ def radam_scalars(hparams, step):
     rho_inf = 2.0 / (1.0 - hparams.beta2) - 1.0
     rho = rho_inf - 2.0 * step * power2 / bias_correction2
     tractable = rho > 5.0
-    # 8 stands for any number above 4 where the rectification is not asked for
+    # 8 replaces rho where the rectification is unused: any number above 4 avoids a division by 0
     length = tl.where(tractable, rho, 8.0)
     longest = tl.where(tractable, rho_inf, 8.0)
     rect = (length - 4.0) * (length - 2.0) * longest

@@ -29,14 +29,14 @@ def rmsprop_momentum_scalars(hparams, step):
 
 @triton.jit
 def toward(x, y, weight):
-    """``x`` moved towards ``y``, as ``Tensor.lerp``: never past it, and onto it at weight 1."""
-    way = y - x
-    return tl.where(weight < 0.5, x + weight * way, y - way * (1.0 - weight))
+    """Interpolate from ``x`` to ``y`` as ``Tensor.lerp``: never past ``y``; ``y`` at weight 1."""
+    change = y - x
+    return tl.where(weight < 0.5, x + weight * change, y - change * (1.0 - weight))
 
 
 @triton.jit
 def variance(square_avg, grad_avg):
-    """``square_avg - grad_avg ** 2`` that rounding makes neither negative nor Inf - Inf."""
+    """Return ``square_avg - grad_avg ** 2``, never negative by rounding and never Inf - Inf."""
     square = grad_avg * grad_avg
     difference = tl.where(square == float("inf"), square_avg, square_avg - square)
     return tl.where(difference < 0.0, 0.0, difference)

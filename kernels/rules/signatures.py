@@ -1,4 +1,4 @@
-"""Hyperparameters and scalars of every update rule: read by field in torch and in Triton alike.
+"""Hyperparameters and scalars of every update rule, read by field in torch and in Triton.
 
 ``<Rule>Hparams`` are the options of a parameter group that a rule needs, one float64 each.
 ``<Rule>Scalars`` are the numbers that its update takes for one parameter in one step, formed in

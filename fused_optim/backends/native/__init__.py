@@ -1,7 +1,7 @@
-"""The compiler of the native backend: the kernels of Triton as machine code for the CPU.
+"""The native backend: a compiler from Triton kernels to machine code for the CPU.
 
-frontend.py has Triton's front end make TTIR of a kernel; ttir.py reads it; lowering.py writes LLVM
-IR; codegen.py has llvmlite make machine code of that, which elf.py cuts into an image; image.py
-puts it into memory. cache.py keeps it on disk, and then compiler.py, cache.py and image.py are all
-that is needed.
+frontend.py translates a kernel to TTIR by Triton's front end; ttir.py parses TTIR; lowering.py
+writes LLVM IR; codegen.py compiles it by llvmlite to an object, which elf.py converts to an image;
+image.py loads the image into memory. cache.py stores images on disk: a process whose images are
+cached needs only compiler.py, cache.py and image.py.
 """

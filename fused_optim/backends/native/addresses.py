@@ -1,4 +1,4 @@
-"""Indices, addresses and masks whose elements follow each other: then an access is one vector."""
+"""The lowering of consecutive indices, addresses and masks, so that accesses are vectors."""
 
 from dataclasses import replace
 
@@ -7,17 +7,17 @@ from fused_optim.backends.native.tree import Function, Operation, Region, Type, 
 
 
 class Addresses:
-    """Writes what keeps consecutive elements consecutive, and changes of shape.
+    """A writer of operations that preserve consecutive elements, and of changes of shape.
 
     Args:
-        emitter: where to.
+        emitter: output.
     """
 
     def __init__(self, emitter: Emitter) -> None:
         self.emitter = emitter
 
     def lower(self, operation: Operation, operands: list[Lowered]) -> Lowered | None:
-        """Return the result of an operation; None where there is nothing to keep."""
+        """Return the result of an operation; None if it is not one of this class."""
         type_, name = operation.results[0].type, operation.name
         if name == "tt.make_range":
             return self.emitter.consecutive(type_, str(operation.attributes["start"]))
@@ -49,9 +49,9 @@ class Addresses:
         return Lowered(type_, text=self.emitter.pick(vector, type_.scalar, size, lanes))
 
     def _shift(self, name: str, a: Lowered, b: Lowered) -> Lowered | None:
-        """Return the sum or difference of consecutive integers and one number.
+        """Return the sum or difference of consecutive integers and a scalar; None for others.
 
-        It does not wrap around: indices stay far below that, as Triton takes for granted too.
+        Overflow is not handled: indices are far below the limit, which Triton assumes too.
         """
         if name == "arith.addi" and a.scalar and b.start:
             a, b = b, a
@@ -63,16 +63,16 @@ class Addresses:
         return self.emitter.consecutive(a.type, start)
 
     def _advance(self, pointer: Lowered, offset: Lowered) -> Lowered:
-        """Return the addresses of the elements that many places further."""
+        """Return the addresses ``pointer + offset``, counted in elements."""
         type_, root, op = pointer.type, pointer.root, self.emitter.op
         element, index = llvm_type(Type(str(type_.pointee))), llvm_type(offset.type.scalar)
         if (pointer.scalar and offset.start) or (pointer.start and offset.scalar):
-            base, places = pointer.scalar or pointer.start, offset.start or offset.scalar
-            start = op(f"getelementptr {element}, ptr {base}, {index} {places}")
+            base, index_text = pointer.scalar or pointer.start, offset.start or offset.scalar
+            start = op(f"getelementptr {element}, ptr {base}, {index} {index_text}")
             return self.emitter.consecutive(type_, start, root)
-        shape, (base, places) = self.emitter.even(pointer, offset)
+        shape, (base, index_text) = self.emitter.even(pointer, offset)
         pointers, indices = (llvm_type(v.type._replace(shape=shape)) for v in (pointer, offset))
-        text = op(f"getelementptr {element}, {pointers} {base}, {indices} {places}")
+        text = op(f"getelementptr {element}, {pointers} {base}, {indices} {index_text}")
         return replace(self.emitter.result(type_, text, shape), root=root)
 
     def _wide(self, source: Type, start: str, result: Type) -> str:
@@ -80,7 +80,7 @@ class Addresses:
         return self.emitter.op(f"sext {before} {start} to {after}")
 
     def _mask(self, predicate: str, a: Lowered, b: Lowered) -> Lowered | None:
-        """Return which consecutive integers are below a number: the first so many are."""
+        """Return the mask of consecutive integers below a scalar; None for other comparisons."""
         if predicate == "sgt":
             a, b, predicate = b, a, "slt"
         if predicate != "slt" or not (a.start and b.scalar):
@@ -97,9 +97,9 @@ class Addresses:
 
 
 def stored_through(function: Function) -> set[Value | None]:
-    """Return the arguments that something is stored through; None stands for any of them.
+    """Return the arguments through which the kernel stores; None represents any argument.
 
-    Addresses that are read from memory are those of columns and counters, never of a table.
+    Addresses that are read from memory are addresses of columns and counters, never of a table.
     """
     origins: dict[Value, Operation] = {}
     stores: list[Value] = []
@@ -114,7 +114,7 @@ def stored_through(function: Function) -> set[Value | None]:
 
     walk(function.body)
     arguments = set(function.body.arguments)
-    found: set[Value | None] = set()
+    written: set[Value | None] = set()
     for pointer in stores:
         one: Value | None = pointer
         while one is not None and one not in arguments:
@@ -124,8 +124,8 @@ def stored_through(function: Function) -> set[Value | None]:
             follows = origin is not None and origin.name in FOLLOWED
             one = origin.operands[0] if origin is not None and follows else None
         else:
-            found.add(one)
-    return found
+            written.add(one)
+    return written
 
 
 FOLLOWED = {"tt.addptr", "tt.splat", "tt.broadcast", "tt.reshape", "tt.expand_dims", "tt.bitcast"}

@@ -1,8 +1,8 @@
-"""Machine code on disk, so that a program that has run before needs no compiler.
+"""The cache of machine code on disk, so that only the first run of a program needs a compiler.
 
-A file holds a magic word, the key, a checksum and the code. One that does not belong to this user,
-that others may write to, or that is not what it should be is ignored and made anew. Where nothing
-can be written, code lives as long as the process.
+A file has a magic string, the key, a checksum and the code. A file that belongs to another user, is
+writable by others, or is corrupt is ignored and written again. Where the folder is not writable,
+code is cached in memory only.
 """
 
 import contextlib
@@ -25,35 +25,36 @@ log = logging.getLogger("fused_optim")
 
 
 def key(*parts: str) -> str:
-    """Return the name of the code for what ``parts`` describe: 64 hexadecimal digits.
+    """Return the key of the code that ``parts`` describe: 64 hexadecimal digits.
 
-    It depends on the sources of kernels and backend, and on the versions of triton and llvmlite.
+    The key also depends on the sources of kernels and backend, and on the versions of triton and
+    llvmlite.
     """
-    found = hashlib.sha256(MAGIC + _sources())
+    digest = hashlib.sha256(MAGIC + _sources())
     for part in parts:
-        found.update(f"{len(part)}:{part}".encode())
-    return found.hexdigest()
+        digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()
 
 
 @cache
 def _sources() -> bytes:
-    """Return a digest of everything that makes code, read once a process."""
-    found = hashlib.sha256()
+    """Return a digest of all sources that determine the code, read once per process."""
+    digest = hashlib.sha256()
     for path in _made_from():
         text = path.read_bytes()
-        found.update(f"{path.name}:{len(text)}:".encode() + text)
-    return found.digest()
+        digest.update(f"{path.name}:{len(text)}:".encode() + text)
+    return digest.digest()
 
 
 def _made_from() -> Iterator[Path]:
     for folder in (PACKAGE, PACKAGE.parent):
         yield from sorted(folder.glob("*.py"))
     yield from sorted(KERNELS.rglob("*.py"))
-    # where each says its version; to import them takes a tenth of a second and more
-    for module, page in (("triton", "__init__.py"), ("llvmlite", "_version.py")):
+    # the files with the versions: importing the packages takes a tenth of a second or more
+    for module, file in (("triton", "__init__.py"), ("llvmlite", "_version.py")):
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:
-            yield Path(spec.origin).parent / page
+            yield Path(spec.origin).parent / file
 
 
 def folder() -> Path | None:
@@ -69,14 +70,16 @@ def folder() -> Path | None:
 
 
 def load(key: str) -> bytes | None:
-    """Return the code of this key; None if there is none that can be trusted."""
-    place = folder()
-    if place is None:
+    """Return the code of this key; None if there is no valid file."""
+    directory = folder()
+    if directory is None:
         return None
     try:
-        if not _is_ours(place.stat()):
+        if not _is_ours(directory.stat()):
             return None
-        with open(os.open(place / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        with open(
+            os.open(directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb"
+        ) as file:
             data = file.read() if _is_ours(os.fstat(file.fileno())) else b""
     except OSError:
         return None
@@ -88,27 +91,27 @@ def load(key: str) -> bytes | None:
 
 
 def store(key: str, code: bytes) -> None:
-    """Keep code for the next process, if it can be written."""
-    place = folder()
-    if place is None:
+    """Store code for other processes, if the folder is writable."""
+    directory = folder()
+    if directory is None:
         return
     temporary = None
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(place.stat()):
-            log.info("%s belongs to another user or others may write to it: not used", place)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(directory.stat()):
+            log.info("%s belongs to another user or others may write to it: not used", directory)
             return
-        handle, temporary = tempfile.mkstemp(dir=place)
+        handle, temporary = tempfile.mkstemp(dir=directory)
         with open(handle, "wb") as file:
             file.write(MAGIC + key.encode() + hashlib.sha256(code).digest() + code)
-        # another process may do the same now: either file is whole
-        os.replace(temporary, place / key)
+        # atomic: another process may store the same key at the same time
+        os.replace(temporary, directory / key)
     except OSError as error:
-        log.info("machine code is not kept on disk: %s", error)
+        log.info("machine code is not stored on disk: %s", error)
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
 
-def _is_ours(found: os.stat_result) -> bool:
-    return found.st_uid == os.geteuid() and not found.st_mode & OTHERS_WRITE
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE

@@ -1,4 +1,4 @@
-"""LLVM IR as machine code for a named level of processors, by llvmlite."""
+"""Code generation: from LLVM IR to machine code for a level of processors, by llvmlite."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ WORDS = frozenset({4, 8})
 
 
 class Level(NamedTuple):
-    """What code is made for: not the CPU of this machine, so it is the same on all of a level.
+    """A level of processors that code is compiled for, independent of the CPU of this machine.
 
     Attributes:
-        triple: of the system, as LLVM names it.
-        cpu: the least of the level, as LLVM names it.
-        target: what the IR depends on.
+        triple: LLVM's target triple of the system.
+        cpu: LLVM's name of the baseline processor of the level.
+        target: properties of the processor that the IR depends on.
     """
 
     triple: str
@@ -27,7 +27,7 @@ class Level(NamedTuple):
 
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
-# without these LLVM takes half of the registers' width
+# without these attributes LLVM uses vectors of 256 bits
 WIDE = '"prefer-vector-width"="512" "min-legal-vector-width"="512"'
 LEVELS = {
     "x86-64-v2": Level(X86, "x86-64-v2", Target(Masking(NONE, NONE), has_half=False)),
@@ -40,17 +40,17 @@ LEVELS = {
 
 
 def make_code(ir: str, name: str, level: str) -> Image:
-    """Optimize and compile the LLVM IR of the function ``name``.
+    """Compile the LLVM IR of the function ``name`` with optimizations.
 
     Raises:
-        NotIndependent: the code calls something outside of itself.
+        NotIndependent: the code refers to a symbol outside of itself.
     """
     machine, module = _optimized(ir, level)
     return make_image(machine.emit_object(module), name)
 
 
 def make_assembly(ir: str, level: str) -> str:
-    """Return the same code in the language of the assembler."""
+    """Return the code of :func:`make_code` as assembly text."""
     machine, module = _optimized(ir, level)
     return str(machine.emit_assembly(module))
 
@@ -61,7 +61,7 @@ def _optimized(ir: str, level: str) -> tuple[Any, Any]:
     machine = _machine(level)
     module = llvm.parse_assembly(ir)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
-    # loops here go over blocks, whose elements are vectors already
+    # the elements of a block are vectors already: loops are over blocks
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)

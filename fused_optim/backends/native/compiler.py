@@ -1,4 +1,4 @@
-"""From a kernel of Triton's to machine code: from memory, from disk, or by compiling it now."""
+"""The compilation of a Triton kernel to machine code, with a cache in memory and on disk."""
 
 import os
 import threading
@@ -8,19 +8,19 @@ from typing import Any
 from fused_optim.backends.native import cache
 from fused_optim.backends.native.image import Image, Kernel
 
-# the jit function, the types of its arguments, and its constants: see frontend.make_ttir
+# jit function, types of its arguments, and its constants: see frontend.make_ttir
 Source = tuple[Any, dict[str, str], dict[str, Any]]
 
 
 class _Made:
-    """The kernels of this process. After a fork the child has them too, and a lock of its own."""
+    """The kernels of this process; after a fork the child has them too, with a new lock."""
 
     def __init__(self) -> None:
         self.kernels: dict[str, Kernel] = {}
         self.renew()
 
     def renew(self) -> None:
-        """Take a new lock, which nothing holds."""
+        """Create a new lock, for the child of a fork: another thread may have held the old one."""
         self.lock = threading.RLock()
 
 
@@ -34,32 +34,32 @@ def compile_kernel(
     """Return the machine code of a kernel.
 
     Args:
-        name: of the kernel.
-        describe: the constants and types it is compiled for; whatever differs must differ here.
-        make_source: gives the kernel to Triton; called only if it is in neither memory nor disk.
-        level: of processors, one of ``codegen.LEVELS``.
+        name: name of the kernel.
+        describe: text that identifies the constants and types of the kernel.
+        make_source: function that returns the source; called only if the code is not cached.
+        level: level of processors, a key of ``codegen.LEVELS``.
 
     Raises:
         ImportError: triton or llvmlite is not installed.
-        UnsupportedTTIR: this triton writes what the backend does not know.
+        UnsupportedTTIR: the TTIR of the installed triton has an unknown operation.
         NotIndependent: the code would call a library.
-        RuntimeError: Triton's interpreter is on, or memory may not be executed.
+        RuntimeError: Triton's interpreter is on, or the system forbids executable memory.
     """
     key = cache.key(name, describe, level)
     with MADE.lock:
-        found = MADE.kernels.get(key)
-        if found is None:
+        kernel = MADE.kernels.get(key)
+        if kernel is None:
             code = cache.load(key)
             if code is None:
                 code = compile_image(make_source(), level).pack()
                 cache.store(key, code)
-            found = MADE.kernels[key] = Kernel(Image.unpack(code))
-        return found
+            kernel = MADE.kernels[key] = Kernel(Image.unpack(code))
+        return kernel
 
 
 def compile_image(source: Source, level: str) -> Image:
-    """Compile a kernel now; raises what :func:`compile_kernel` does."""
-    # a start that finds its code on disk imports none of this
+    """Compile a kernel without the cache; see :func:`compile_kernel` for the errors."""
+    # imported here: a process whose code is on disk needs none of these
     from fused_optim.backends.native.codegen import LEVELS, make_code
     from fused_optim.backends.native.frontend import make_ttir, writer
     from fused_optim.backends.native.lowering import lower

@@ -1,8 +1,8 @@
-"""Conversions of elements in LLVM IR, the same bits on every target.
+"""Conversions of elements in LLVM IR, with the same bits on every target.
 
-bfloat16 and float16 are integers in the IR. bfloat16 is rounded by integers always: the
-instruction that AVX-512 has for it takes denormals for zero. float16 is where the target has no
-instruction, which LLVM would call a library for.
+bfloat16 and float16 are integers in the IR. bfloat16 is always rounded by integer operations: the
+instruction of AVX-512 flushes denormals to zero. float16 is converted by integer operations where
+the target has no instruction, since LLVM would call a library.
 """
 
 import struct
@@ -23,11 +23,11 @@ CONVERSIONS = {*PLAIN, *OTHERS, "arith.bitcast", "tt.bitcast"}
 
 
 class Conversions:
-    """Writes conversions.
+    """A writer of conversions.
 
     Args:
-        emitter: where to.
-        has_half: whether the target converts float16 by an instruction.
+        emitter: output.
+        has_half: True if the target converts float16 by an instruction.
     """
 
     def __init__(self, emitter: Emitter, has_half: bool) -> None:
@@ -39,7 +39,7 @@ class Conversions:
         if name in PLAIN:
             return self.emitter.op(f"{PLAIN[name]} {before} {a} to {after}")
         if name in ("arith.fptosi", "arith.fptoui"):
-            # what does not fit becomes the nearest that does, and NaN 0; undefined otherwise
+            # saturating, with NaN to 0: plain fptosi is undefined for these values
             called = f"llvm.{name.removeprefix('arith.')}.sat.{suffix(after)}.{suffix(before)}"
             return self.emitter.call(called, after, (before, a))
         if name == "arith.uitofp":
@@ -68,13 +68,13 @@ class Conversions:
         )
 
     def _number(self, type_: Type, value: float) -> str:
-        """Return a constant of a floating type that has this value exactly."""
+        """Return a floating-point constant; ``value`` must be exact in its type."""
         sort = "f" if type_.element == "f32" else "d"
         bits = int.from_bytes(struct.pack(f"<{sort}", value), "little")
         return self._all(type_, literal(bits, type_.element))
 
     def _all(self, type_: Type, text: str) -> str:
-        """Return a constant at the shape of the type."""
+        """Return a constant, repeated for the shape of the type."""
         if type_.shape is None:
             return text
         return spread(llvm_type(type_.scalar), text, type_.size)
@@ -114,13 +114,13 @@ class Conversions:
         infinite = self._choose(is_nan, bits, self._int("or", bits, infinite, 1 << 22), infinite)
         is_infinite = self._int("icmp uge", bits, size, 0x7C00)
         normal = self._choose(is_infinite, bits, infinite, normal)
-        # a denormal is so many times 2 ** -24, which float32 has exactly
+        # a denormal is an integer times 2 ** -24, exact in float32
         count = self.emitter.op(f"sitofp {llvm_type(bits)} {size} to {llvm_type(single)}")
         least = self._number(single, 2.0**-24)
         small = self.emitter.op(f"fmul {llvm_type(single)} {count}, {least}")
         is_small = self._int("icmp ult", bits, size, 0x400)
-        found = self._choose(is_small, bits, self.bits(single, bits, small), normal)
-        return self.bits(bits, single, self._int("or", bits, found, sign))
+        result_bits = self._choose(is_small, bits, self.bits(single, bits, small), normal)
+        return self.bits(bits, single, self._int("or", bits, result_bits, sign))
 
     # ---- narrower, to nearest even
 
@@ -133,10 +133,10 @@ class Conversions:
         wide = self.bits(source, bits, a)
         odd = self._int("and", bits, self._int("lshr", bits, wide, 16), 1)
         grown = self._int("add", bits, self._int("add", bits, wide, 0x7FFF), odd)
-        found = self._int("lshr", bits, grown, 16)
+        result_bits = self._int("lshr", bits, grown, 16)
         is_nan = self.emitter.op(f"fcmp uno {llvm_type(source)} {a}, {a}")
-        found = self._choose(is_nan, bits, self._all(bits, str(0x7FC0)), found)
-        return self.emitter.op(f"trunc {llvm_type(bits)} {found} to {llvm_type(result)}")
+        result_bits = self._choose(is_nan, bits, self._all(bits, str(0x7FC0)), result_bits)
+        return self.emitter.op(f"trunc {llvm_type(bits)} {result_bits} to {llvm_type(result)}")
 
     def _to_half(self, source: Type, result: Type, a: str) -> str:
         if self.has_half:
@@ -148,20 +148,20 @@ class Conversions:
         size = self._int("and", bits, wide, 0x7FFFFFFF)
         sign = self._int("and", bits, self._int("lshr", bits, wide, 16), 0x8000)
         odd = self._int("and", bits, self._int("lshr", bits, size, 13), 1)
-        # the exponent counts from another number; the carry of the rounding may reach infinity
+        # change the exponent bias; the carry of the rounding may give infinity
         grown = self._int("add", bits, size, 0xFFF - (112 << 23))
-        found = self._int("lshr", bits, self._int("add", bits, grown, odd), 13)
-        # the sum's last bit is that of a denormal float16, so the addition rounds
+        result_bits = self._int("lshr", bits, self._int("add", bits, grown, odd), 13)
+        # the sum has the ulp of a denormal float16, so the addition rounds
         half = self._number(source, 0.5)
         small = self.emitter.op(f"fadd {llvm_type(source)} {self.bits(bits, source, size)}, {half}")
         small = self._int("sub", bits, self.bits(source, bits, small), 126 << 23)
         is_small = self._int("icmp ult", bits, size, 113 << 23)
-        found = self._choose(is_small, bits, small, found)
+        result_bits = self._choose(is_small, bits, small, result_bits)
         payload = self._int("or", bits, self._int("lshr", bits, size, 13), 0x200)
         payload = self._int("and", bits, payload, 0x3FF)
         is_nan = self._int("icmp ugt", bits, size, 255 << 23)
         payload = self._choose(is_nan, bits, payload, self._all(bits, "0"))
         large = self._int("or", bits, payload, 0x7C00)
         is_large = self._int("icmp uge", bits, size, 143 << 23)
-        found = self._int("or", bits, self._choose(is_large, bits, large, found), sign)
-        return self.emitter.op(f"trunc {llvm_type(bits)} {found} to {llvm_type(result)}")
+        result_bits = self._int("or", bits, self._choose(is_large, bits, large, result_bits), sign)
+        return self.emitter.op(f"trunc {llvm_type(bits)} {result_bits} to {llvm_type(result)}")

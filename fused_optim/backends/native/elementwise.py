@@ -1,4 +1,4 @@
-"""Operations on single elements in LLVM IR: each rounds once, as IEEE 754 says, on every target."""
+"""Elementwise operations in LLVM IR, each rounded once by IEEE 754 on every target."""
 
 from fused_optim.backends.native.conversions import CONVERSIONS, Conversions
 from fused_optim.backends.native.emitter import Emitter, Lowered, llvm_type, suffix
@@ -24,7 +24,7 @@ BINARY = {
     "arith.shrsi": "ashr",
     "arith.shrui": "lshr",
 }
-# larger and smaller by a comparison: as LLVM's intrinsics of that name define them
+# integer maximum and minimum by a comparison
 EXTREMES = {
     "arith.maxsi": "icmp sgt",
     "arith.minsi": "icmp slt",
@@ -36,11 +36,11 @@ ROOTS = {"math.sqrt": "sqrt", "tt.precise_sqrt": "sqrt", "math.absf": "fabs"}
 
 
 class Elementwise:
-    """Writes operations on elements.
+    """A writer of elementwise operations.
 
     Args:
-        emitter: where to.
-        has_half: whether the target converts float16 by an instruction.
+        emitter: output.
+        has_half: True if the target converts float16 by an instruction.
     """
 
     def __init__(self, emitter: Emitter, has_half: bool) -> None:
@@ -48,7 +48,7 @@ class Elementwise:
         self.conversions = Conversions(emitter, has_half)
 
     def lower(self, operation: Operation, operands: list[Lowered]) -> Lowered | None:
-        """Return the result of an operation; None if it is not one on elements."""
+        """Return the result of an operation; None if it is not elementwise."""
         name, type_ = operation.name, operation.results[0].type
         if name in BINARY or name in EXTREMES or name in EXTREME_FLOATS:
             if name in EXTREME_FLOATS and operands[1].bits is None:
@@ -85,17 +85,17 @@ class Elementwise:
         return op(f"{BINARY[name]} {llvm} {a}, {b}")
 
     def _extreme(self, name: str, type_: Type, a: str, b: str, known: int | None) -> str:
-        """Write the larger or smaller: of a number and a NaN the number; -0 is less than +0."""
+        """Write maximum or minimum: the number if the other is NaN; -0 is less than +0."""
         predicate, join = EXTREME_FLOATS[name]
         llvm, op = llvm_type(type_), self.emitter.op
-        found = self._choose(op(f"fcmp {predicate} {llvm} {a}, {b}"), type_, a, b)
+        chosen = self._choose(op(f"fcmp {predicate} {llvm} {a}, {b}"), type_, a, b)
         if known is not None and _is_plain(known, type_.element):
-            return found  # the second operand is neither a NaN nor a zero
+            return chosen  # the second operand is neither a NaN nor a zero
         bits = type_.of(f"i{FLOATS[type_.element]}")
         first, second = (self.conversions.bits(type_, bits, text) for text in (a, b))
         both = self.conversions.bits(bits, type_, op(f"{join} {llvm_type(bits)} {first}, {second}"))
-        found = self._choose(op(f"fcmp oeq {llvm} {a}, {b}"), type_, both, found)
-        return self._choose(op(f"fcmp uno {llvm} {b}, {b}"), type_, a, found)
+        chosen = self._choose(op(f"fcmp oeq {llvm} {a}, {b}"), type_, both, chosen)
+        return self._choose(op(f"fcmp uno {llvm} {b}, {b}"), type_, a, chosen)
 
     def _unary(self, name: str, type_: Type, a: str) -> str:
         llvm = llvm_type(type_)
@@ -129,6 +129,6 @@ class Elementwise:
 
 
 def _is_plain(bits: int, element: str) -> bool:
-    """Return whether a number is neither a NaN nor zero."""
+    """Return True if a number is neither a NaN nor zero."""
     width, exponent = (32, 0xFF << 23) if element == "f32" else (64, 0x7FF << 52)
     return 0 < bits % (1 << width - 1) <= exponent

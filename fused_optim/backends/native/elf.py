@@ -1,4 +1,4 @@
-"""A relocatable ELF object as an image: bytes that run wherever they are put, without a linker."""
+"""The conversion of a relocatable ELF object to position-independent bytes, without a linker."""
 
 import struct
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from fused_optim.backends.native.image import PAGE, Image
 
 PROGBITS, SYMTAB, STRTAB, RELA, NOBITS, REL = 1, 2, 3, 4, 8, 9
 WRITE, ALLOC = 1, 2
-# how far instructions reach, as the processor supplements of the ELF standard number them
+# kinds of relocations by their numbers in the processor supplements of the ELF standard
 X86_64 = {2: "PC32", 4: "PC32"}  # R_X86_64_PC32, R_X86_64_PLT32
 AARCH64 = {
     261: "PC32",  # R_AARCH64_PREL32
@@ -21,21 +21,21 @@ AARCH64 = {
     282: "JUMP",  # R_AARCH64_JUMP26
     283: "JUMP",  # R_AARCH64_CALL26
 }
-RELOCATIONS = {62: X86_64, 183: AARCH64}  # by the machine in the header
+RELOCATIONS = {62: X86_64, 183: AARCH64}  # by the field e_machine of the header
 
 
 class Section(NamedTuple):
-    """A header of a section.
+    """A section with the fields of its header.
 
     Attributes:
-        name: of the section.
-        sort: PROGBITS or another of the numbers above.
-        flags: WRITE, ALLOC and others.
-        size: in memory.
-        data: its bytes in the object.
-        link: the number of another section that this one needs.
-        info: the number of the section that relocations are for.
-        align: of its address.
+        name: name of the section.
+        sort: type of the section: PROGBITS or another of the constants above.
+        flags: bit set of WRITE, ALLOC and others.
+        size: size in memory in bytes.
+        data: contents in the object.
+        link: index of an associated section.
+        info: index of the section that relocations apply to.
+        align: alignment of the address in bytes.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Section(NamedTuple):
 
 
 class Symbol(NamedTuple):
-    """A name for a place.
+    """A symbol: a name for an offset in a section.
 
     Attributes:
-        name: "" for the beginning of a section.
-        section: its number; 0 for what the object does not define.
-        value: the place in the section.
+        name: name of the symbol; "" for the beginning of a section.
+        section: index of the section; 0 if the object does not define the symbol.
+        value: offset in the section in bytes.
     """
 
     name: str
@@ -63,19 +63,19 @@ class Symbol(NamedTuple):
 
 
 class NotIndependent(RuntimeError):
-    """Code that needs something outside of itself, by name."""
+    """An error: code refers to a symbol outside of itself."""
 
 
 def make_image(elf: bytes, name: str) -> Image:
-    """Cut the code and constants of an object out of it, in one piece.
+    """Return the code and constants of an object as an image.
 
     Args:
-        elf: a relocatable object of 64 bits, little endian.
-        name: of the function to enter at.
+        elf: 64-bit little-endian relocatable object.
+        name: name of the entry function.
 
     Raises:
-        NotIndependent: the code calls something that the object does not define, writes to data of
-            its own, or has an address in it.
+        NotIndependent: the code refers to a symbol that the object does not define, has writable
+            data, or contains an absolute address.
     """
     return _Object(elf).image(name)
 
@@ -101,25 +101,25 @@ class _Object:
 
     def _read(self, table: Section) -> list[Symbol]:
         names = self.sections[table.link].data
-        found = struct.iter_unpack("<IBBHQQ", table.data)
-        return [Symbol(_string(names, s[0]), s[3], s[4]) for s in found]
+        entries = struct.iter_unpack("<IBBHQQ", table.data)
+        return [Symbol(_string(names, s[0]), s[3], s[4]) for s in entries]
 
     def image(self, name: str) -> Image:
-        """See :func:`make_image`."""
-        places, code = self._place()
+        """Return the image with the entry function ``name``; see :func:`make_image`."""
+        offsets, code = self._lay_out()
         for section in self.sections:
-            if section.sort in (RELA, REL) and section.info in places:
-                self._relocate(section, places, code)
-        entry = next((s for s in self.symbols if s.name == name and s.section in places), None)
+            if section.sort in (RELA, REL) and section.info in offsets:
+                self._relocate(section, offsets, code)
+        entry = next((s for s in self.symbols if s.name == name and s.section in offsets), None)
         if entry is None:
             raise NotIndependent(f"no function {name} in the object")
-        return Image(bytes(code), places[entry.section] + entry.value)
+        return Image(bytes(code), offsets[entry.section] + entry.value)
 
-    def _place(self) -> tuple[dict[int, int], bytearray]:
-        """Return where each section needed at run time begins, and all of them in one piece."""
-        places, code = {}, bytearray()
+    def _lay_out(self) -> tuple[dict[int, int], bytearray]:
+        """Return the offset of each section needed at run time, and their concatenation."""
+        offsets, code = {}, bytearray()
         for i, section in enumerate(self.sections):
-            # tables for exceptions are of no use: nothing is thrown
+            # .eh_frame has tables for exceptions, which the code never throws
             if not section.flags & ALLOC or section.name == ".eh_frame":
                 continue
             if section.flags & WRITE:
@@ -129,46 +129,46 @@ class _Object:
             if section.align > PAGE:
                 raise NotIndependent(f"section {section.name} is aligned to {section.align} bytes")
             code += bytes(-len(code) % max(section.align, 1))
-            places[i] = len(code)
+            offsets[i] = len(code)
             code += section.data
-        return places, code
+        return offsets, code
 
-    def _relocate(self, table: Section, places: dict[int, int], code: bytearray) -> None:
-        """Put the distances to other places into the code of one section."""
+    def _relocate(self, table: Section, offsets: dict[int, int], code: bytearray) -> None:
+        """Apply the relocations of one section to the code."""
         if table.sort == REL:
             raise NotIndependent(f"{table.name}: relocations without addends")
         for offset, info, addend in struct.iter_unpack("<QQq", table.data):
             symbol, sort = self.symbols[info >> 32], info & 0xFFFFFFFF
-            if symbol.section not in places:
+            if symbol.section not in offsets:
                 raise NotIndependent(
                     f"the code calls or reads {symbol.name or 'another section'}, "
                     "which is not a part of it"
                 )
-            way = RELOCATIONS.get(self.machine, {}).get(sort)
-            if way is None:
+            kind = RELOCATIONS.get(self.machine, {}).get(sort)
+            if kind is None:
                 raise NotIndependent(
                     f"relocation {sort} of machine {self.machine} against {symbol.name}: "
                     "the code would depend on where it is"
                 )
-            target = places[symbol.section] + symbol.value + addend
-            _write(code, places[table.info] + offset, target, way)
+            target = offsets[symbol.section] + symbol.value + addend
+            _write(code, offsets[table.info] + offset, target, kind)
 
 
-def _write(code: bytearray, place: int, target: int, way: str) -> None:
-    """Write the way from ``place`` to ``target``, both in bytes from the page-aligned beginning."""
-    distance = target - place
-    if way == "PC32":
-        struct.pack_into("<i", code, place, distance)
+def _write(code: bytearray, offset: int, target: int, kind: str) -> None:
+    """Write the relocation at ``offset`` to ``target``, both in bytes from the beginning."""
+    distance = target - offset
+    if kind == "PC32":
+        struct.pack_into("<i", code, offset, distance)
         return
-    (word,) = struct.unpack_from("<I", code, place)
-    if way == "PAGE":
-        pages = (target // 4096 - place // 4096) & 0x1FFFFF
+    (word,) = struct.unpack_from("<I", code, offset)
+    if kind == "PAGE":
+        pages = (target // 4096 - offset // 4096) & 0x1FFFFF
         word |= (pages & 3) << 29 | pages >> 2 << 5
-    elif way == "JUMP":
+    elif kind == "JUMP":
         word |= distance >> 2 & 0x3FFFFFF
     else:
-        word |= (target % 4096 >> int(way.removeprefix("LOW"))) << 10
-    struct.pack_into("<I", code, place, word)
+        word |= (target % 4096 >> int(kind.removeprefix("LOW"))) << 10
+    struct.pack_into("<I", code, offset, word)
 
 
 def _string(table: bytes, at: int) -> str:

@@ -1,4 +1,4 @@
-"""LLVM IR as text, and what is known of the values in it."""
+"""The writer of LLVM IR as text, and the record of a value in it."""
 
 from dataclasses import dataclass, replace
 from math import prod
@@ -7,19 +7,19 @@ from fused_optim.backends.native.constants import literal
 from fused_optim.backends.native.tree import POINTER, Type, Value
 
 ELEMENTS = {"f32": "float", "f64": "double", POINTER: "ptr"}
-# 16-bit floats are integers: only our own conversions round them
+# 16-bit floats are integers: only conversions.py rounds them
 ELEMENTS |= {"f16": "i16", "bf16": "i16"}
 SUFFIXES = {"float": "f32", "double": "f64", "ptr": "p0"}
 
 
 def llvm_type(type_: Type) -> str:
-    """Return the type as LLVM writes it: a tensor of N elements is a vector of N."""
+    """Return the type in LLVM IR: a tensor of N elements is a vector of N."""
     element = ELEMENTS.get(type_.element, type_.element)
     return element if type_.shape is None else f"<{type_.size} x {element}>"
 
 
 def suffix(llvm: str) -> str:
-    """Return the type as it stands in the names of intrinsics."""
+    """Return the suffix of a type in the names of intrinsics, such as ``"v64f32"``."""
     if not llvm.startswith("<"):
         return SUFFIXES.get(llvm, llvm)
     count, element = llvm[1:-1].split(" x ")
@@ -30,17 +30,18 @@ def suffix(llvm: str) -> str:
 class Lowered:
     """A value of the kernel in LLVM IR.
 
-    A tensor is known by at least one of: its vector, the scalar that all elements are, the start
-    of elements that follow each other. A tensor of one element always is a scalar.
+    A tensor has at least one of ``text``, ``scalar``, ``start`` and ``live``. A tensor of one
+    element always has ``scalar``.
 
     Attributes:
-        type: as in TTIR.
-        text: the operand: of a scalar, or the vector of a tensor.
-        scalar: the operand that every element of the tensor is.
-        start: the operand such that element i is ``start + i``; of a pointer, i elements further.
-        bits: of every element, if it is a constant.
-        live: of a mask, the i64 number of elements at its beginning that are true.
-        root: the argument that a pointer is an address in, if that is known.
+        type: type in TTIR.
+        text: operand of a scalar, or of the vector of a tensor; "" if not written.
+        scalar: operand that equals every element of a tensor; "" if unknown.
+        start: operand of the first of consecutive elements: element i is ``start + i``, for a
+            pointer i elements further; "" if not consecutive.
+        bits: bits of every element of a constant; None if not constant.
+        live: operand of a mask, i64: number of leading true elements; "" if unknown.
+        root: argument that a pointer is derived from; None if unknown.
     """
 
     type: Type
@@ -53,10 +54,10 @@ class Lowered:
 
 
 class Emitter:
-    """The text of one function, written from its beginning to its end.
+    """A writer of the text of one function, from beginning to end.
 
     Attributes:
-        block: the label of the block that is written.
+        block: label of the current block.
     """
 
     def __init__(self) -> None:
@@ -79,21 +80,21 @@ class Emitter:
         return f"%v{self.count}"
 
     def new(self, *names: str) -> list[str]:
-        """Return labels that nothing else has."""
+        """Return unique labels that begin with ``names``."""
         self.count += 1
         return [f"{name}{self.count}" for name in names]
 
     def label(self, name: str) -> None:
-        """Begin a block."""
+        """Write a label, which begins a block."""
         self.lines.append(f"{name}:")
         self.block = name
 
     def jump(self, label: str) -> None:
-        """End a block by a jump."""
+        """Write a jump, which ends a block."""
         self.line(f"br label %{label}")
 
     def branch(self, condition: str, then: str, otherwise: str) -> None:
-        """End a block by a choice of the next one."""
+        """Write a conditional branch, which ends a block."""
         self.line(f"br i1 {condition}, label %{then}, label %{otherwise}")
 
     def call(self, name: str, result: str, *operands: tuple[str, str]) -> str:
@@ -107,7 +108,7 @@ class Emitter:
         return self.op(text)
 
     def buffer(self, llvm: str, use: str) -> str:
-        """Return memory on the stack for a value of this type; the same for the same use."""
+        """Return stack memory for a value of this type, the same for the same ``use``."""
         return self.buffers.setdefault((use, llvm), f"%{use}{len(self.buffers)}")
 
     # ---- values
@@ -120,36 +121,36 @@ class Emitter:
         return Lowered(type_, scalar=text, bits=bits)
 
     def result(self, type_: Type, text: str, shape: tuple[int, ...] | None) -> Lowered:
-        """Return what was computed at ``shape``, that of the type or None for once."""
+        """Return the record of a result that was computed at ``shape``, None for a scalar."""
         if type_.shape is None or shape is not None:
             return Lowered(type_, text=text)
         return Lowered(type_, scalar=text)
 
     def even(self, *values: Lowered) -> tuple[tuple[int, ...] | None, list[str]]:
-        """Return the shape to compute at, None for once, and the operands of the values at it."""
+        """Return the shape to compute at, None for scalars, and the operands at this shape."""
         if all(value.type.shape is None or value.scalar for value in values):
             return None, [value.scalar or value.text for value in values]
         shape = next(v.type.shape for v in values if v.type.shape is not None)
         return shape, [self.vector(value) for value in values]
 
     def one(self, value: Lowered) -> str:
-        """Return the operand of a value where a tensor of one element is a scalar."""
+        """Return the operand of a value, a scalar for a tensor of one element."""
         return value.scalar if value.scalar and value.type.size == 1 else self.vector(value)
 
     def formed(self, value: Lowered) -> Lowered:
-        """Return the same value with its operand formed here, for uses in other blocks."""
+        """Return the value with its vector written here, for uses in other blocks."""
         if value.type.shape is None or value.scalar:
             return value
         return replace(value, text=self.vector(value))
 
     def consecutive(self, type_: Type, start: str, root: Value | None = None) -> Lowered:
-        """Return the tensor of elements that follow each other from ``start`` on."""
+        """Return a tensor of consecutive elements from ``start``."""
         if type_.size == 1:
             return Lowered(type_, scalar=start, root=root)
         return Lowered(type_, start=start, root=root)
 
     def vector(self, value: Lowered) -> str:
-        """Return the operand of a value: the vector of a tensor."""
+        """Return the operand of a value, for a tensor its vector, written if it is missing."""
         if value.text:
             return value.text
         if value.bits is not None:
@@ -183,7 +184,7 @@ class Emitter:
         return self.op(f"icmp ult {llvm_type(counted)} <{numbers}>, {self._splat(counted, narrow)}")
 
     def pick(self, vector: str, element: Type, size: int, lanes: list[int]) -> str:
-        """Return some elements of a vector of ``size``; a scalar if it is one."""
+        """Return the elements ``lanes`` of a vector of ``size``; a scalar for one element."""
         type_ = f"<{size} x {llvm_type(element)}>"
         if len(lanes) == 1:
             return self.op(f"extractelement {type_} {vector}, i32 {lanes[0]}")
@@ -198,13 +199,13 @@ def spread(llvm: str, text: str, size: int) -> str:
 
 
 def broadcast_lanes(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
-    """Return which element of a tensor of shape ``before`` is at each place of ``after``."""
-    found = []
-    for place in range(prod(after)):
-        lane, stride, rest = 0, 1, place
+    """Return the flat index in shape ``before`` of each element of the broadcast to ``after``."""
+    lanes = []
+    for position in range(prod(after)):
+        lane, stride, rest = 0, 1, position
         for old, new in zip(reversed(before), reversed(after), strict=True):
             rest, index = divmod(rest, new)
             lane += (index if old > 1 else 0) * stride
             stride *= old
-        found.append(lane)
-    return found
+        lanes.append(lane)
+    return lanes

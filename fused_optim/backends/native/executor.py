@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fused_optim.backends.base import BucketKey, CompileError
 from fused_optim.backends.constexprs import (
@@ -15,30 +16,30 @@ from fused_optim.backends.constexprs import (
     constants,
     describe,
 )
-from fused_optim.backends.kernel_runner import Argument
+from fused_optim.backends.kernel_runner import Argument, Executor
 from fused_optim.backends.native import threads
 from fused_optim.backends.native.compiler import compile_kernel
 from fused_optim.backends.native.image import Kernel
 from fused_optim.backends.native.levels import level
 
-# A block of 64 is one scale block. The other numbers are chosen by measurement: a chunk is long
-# enough to hide what a program does before its loop, and short enough to share out. They must not
+# A block of 64 elements has one scale. The other numbers are chosen by measurement: a chunk is long
+# enough to amortize the start of a program, and short enough to balance threads. They must not
 # depend on the machine or the number of threads, or the bits of the norm would.
 GEOMETRY = Geometry(
     block=64, norm_block=16, chunk=4096, span=1, rows=16, partials=64, consecutive=True
 )
-# what a launch costs a thread, to decide how many threads are worth waking
+# estimated cost of a launch, for the choice of the number of threads
 BYTES_PER_NS = 8.0
 NS_PER_PROGRAM = 60.0
 NS_PER_THREAD = 20_000.0
-TURNS = 16  # the most turns of a thread: enough to even out what differs between threads
+TURNS = 16  # average number of times that a thread takes programs: balances unequal threads
 
 
-class NativeExecutor:
-    """Runs kernels for rows of one kind on the threads of this process.
+class NativeExecutor(Executor):
+    """An executor that runs kernels on the threads of this process.
 
-    Each kernel is compiled once, before anything is changed: optional arguments that are not there
-    have neutral values.
+    Each kernel is compiled once, before any tensor is changed: missing optional arguments are
+    replaced by neutral values.
     """
 
     geometry = GEOMETRY
@@ -50,7 +51,7 @@ class NativeExecutor:
             "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64, device="cpu"),
             "grad_scale": torch.ones(1, device="cpu"),  # the loss is not scaled
             "found_inf": torch.zeros(1, device="cpu"),
-            "report": torch.empty(3, dtype=torch.float64, device="cpu"),  # nobody reads it
+            "report": torch.empty(3, dtype=torch.float64, device="cpu"),  # unused output
         }
         self._bytes = {
             "norm": float(key.dtypes[key.first[1]].itemsize),
@@ -58,8 +59,8 @@ class NativeExecutor:
             "reduce": sum(d.itemsize / n for d, n in zip(key.dtypes, key.blocks, strict=True)),
         }
 
+    @override
     def compile(self) -> None:
-        """See :class:`~fused_optim.backends.kernel_runner.Executor`."""
         if not self.kernels:
             self.kernels = {
                 name: self._compile(name, constexprs)
@@ -81,20 +82,20 @@ class NativeExecutor:
         try:
             text = f"{describe(constexprs)} without {absent}"
             return compile_kernel(name, text, source, level())
-        except Exception as error:  # Triton's, LLVM's, the disk's: the caller gets the reason
+        except Exception as error:  # Triton, LLVM and the disk raise different classes
             reason = f"{type(error).__name__}: {error}"
             raise CompileError(f"the kernel {name!r} cannot be compiled: {reason}") from error
 
     def _absent(self, name: str) -> tuple[str, ...]:
-        """The arguments that are always None for these rows."""
+        """Return the names of the arguments that are always None for this bucket."""
         if name == "prepare" and self.key.scalar_state_dtype is None:
             return ("state_ptr",)
         if name == "update" and not self.key.count_stalled:
             return ("count_ptr",)
         return ()
 
+    @override
     def run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
-        """See :class:`~fused_optim.backends.kernel_runner.Executor`."""
         values = [
             arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args if arg is not None
         ]

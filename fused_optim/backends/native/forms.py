@@ -1,6 +1,6 @@
-"""How TTIR writes each operation that the backend knows, and what may stand in it.
+"""The syntax of each operation of TTIR that the backend supports.
 
-An operation, attribute or word that is in no table here is refused by its name.
+An operation, attribute or keyword that is not in these tables raises UnsupportedTTIR.
 """
 
 from typing import NamedTuple
@@ -16,11 +16,11 @@ INTEGER, FLOAT = frozenset(INTEGERS), frozenset(FLOATS)
 POINTERS = frozenset({POINTER})
 ANY = INTEGER | FLOAT | POINTERS
 WIDE = frozenset({"f32", "f64"})
-# hints of Triton's about addresses and values: nothing here depends on them
+# hints of Triton about addresses and values, which the backend ignores
 HINTS: dict[str, frozenset[int] | None] = dict.fromkeys(
     ("tt.divisibility", "tt.contiguity", "tt.constancy"), None
 )
-# no rounding is left out and none is added, so of the fastmath flags only the absence is known
+# every operation must round once, so no fastmath flag is supported
 WORDS = {"overflow": frozenset({"none", "nsw", "nuw"}), "fastmath": frozenset({"none"})}
 CACHING = {
     "cacheModifier": frozenset({"none", "ca", "cg", "cs", "wb", "wt"}),
@@ -30,16 +30,16 @@ VOLATILE: dict[str, frozenset[int] | None] = {"isVolatile": frozenset({0})}
 
 
 class Form(NamedTuple):
-    """How an operation is written.
+    """The syntax of an operation.
 
     Attributes:
-        reader: the method of the parser that reads what follows the name; "" for none.
-        operands: how many there may be.
-        elements: what the first of them may be, or be a tensor of.
-        results: the same of the result, where it has another type.
-        flags: words after the operands, and the values of each; bare words have none.
-        attributes: between braces, and the values of each; None allows any.
-        ends: whether it ends a region.
+        reader: name of the parser method for the text after the name, without "_"; "" for none.
+        operands: allowed numbers of operands.
+        elements: allowed element types of the first operand.
+        results: allowed element types of the result of a cast.
+        flags: keywords after the operands, each with its allowed values; empty for no value.
+        attributes: names in braces, each with its allowed values; None allows any value.
+        ends: True if the operation ends a region.
     """
 
     reader: str
@@ -56,7 +56,7 @@ def _all(names: str, form: Form) -> dict[str, Form]:
 
 
 FORMS = {
-    # structure; the names without a reader stand only where the parser asks for them
+    # structure; the parser reads operations without a reader itself
     "tt.func": Form("", attributes={"noinline": frozenset({0}), **HINTS}),
     "tt.return": Form("nothing", ends=True),
     "scf.yield": Form("yielded", ends=True),
@@ -66,7 +66,7 @@ FORMS = {
     "scf.while": Form("while_loop"),
     "scf.for": Form("for_loop"),
     "tt.reduce": Form("reduction", attributes={"axis": None}),
-    # values from nothing
+    # operations without operands
     "arith.constant": Form("constant", attributes=HINTS),
     "tt.get_program_id": Form("program"),
     "tt.get_num_programs": Form("program"),
@@ -105,7 +105,7 @@ FORMS = {
     "tt.splat": Form("cast", (1,)),
     "tt.broadcast": Form("cast", (1,)),
     "tt.expand_dims": Form("cast", (1,), attributes={"axis": None}),
-    # the order of the elements may change, but need not
+    # allow_reorder permits another order of elements, but does not require it
     "tt.reshape": Form(
         "cast", (1,), flags={"allow_reorder": frozenset(), "efficient_layout": frozenset()}
     ),

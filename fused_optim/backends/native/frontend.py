@@ -1,7 +1,7 @@
-"""Triton's front end alone: a jit function and its constants become TTIR, on a machine without GPU.
+"""The translation of a jit function to TTIR by Triton's front end, on a machine without a GPU.
 
-TTIR is the form of a kernel before anything of a GPU is in it: neither layouts nor threads. Only
-this module of the backend imports triton.
+TTIR is Triton's IR before layouts and threads, independent of the GPU. Only this module of the
+backend imports triton.
 """
 
 import inspect
@@ -9,9 +9,9 @@ from typing import Any
 
 from fused_optim import private_api
 
-# the target decides nothing that TTIR says: see make_ttir in Triton's backend
+# TTIR does not depend on the target: see make_ttir in Triton's backend
 TARGET = ("cuda", 90, 32)
-# one rounding an operation
+# every operation rounds once
 OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -19,13 +19,13 @@ def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any
     """Return the TTIR of a kernel, as text.
 
     Args:
-        function: the jit function of the kernel.
-        signature: the type of every argument, such as ``"*fp64"`` or ``"i32"``, by name; those in
+        function: jit function of the kernel.
+        signature: type of each argument by name, such as ``"*fp64"`` or ``"i32"``; arguments in
             ``constants`` may be missing.
-        constants: the values of constexpr arguments, and None for arguments that are None.
+        constants: values of constexpr arguments by name, and None for arguments that are None.
 
     Raises:
-        RuntimeError: Triton's interpreter is on, so there is nothing to compile.
+        RuntimeError: Triton's interpreter is on, which has no compiler.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -48,14 +48,14 @@ def make_ttir(function: Any, signature: dict[str, str], constants: dict[str, Any
 
 
 def writer() -> str:
-    """Return the name and version of what writes TTIR, for messages."""
+    """Return the name and version of the installed Triton, for messages."""
     import triton
 
     return f"triton {triton.__version__}"
 
 
 def _make_module(source: Any, backend: Any, options: Any, ir: Any) -> Any:
-    """Make the module before any pass, as ``triton.compile`` does."""
+    """Build the module before any pass, as ``triton.compile`` does."""
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)

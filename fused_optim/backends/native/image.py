@@ -1,4 +1,4 @@
-"""Machine code in memory. Neither triton nor llvmlite is imported here."""
+"""The loading of machine code into executable memory, without triton or llvmlite."""
 
 import ctypes
 import mmap
@@ -6,7 +6,7 @@ import os
 import struct
 from typing import NamedTuple
 
-PAGE = 4096  # what an image may take for granted about its address
+PAGE = 4096  # alignment in bytes of the address of an image
 ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -15,7 +15,7 @@ class Image(NamedTuple):
 
     Attributes:
         code: instructions and constants.
-        entry: where the function begins, in bytes.
+        entry: offset of the function in ``code`` in bytes.
     """
 
     code: bytes
@@ -27,26 +27,26 @@ class Image(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> "Image":
-        """Return the image that was packed."""
+        """Return the image from the bytes of :meth:`pack`."""
         return cls(data[8:], *struct.unpack_from("<Q", data))
 
 
 class Kernel:
-    """An image in memory of its own, which is given back with this object.
+    """An image in executable memory, which is freed with this object.
 
-    Calling it with the address of a launch runs it. ctypes releases the GIL for that time.
+    Calling it with the address of the launch words runs it; ctypes releases the GIL meanwhile.
 
     Attributes:
-        address: of the function.
+        address: address of the function.
 
     Raises:
-        RuntimeError: the system allows no memory to be executed.
+        RuntimeError: the system forbids executable memory.
     """
 
     def __init__(self, image: Image) -> None:
         self._memory = mmap.mmap(-1, len(image.code), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.write(image.code)
-        # the address is that of a buffer, which must be gone before the memory can be
+        # ctypes gives the address of a buffer only, which must be deleted to free the memory
         buffer = ctypes.c_char.from_buffer(self._memory)
         start = ctypes.addressof(buffer)
         del buffer
@@ -55,12 +55,12 @@ class Kernel:
         self._function = ENTRY(self.address)
 
     def __call__(self, launch: int) -> None:
-        """Run the function on the launch at this address."""
+        """Run the function on the launch words at the address ``launch``."""
         self._function(launch)
 
 
 def _protect(start: int, size: int) -> None:
-    """Make memory executable, and no longer writable."""
+    """Make memory executable and read-only."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     if libc.mprotect(start, size, mmap.PROT_READ | mmap.PROT_EXEC) != 0:

@@ -1,4 +1,4 @@
-"""Which machine code runs on this machine. Neither triton nor llvmlite is imported here."""
+"""The detection of the levels of machine code that this machine runs, without triton."""
 
 import os
 import platform
@@ -6,8 +6,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# the levels of the x86-64 psABI as flags of /proc/cpuinfo, where Linux shows a flag only if it
-# also keeps the registers that belong to it
+# the levels of the x86-64 psABI as flags of /proc/cpuinfo, where Linux lists a flag only if it also
+# saves the registers of the feature
 V2 = frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"})
 V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
 V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
@@ -17,22 +17,22 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class NoNativeCode(RuntimeError):
-    """This machine runs no code of the native backend, with the reason."""
+    """An error: this machine runs no code of the native backend."""
 
 
 def level() -> str:
-    """Return the level to compile for: the best that this machine has, or that of the environment.
+    """Return the level to compile for: FUSED_OPTIM_CPU_LEVEL, or the best of this machine.
 
     Raises:
-        NoNativeCode: the machine has none.
-        ValueError: the environment names a level that this machine does not run.
+        NoNativeCode: the machine runs no level.
+        ValueError: FUSED_OPTIM_CPU_LEVEL names a level that this machine does not run.
     """
-    found = levels()
+    available = levels()
     asked = os.environ.get(VARIABLE)
     if asked is None:
-        return found[0]
-    if asked not in found:
-        raise ValueError(f"{VARIABLE} must be one of {', '.join(found)} here, got {asked!r}")
+        return available[0]
+    if asked not in available:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(available)} here, got {asked!r}")
     return asked
 
 
@@ -41,7 +41,7 @@ def levels() -> tuple[str, ...]:
     """Return the levels that this machine runs, the best first.
 
     Raises:
-        NoNativeCode: the machine has none.
+        NoNativeCode: the machine runs no level.
     """
     machine = platform.machine()
     if sys.platform != "linux":
@@ -53,15 +53,15 @@ def levels() -> tuple[str, ...]:
     if machine != "x86_64":
         raise NoNativeCode(f"backend='native' has no code for {machine}")
     flags = cpu_flags(CPUINFO.read_text())
-    found = tuple(name for name, needed in FLAGS.items() if needed <= flags)
-    if not found:
+    runnable = tuple(name for name, needed in FLAGS.items() if needed <= flags)
+    if not runnable:
         missing = ", ".join(sorted(V2 - flags))
         raise NoNativeCode(f"backend='native' needs a CPU of x86-64-v2; this one lacks {missing}")
-    return found
+    return runnable
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
     """Return the flags that every processor has, from the text of /proc/cpuinfo."""
     lines = [line for line in cpuinfo.splitlines() if line.startswith("flags")]
-    found = [set(line.partition(":")[2].split()) for line in lines]
-    return set.intersection(*found) if found else set()
+    flags = [set(line.partition(":")[2].split()) for line in lines]
+    return set.intersection(*flags) if flags else set()

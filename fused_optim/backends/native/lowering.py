@@ -1,4 +1,4 @@
-"""TTIR as LLVM IR: one function that takes programs from a counter until none is left."""
+"""The lowering of TTIR to LLVM IR: one function that runs programs until a counter ends."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from fused_optim.backends.native.tree import (
     Value,
 )
 
-ARGUMENTS = 3  # the words of a launch before the arguments of the kernel
+ARGUMENTS = 3  # number of launch words before the arguments of the kernel
 
 
 class Target(NamedTuple):
-    """What of the target the IR depends on.
+    """The properties of a processor that the IR depends on.
 
     Attributes:
-        masking: accesses under a mask that it has instructions for.
-        has_half: whether it converts float16 by an instruction.
-        attributes: of the function, as LLVM writes them.
+        masking: widths of masked accesses that have instructions.
+        has_half: True if an instruction converts float16.
+        attributes: function attributes of LLVM IR.
     """
 
     masking: Masking
@@ -37,15 +37,16 @@ class Target(NamedTuple):
 def lower(function: Function, target: Target) -> str:
     """Return the LLVM IR of a kernel.
 
-    The function has one argument, the address of the int64 words of a launch: the next program,
-    which is counted up atomically; how many programs are taken at a time; how many there are; the
-    arguments of the kernel, 8 bytes each. Any number of threads may call it at once.
+    The function has one argument, the address of the launch words (int64): the index of the next
+    program, which is incremented atomically; the number of programs that a thread takes at a time;
+    the number of programs; the arguments of the kernel, 8 bytes each. Any number of threads may
+    call it at the same time.
     """
     return Lowering(function, target).text()
 
 
 class Lowering:
-    """Writes one kernel."""
+    """A lowering of one kernel."""
 
     def __init__(self, function: Function, target: Target) -> None:
         self.function, self.target = function, target
@@ -61,7 +62,7 @@ class Lowering:
     # ---- the frame of the function
 
     def text(self) -> str:
-        """Return the module."""
+        """Return the text of the module."""
         emit = self.emitter
         self._arguments()
         emit.jump("turn")
@@ -95,7 +96,7 @@ class Lowering:
                 *[f"  {name} = alloca {llvm}" for (_, llvm), name in buffers],
                 *self.emitter.lines,
                 "}",
-                # no loop may become a call of memcpy
+                # LLVM must not replace a loop by a call of memcpy
                 f'attributes #0 = {{ nounwind "no-builtins" {self.target.attributes} }}',
                 "!0 = !{}",
                 "",
@@ -118,7 +119,7 @@ class Lowering:
     # ---- operations
 
     def _operations(self, region: Region) -> list[Lowered]:
-        """Write a region and return what its terminator hands on."""
+        """Write a region; return the operands of its terminator."""
         for operation in region.operations[:-1]:
             results = self._operation(operation)
             for value, lowered in zip(operation.results, results, strict=True):
@@ -130,15 +131,15 @@ class Lowering:
         special = SPECIAL.get(operation.name)
         if special is not None:
             return special(self, operation, operands)
-        found = self.addresses.lower(operation, operands)
-        if found is None:
-            found = self.elementwise.lower(operation, operands)
-        if found is None:
+        lowered = self.addresses.lower(operation, operands)
+        if lowered is None:
+            lowered = self.elementwise.lower(operation, operands)
+        if lowered is None:
             raise UnsupportedTTIR(
                 f"{self.function.writer} writes `{operation.name}`, which the native backend "
                 f"cannot lower (line {operation.line} of TTIR)"
             )
-        return [found]
+        return [lowered]
 
     def _constant(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
         type_ = operation.results[0].type
@@ -179,14 +180,14 @@ class Lowering:
         ]
 
     def _phi(self, type_: Type, coming: list[tuple[str, str]]) -> Lowered:
-        """Write a value that depends on the block before."""
+        """Write a phi; ``coming``: ``(operand, block)`` for each predecessor."""
         llvm = llvm_type(type_ if type_.size > 1 else type_.scalar)
         pairs = ", ".join(f"[ {text}, %{block} ]" for text, block in coming)
         text = self.emitter.op(f"phi {llvm} {pairs}")
         return self.emitter.result(type_, text, type_.shape if type_.size > 1 else None)
 
     def _head(self, label: str, initial: list[Lowered]) -> tuple[int, list[Lowered]]:
-        """Begin the block at the head of a loop; return the line of its phis, and these."""
+        """Write the head of a loop; return the line number of its phis, and the phis."""
         texts, before = [self.emitter.one(value) for value in initial], self.emitter.block
         self.emitter.jump(label)
         self.emitter.label(label)
@@ -195,7 +196,7 @@ class Lowering:
         return at, [self._phi(value.type, [(text, before)]) for value, text in pairs]
 
     def _again(self, label: str, at: int, values: list[Lowered]) -> None:
-        """End the body of a loop: complete the phis with what they are next."""
+        """Finish the body of a loop: complete the phis with the values of the next iteration."""
         texts = [self.emitter.one(value) for value in values]
         for i, text in enumerate(texts, at):
             self.emitter.lines[i] += f", [ {text}, %{self.emitter.block} ]"
@@ -207,7 +208,7 @@ class Lowering:
         at, carried = self._head(head, operands)
         self.env |= zip(test.arguments, carried, strict=True)
         condition, *handed = self._operations(test)
-        # what leaves the loop must not be formed from its facts in the body alone
+        # vectors must be written in this block, which dominates the body and the exit
         handed = [emit.formed(value) for value in handed]
         emit.branch(condition.text, again, after)
         emit.label(again)
@@ -234,7 +235,7 @@ class Lowering:
     # ---- reductions
 
     def _reduce(self, operation: Operation, operands: list[Lowered]) -> list[Lowered]:
-        """Reduce along the last axis: the second half goes into the first until one is left.
+        """Reduce along the last axis: combine both halves until one element is left.
 
         The order is the same on every target.
         """
@@ -253,9 +254,9 @@ class Lowering:
         text = self.emitter.one(value)
         while length > 1:
             half, size = length // 2, rows * length
-            places = [row * length + i for row in range(rows) for i in range(half)]
-            a = self.emitter.pick(text, element, size, places)
-            b = self.emitter.pick(text, element, size, [place + half for place in places])
+            lanes = [row * length + i for row in range(rows) for i in range(half)]
+            a = self.emitter.pick(text, element, size, lanes)
+            b = self.emitter.pick(text, element, size, [lane + half for lane in lanes])
             shape = (rows * half,) if rows * half > 1 else None
             text = self.elementwise.binary(names[0], element._replace(shape=shape), a, b)
             length = half

@@ -1,4 +1,4 @@
-"""Loads and stores in LLVM IR: nothing is touched but the elements under the mask."""
+"""Loads and stores in LLVM IR, which access only the elements under the mask."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from fused_optim.backends.native.tree import FLOATS, INTEGERS, POINTER, Type, Va
 
 
 class Masking(NamedTuple):
-    """Widths in bytes for which the target has instructions; other accesses are loops.
+    """The widths in bytes of masked accesses that have instructions; others become loops.
 
     Attributes:
-        moves: loads and stores of consecutive elements under a mask.
-        gathers: loads and stores of elements at any addresses, under a mask.
+        moves: widths for masked loads and stores of consecutive elements.
+        gathers: widths for masked loads and stores at arbitrary addresses.
     """
 
     moves: frozenset[int]
@@ -20,17 +20,17 @@ class Masking(NamedTuple):
 
 
 def width(type_: Type) -> int:
-    """Return the bytes of an element."""
+    """Return the size of an element in bytes."""
     return 8 if type_.element == POINTER else (INTEGERS | FLOATS)[type_.element] // 8
 
 
 class Memory:
-    """Writes loads and stores.
+    """A writer of loads and stores.
 
     Args:
-        emitter: where to.
-        masking: of the target.
-        is_read_only: whether nothing is ever stored through an argument.
+        emitter: output.
+        masking: widths of masked accesses of the target.
+        is_read_only: function that returns True if no store goes through an argument.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Memory:
         self.emitter, self.masking, self.is_read_only = emitter, masking, is_read_only
 
     def load(self, pointer: Lowered, mask: Lowered | None, other: Lowered | None) -> Lowered:
-        """Load what is at the addresses; where the mask is false, ``other``, or else zero."""
+        """Load elements; where the mask is false the result is ``other``, or zero without it."""
         type_ = pointer.type.pointed
         llvm, size = llvm_type(type_), width(type_)
         if type_.shape is None or (pointer.scalar and (type_.size == 1 or mask is None)):
@@ -63,7 +63,7 @@ class Memory:
         return Lowered(type_, text=self.emitter.op(f"load {llvm}, ptr {buffer}"))
 
     def store(self, pointer: Lowered, value: Lowered, mask: Lowered | None) -> None:
-        """Write the elements for which the mask is true."""
+        """Store the elements for which the mask is true."""
         type_ = value.type
         llvm, size = llvm_type(type_), width(type_)
         if type_.size == 1:
@@ -103,10 +103,10 @@ class Memory:
         before = self.emitter.block
         self.emitter.branch(mask.scalar or mask.text, then, after)
         self.emitter.label(then)
-        found = self.emitter.op(load)
+        loaded = self.emitter.op(load)
         self.emitter.jump(after)
         self.emitter.label(after)
-        return self.emitter.op(f"phi {llvm} [ {found}, %{then} ], [ {passed}, %{before} ]")
+        return self.emitter.op(f"phi {llvm} [ {loaded}, %{then} ], [ {passed}, %{before} ]")
 
     def _store_one(self, pointer: Lowered, value: Lowered, mask: Lowered | None) -> None:
         llvm, size = llvm_type(value.type.scalar), width(value.type)
@@ -148,7 +148,7 @@ class Memory:
         buffer: str,
         copy: Callable[[str, str], None],
     ) -> None:
-        """Write a loop over the elements under the mask: between their addresses and a buffer."""
+        """Write a loop that copies the elements under the mask from or to a buffer."""
         emit, type_ = self.emitter, pointer.type
         element = llvm_type(Type(str(type_.pointee)))
         tested = mask is not None and not mask.live
@@ -180,7 +180,7 @@ class Memory:
         emit.label(after)
 
     def _spill(self, value: Lowered, type_: Type) -> str:
-        """Write a value to memory, a mask as bytes, and return where."""
+        """Store a value in stack memory, a mask as bytes; return the buffer."""
         text, llvm = self.emitter.vector(value), llvm_type(type_)
         if type_.element == "i1":
             mask, llvm = llvm, llvm_type(type_.of("i8"))

@@ -1,4 +1,4 @@
-"""Operations of TTIR without regions: what may follow the name of each, as ``forms.FORMS`` says."""
+"""The parser of operations of TTIR without regions, by the syntax in ``forms.FORMS``."""
 
 from math import prod
 
@@ -11,7 +11,7 @@ BOOLEAN = Type("i1")
 
 
 class OperationReader(Scanner):
-    """Reads operations; knows the values that are defined where they stand."""
+    """A reader of operations, with the scopes of the values that are defined."""
 
     def __init__(self, text: str, writer: str) -> None:
         super().__init__(text, writer)
@@ -35,30 +35,30 @@ class OperationReader(Scanner):
 
     def _uses(self) -> list[Value]:
         """Read values with commas between them."""
-        found = [self._use()]
+        values = [self._use()]
         while self.take(","):
-            found.append(self._use())
-        return found
+            values.append(self._use())
+        return values
 
     def _match(self, values: list[Value], types: list[Type]) -> None:
-        """Refuse values whose types are not those written beside their use."""
+        """Raise UnsupportedTTIR unless the values have the written types."""
         if [value.type for value in values] != types:
             written = ", ".join(map(str, types))
             raise self.refusal(f"other values as `{written}`")
 
-    # ---- operations: what follows the name
+    # ---- operations: the text after the name
 
     def _operands(self, name: str, form: Form) -> tuple[list[Value], dict[str, int]]:
-        """Read the operands, their words, attributes, and the colon before the types."""
-        found = self._uses()
+        """Read operands, keywords, attributes, and the colon before the types."""
+        operands = self._uses()
         self.flags(name, form)
         attributes = self.attributes(name, form) if self.take("{") else {}
-        if len(found) not in form.operands:
-            raise self.refusal(f"{len(found)} operands of `{name}`")
-        if found[0].type.element not in form.elements:
-            raise self.refusal(f"`{name}` of `{found[0].type}`")
+        if len(operands) not in form.operands:
+            raise self.refusal(f"{len(operands)} operands of `{name}`")
+        if operands[0].type.element not in form.elements:
+            raise self.refusal(f"`{name}` of `{operands[0].type}`")
         self.expect(":")
-        return found, attributes
+        return operands, attributes
 
     def _same(self, name: str, form: Form) -> Operation:
         """Read ``%a, %b : type``, which is also that of the result."""
@@ -73,10 +73,10 @@ class OperationReader(Scanner):
         if predicate not in PREDICATES[name]:
             raise self.refusal(f"`{name} {predicate}`")
         self.expect(",")
-        found = self._same(name, form)
-        found.attributes["predicate"] = predicate
-        found.results = [Value("", found.operands[0].type.of("i1"))]
-        return found
+        operation = self._same(name, form)
+        operation.attributes["predicate"] = predicate
+        operation.results = [Value("", operation.operands[0].type.of("i1"))]
+        return operation
 
     def _selection(self, name: str, form: Form) -> Operation:
         """Read ``%c, %a, %b : type`` for one condition, else ``: type of conditions, type``."""
@@ -159,14 +159,14 @@ class OperationReader(Scanner):
         return Operation(name, operands, [])
 
     def _pointer(self, name: str) -> Type:
-        found = self.type()
-        if found.element != POINTER:
-            raise self.refusal(f"`{name}` of `{found}`")
-        return found
+        type_ = self.type()
+        if type_.element != POINTER:
+            raise self.refusal(f"`{name}` of `{type_}`")
+        return type_
 
 
 def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool:
-    """Return whether the cast ``name`` goes from ``source`` to ``result``."""
+    """Return True if the cast ``name`` from ``source`` to ``result`` is valid."""
     if name in ("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape"):
         same = (source.element, source.pointee) == (result.element, result.pointee)
         return same and _may_reshape(name, source.shape, result.shape, axis)
@@ -179,7 +179,7 @@ def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool
     if name.startswith("arith.ext"):
         return before < after
     if name.startswith("arith.trunc"):
-        # from float64 to 16 bits in one rounding is an operation of its own
+        # not supported: it must round float64 to 16 bits once
         return before > after and not (source.element == "f64" and after == 16)
     return before == after if name.endswith("bitcast") else True
 
@@ -187,7 +187,7 @@ def _may_become(name: str, source: Type, result: Type, axis: int | None) -> bool
 def _may_reshape(
     name: str, before: tuple[int, ...] | None, after: tuple[int, ...] | None, axis: int | None
 ) -> bool:
-    """Return whether the operation ``name`` gives a tensor of shape ``after``."""
+    """Return True if the operation ``name`` from shape ``before`` to ``after`` is valid."""
     if after is None or (before is None) != (name == "tt.splat"):
         return False
     if before is None:

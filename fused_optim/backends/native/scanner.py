@@ -1,4 +1,4 @@
-"""The words of TTIR: tokens, types and attributes."""
+"""The scanner of TTIR: tokens, types and attributes."""
 
 import re
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ TOKEN = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
-LARGEST = 1 << 16  # elements of a tensor
+LARGEST = 1 << 16  # maximum number of elements of a tensor
 
 
 class Token(NamedTuple):
-    """A piece of the text: its sort (a group of TOKEN), itself, and its line."""
+    """A token: its sort (the name of a group of TOKEN), its text, and its line from 1."""
 
     sort: str
     text: str
@@ -34,10 +34,10 @@ class Token(NamedTuple):
 
 
 class Scanner:
-    """A place in the tokens of a module.
+    """A scanner with a position in the tokens of a module.
 
     Attributes:
-        writer: who wrote the text, such as ``"triton 3.9.0"``, for messages.
+        writer: program that wrote the text, such as ``"triton 3.9.0"``, for messages.
     """
 
     def __init__(self, text: str, writer: str) -> None:
@@ -46,7 +46,7 @@ class Scanner:
         self.at = 0
 
     def _tokens(self, text: str) -> Iterator[Token]:
-        """Return the tokens of the text without spaces; at the end an empty one."""
+        """Yield the tokens of the text without spaces, and an empty one at the end."""
         line, at = 1, 0
         while at < len(text):
             match = TOKEN.match(text, at)
@@ -60,18 +60,18 @@ class Scanner:
         yield Token("end", "", line)
 
     def refusal(self, what: str, line: int | None = None) -> UnsupportedTTIR:
-        """Return the error about ``what``, at the next token unless the line is given."""
+        """Return an error about ``what``, by default at the line of the next token."""
         line = self.tokens[self.at].line if line is None else line
         known = "which the native backend does not know"
         return UnsupportedTTIR(f"{self.writer} writes {what}, {known} (line {line} of TTIR)")
 
     @property
     def sort(self) -> str:
-        """The sort of the next token."""
+        """Sort of the next token."""
         return self.tokens[self.at].sort
 
     def next(self, sort: str) -> str:
-        """Read the next token, which must be of this sort."""
+        """Read the next token; raise UnsupportedTTIR unless it has this sort."""
         token = self.tokens[self.at]
         if token.sort != sort:
             raise self.refusal(f"`{token.text}` in the place of a {sort}")
@@ -79,19 +79,19 @@ class Scanner:
         return token.text
 
     def take(self, text: str) -> bool:
-        """Read ``text`` if it is next; return whether it was."""
-        found = self.tokens[self.at].text == text
-        self.at += found
-        return found
+        """Read the next token if it is ``text``; return True if it is."""
+        is_next = self.tokens[self.at].text == text
+        self.at += is_next
+        return is_next
 
     def expect(self, *texts: str) -> None:
-        """Read these tokens, which must be next."""
+        """Read these tokens; raise UnsupportedTTIR if the next ones differ."""
         for text in texts:
             if not self.take(text):
                 raise self.refusal(f"`{self.tokens[self.at].text}` in the place of `{text}`")
 
     def whole(self) -> int:
-        """Read a whole number."""
+        """Read an integer."""
         text = self.next("number")
         if not re.fullmatch(r"-?\d{1,20}", text):
             raise self.refusal(f"`{text}` in the place of a whole number")
@@ -105,13 +105,13 @@ class Scanner:
             return self._element()
         sizes = self.next("tensor")[len("tensor<") :]
         shape = tuple(int(size) for size in sizes.split("x")[:-1])
-        found = self._element()._replace(shape=shape)
+        type_ = self._element()._replace(shape=shape)
         self.expect(">")
-        # Triton's tensors have powers of two as sizes
+        # the sizes of Triton's tensors are powers of two
         fits = shape and all(size > 0 and size & (size - 1) == 0 for size in shape)
-        if not fits or found.size > LARGEST:
-            raise self.refusal(f"the type `{found}`")
-        return found
+        if not fits or type_.size > LARGEST:
+            raise self.refusal(f"the type `{type_}`")
+        return type_
 
     def _element(self) -> Type:
         name = self.next("word")
@@ -127,35 +127,35 @@ class Scanner:
         return Type(POINTER, None, pointee)
 
     def types(self, end: str) -> list[Type]:
-        """Read types with commas between them, and past ``end``, if there is one."""
-        found: list[Type] = []
+        """Read types separated by commas, and the token ``end`` unless it is ""."""
+        types: list[Type] = []
         if end and self.take(end):
-            return found
-        found.append(self.type())
+            return types
+        types.append(self.type())
         while self.take(","):
-            found.append(self.type())
+            types.append(self.type())
         self.expect(*([end] if end else []))
-        return found
+        return types
 
-    # ---- what an operation may have beside operands
+    # ---- attributes and keywords of operations
 
     def attributes(self, owner: str, form: Form, end: str = "}") -> dict[str, int]:
-        """Read the inside of braces: attributes that the operation may have, by name."""
-        found: dict[str, int] = {}
+        """Read attributes up to ``end`` and return their values by name."""
+        values: dict[str, int] = {}
         while not self.take(end):
-            if found:
+            if values:
                 self.expect(",")
             name = self.next("word")
             if name not in form.attributes:
                 raise self.refusal(f"the attribute `{name}` of `{owner}`")
-            found[name] = value = self._attribute()
+            values[name] = value = self._attribute()
             allowed = form.attributes[name]
             if allowed is not None and value not in allowed:
                 raise self.refusal(f"the attribute `{name} = {value}` of `{owner}`")
-        return found
+        return values
 
     def _attribute(self) -> int:
-        """Read the value of an attribute, a number; 1 for one that merely stands there."""
+        """Read the value of an attribute as a number; 1 for an attribute without a value."""
         if not self.take("="):
             return 1
         if self.take("true"):
@@ -170,7 +170,7 @@ class Scanner:
         return value
 
     def flags(self, owner: str, form: Form) -> None:
-        """Read the words after the operands: those that are known here change nothing."""
+        """Read the keywords after the operands, none of which changes the result."""
         while self.sort == "word":
             name = self.next("word")
             if name not in form.flags:

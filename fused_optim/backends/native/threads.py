@@ -1,9 +1,9 @@
-"""Threads that run one native kernel together.
+"""The launch of a native kernel on several threads.
 
-A kernel takes its programs by an atomic counter until none is left, so any number of threads may
-run it, and the result does not depend on which thread runs which program. The threads are those of
-the OpenMP library that torch uses: its workers are awake after torch's own operations, and other
-threads would compete with them for the cores.
+Threads take programs by an atomic counter until none is left, so any number of threads may run a
+kernel, and the result does not depend on the assignment. The threads belong to the OpenMP library
+that torch uses: its workers spin after an operation of torch, and would compete with other threads
+for the cores.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def _openmp_parallel() -> Callable[..., Any] | None:
         return None
     for path in _torchs_first(dict.fromkeys(_OPENMP.findall(maps))):
         try:
-            # RTLD_NOLOAD: this very library, and no other copy of it
+            # RTLD_NOLOAD: the loaded library, never a second copy
             function = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
         except (OSError, AttributeError):
             continue
@@ -40,18 +40,18 @@ def _openmp_parallel() -> Callable[..., Any] | None:
 
 
 def _torchs_first(paths: Iterable[str]) -> list[str]:
-    """Return the libraries, that of torch's package first: others bring copies of their own."""
+    """Return the libraries sorted, torch's copy first: other packages may have loaded another."""
     package = str(Path(torch.__file__).parent)
     return sorted(paths, key=lambda path: not path.startswith(package))
 
 
 class _Process:
-    """What this process runs threads with.
+    """The threads of this process.
 
     Attributes:
-        is_forked: whether it is the child of a fork. GNU's OpenMP hangs in a child whose parent had
-            used it, so a child has threads of its own.
-        pool: these threads, made when they are first needed.
+        is_forked: True in the child of a fork, which uses ``pool``: GNU's OpenMP hangs in a child
+            whose parent has used it.
+        pool: thread pool, created at the first use; None before.
     """
 
     is_forked = False
@@ -60,7 +60,7 @@ class _Process:
 
 def _after_fork() -> None:
     _Process.is_forked = True
-    _Process.pool = None  # its threads have not been forked
+    _Process.pool = None  # fork does not copy its threads
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -70,10 +70,10 @@ def run(kernel: Callable[[int], None], entry: int, launch: int, threads: int) ->
     """Run a kernel on ``threads`` threads, the caller among them, and wait for all.
 
     Args:
-        kernel: the machine code as a function that releases the GIL.
-        entry: the address of the machine code.
-        launch: the address of the kernel's launch words, which must stay alive until this returns.
-        threads: how many threads, >= 1.
+        kernel: machine code as a function that releases the GIL.
+        entry: address of the machine code.
+        launch: address of the launch words, which must stay alive until this returns.
+        threads: number of threads, >= 1.
     """
     if threads == 1:
         kernel(launch)
@@ -86,7 +86,7 @@ def run(kernel: Callable[[int], None], entry: int, launch: int, threads: int) ->
 
 
 def _run_in_pool(kernel: Callable[[int], None], launch: int, threads: int) -> None:
-    """The same on threads of our own."""
+    """Run a kernel on ``threads`` threads of the thread pool, and wait for all."""
     if _Process.pool is None:
         _Process.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fused_optim")
     others: list[Future[None]] = []
@@ -94,7 +94,7 @@ def _run_in_pool(kernel: Callable[[int], None], launch: int, threads: int) -> No
         others = [_Process.pool.submit(kernel, launch) for _ in range(threads - 1)]
         kernel(launch)
     finally:
-        # even an interrupt must not leave a thread behind that still writes to the parameters
+        # after an interrupt too: no thread may still write to the parameters
         _wait(others)
 
 

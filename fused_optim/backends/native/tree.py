@@ -1,4 +1,4 @@
-"""What a kernel's TTIR is read into: a function of operations with operands, attributes, types."""
+"""The syntax tree of TTIR: a function of operations with operands, attributes and types."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -10,16 +10,16 @@ POINTER = "ptr"
 
 
 class UnsupportedTTIR(RuntimeError):
-    """TTIR that the native backend does not know, by name."""
+    """An error: the TTIR has a construct that the native backend does not support."""
 
 
 class Type(NamedTuple):
     """The type of a value.
 
     Attributes:
-        element: one of INTEGERS or FLOATS, or POINTER.
-        shape: of a tensor; None for a scalar.
-        pointee: what a pointer points to: one of INTEGERS or FLOATS.
+        element: element type: a key of INTEGERS or FLOATS, or POINTER.
+        shape: shape of a tensor; None for a scalar.
+        pointee: type that a pointer points to, a key of INTEGERS or FLOATS; None for others.
     """
 
     element: str
@@ -33,16 +33,16 @@ class Type(NamedTuple):
 
     @property
     def scalar(self) -> "Type":
-        """The type of an element."""
+        """Type of an element."""
         return self._replace(shape=None)
 
     def of(self, element: str) -> "Type":
-        """The same shape of other elements, which are no pointers."""
+        """Return the type of the same shape with another element type, not POINTER."""
         return Type(element, self.shape)
 
     @property
     def pointed(self) -> "Type":
-        """What a load through this pointer gives."""
+        """Type of a load through this pointer."""
         assert self.pointee is not None
         return Type(self.pointee, self.shape)
 
@@ -55,11 +55,11 @@ class Type(NamedTuple):
 
 @dataclass(eq=False)
 class Value:
-    """What an operation gives, or an argument; each is itself alone, whatever its name.
+    """A result of an operation, or an argument; compared by identity.
 
     Attributes:
-        name: in the text; names of different regions may be the same.
-        type: of the value.
+        name: name in the text, unique in its region only.
+        type: type of the value.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Value:
 
 @dataclass(eq=False)
 class Region:
-    """Operations in order, the last of which may hand values on.
+    """A list of operations, the last of which is the terminator.
 
     Attributes:
-        arguments: values that the operation around the region sets.
-        operations: the terminator (scf.yield, scf.condition, tt.reduce.return) among them.
+        arguments: values that the enclosing operation sets.
+        operations: operations with the terminator (scf.yield, scf.condition, tt.reduce.return).
     """
 
     arguments: list[Value] = field(default_factory=list)
@@ -81,15 +81,15 @@ class Region:
 
 @dataclass(eq=False)
 class Operation:
-    """One operation.
+    """An operation.
 
     Attributes:
-        name: with its dialect, such as ``"arith.addf"``.
-        operands: in the order of the text.
-        results: usually one.
-        attributes: those that matter for the result.
-        regions: of control flow and reductions.
-        line: of the text, from 1.
+        name: name with its dialect, such as ``"arith.addf"``.
+        operands: operands in the order of the text.
+        results: results, usually one.
+        attributes: attributes that determine the result, by name.
+        regions: regions of control flow and reductions.
+        line: line of the text, from 1.
     """
 
     name: str
@@ -105,9 +105,9 @@ class Function:
     """A kernel.
 
     Attributes:
-        name: of the function.
-        body: its region, whose arguments are those of the kernel at run time.
-        writer: the Triton that wrote the text, for messages.
+        name: name of the function.
+        body: region of the function, whose arguments are the runtime arguments of the kernel.
+        writer: program that wrote the text, for messages.
     """
 
     name: str

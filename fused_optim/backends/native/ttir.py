@@ -1,30 +1,30 @@
-"""TTIR, read with a tokenizer and a grammar: what is not known is refused by its name.
+"""The parser of TTIR, which raises UnsupportedTTIR for every unknown construct.
 
-The text of TTIR is no stable interface, so nothing here skips what it does not know.
+The text of TTIR is not a stable interface, so the parser never skips anything unknown.
 """
 
 from fused_optim.backends.native.forms import FORMS, Form
 from fused_optim.backends.native.operations import BOOLEAN, OperationReader
 from fused_optim.backends.native.tree import Function, Operation, Region, Type, Value
 
-DEEPEST = 50  # regions, one inside the other
+DEEPEST = 50  # maximum depth of nested regions
 
 
 def parse(text: str, writer: str = "triton") -> Function:
-    """Read the one function of a module.
+    """Parse a module with one function.
 
     Args:
-        text: a module without locations.
-        writer: who wrote it, such as ``"triton 3.9.0"``, for messages.
+        text: module without locations.
+        writer: program that wrote the text, such as ``"triton 3.9.0"``, for messages.
 
     Raises:
-        UnsupportedTTIR: an operation, attribute or type is not known, or the text is no TTIR.
+        UnsupportedTTIR: an operation, attribute or type is unknown, or the text is not TTIR.
     """
     return Parser(text, writer).module()
 
 
 class Parser(OperationReader):
-    """A recursive descent through one module: what has regions."""
+    """A recursive descent parser of a module; this class reads operations with regions."""
 
     # ---- structure
 
@@ -45,16 +45,16 @@ class Parser(OperationReader):
 
     def _arguments(self, form: Form | None = None) -> list[Value]:
         """Read the arguments of a function, or of a region, with their types."""
-        found: list[Value] = []
+        arguments: list[Value] = []
         self.expect("(")
         while not self.take(")"):
-            self.expect(*([","] if found else []))
+            self.expect(*([","] if arguments else []))
             name = self.next("value")
             self.expect(":")
-            found.append(self._define(Value(name, self.type())))
+            arguments.append(self._define(Value(name, self.type())))
             if form is not None and self.take("{"):
                 self.attributes("an argument", form)
-        return found
+        return arguments
 
     def _region(self, terminator: str, arguments: list[Value]) -> Region:
         """Read a region in braces."""
@@ -66,13 +66,13 @@ class Parser(OperationReader):
             self.next("block")
             arguments = self._arguments()
             self.expect(":")
-        found = self._operations(arguments, terminator)
+        region = self._operations(arguments, terminator)
         self.scopes.pop()
-        return found
+        return region
 
     def _operations(self, arguments: list[Value], terminator: str) -> Region:
-        """Read operations and the closing brace; ``terminator``, and no other, ends them."""
-        found = Region(arguments)
+        """Read operations up to ``terminator``, the only one allowed, and the closing brace."""
+        region = Region(arguments)
         if len(self.scopes) > DEEPEST:
             raise self.refusal(f"more than {DEEPEST} regions inside each other")
         ended = False
@@ -82,12 +82,12 @@ class Parser(OperationReader):
             if ended or (FORMS[operation.name].ends and not is_end):
                 raise self.refusal(f"`{operation.name}` in this place", operation.line)
             ended = is_end
-            found.operations.append(operation)
+            region.operations.append(operation)
         if not ended:
-            if terminator != "scf.yield":  # which is not written where nothing is handed on
+            if terminator != "scf.yield":  # omitted in the text if it has no operands
                 raise self.refusal(f"no `{terminator}` before `}}`")
-            found.operations.append(Operation(terminator, [], []))
-        return found
+            region.operations.append(Operation(terminator, [], []))
+        return region
 
     def _operation(self) -> Operation:
         """Read one operation with the names of its results."""
@@ -97,14 +97,14 @@ class Parser(OperationReader):
         form = FORMS.get(name)
         if form is None or not form.reader:
             raise self.refusal(f"`{name}`", token.line)
-        found: Operation = getattr(self, f"_{form.reader}")(name, form)
-        found.line = token.line
-        if len(found.results) != len(names):
+        operation: Operation = getattr(self, f"_{form.reader}")(name, form)
+        operation.line = token.line
+        if len(operation.results) != len(names):
             raise self.refusal(f"{len(names)} results of `{name}`", token.line)
-        for result, result_name in zip(found.results, names, strict=True):
+        for result, result_name in zip(operation.results, names, strict=True):
             result.name = result_name
             self._define(result)
-        return found
+        return operation
 
     def _results(self) -> list[str]:
         """Read ``%0 =``, or ``%0:2 =``, if it is there."""
@@ -116,13 +116,13 @@ class Parser(OperationReader):
         self.expect("=")
         return names
 
-    # ---- what ends a region
+    # ---- terminators of regions
 
     def _nothing(self, name: str, form: Form) -> Operation:
         return Operation(name, [], [])
 
     def _yielded(self, name: str, form: Form) -> Operation:
-        """Read ``%a, %b : type, type``, or nothing."""
+        """Read ``%a, %b : type, type``, or an empty list."""
         operands = self._uses() if self.sort == "value" else []
         if operands:
             self.expect(":")
@@ -212,7 +212,7 @@ class Parser(OperationReader):
         self.expect("->")
         type_, whole = self.type(), operand.type
         shape = whole.shape or ()
-        # rows are one after the other in memory, so only the last axis is summed in place
+        # rows are consecutive, so only a reduction along the last axis is implemented
         if axis != len(shape) - 1 or type_ != whole._replace(shape=shape[:-1] or None):
             raise self.refusal(f"`{name}` of `{whole}` along axis {axis} to `{type_}`")
         self._match(region.arguments, [whole.scalar] * 2)
@@ -220,7 +220,7 @@ class Parser(OperationReader):
         return Operation(name, [operand], [Value("", type_)], {}, [region])
 
     def _initial(self) -> tuple[list[Value], list[Value]]:
-        """Read ``%a = %b, ...)``: what a loop carries, and what it begins with."""
+        """Read ``%a = %b, ...)``: the loop-carried values, and their initial values."""
         carried: list[Value] = []
         initial: list[Value] = []
         while not self.take(")"):
