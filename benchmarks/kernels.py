@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
 from compiled import build as builds  # type: ignore[import-not-found]  # noqa: E402
-from models import RULES  # type: ignore[import-not-found]  # noqa: E402
+from helpers.models import RULES  # type: ignore[import-not-found]  # noqa: E402
 
 from benchmarks import static_table  # noqa: E402
 from benchmarks.static_devices import DEVICES  # noqa: E402

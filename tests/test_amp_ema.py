@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from models import BACKENDS, give, parameters, values
+from helpers.models import BACKENDS, parameters, set_grads, values
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fused_optim import SGD, AdamW
@@ -30,7 +30,7 @@ def test_grad_scaler(backend, clip):
             grads[1][2, 2] = math.inf
         for scaler, params in zip(scalers, (ours, theirs), strict=True):
             scaler.scale(torch.zeros(()))  # what backward would have been called on
-            give(params, [g * scaler.get_scale() for g in grads])
+            set_grads(params, [g * scaler.get_scale() for g in grads])
         kept = [p.grad.clone() for p in ours]
         scalers[0].step(fused)
         scalers[1].unscale_(peer)
@@ -56,8 +56,8 @@ def test_unscale_and_external_clipping(backend):
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     scaler.scale(torch.zeros(()))
     grads = values([(30,)], torch.float32, 1)
-    give(ours, [64 * grads[0]])
-    give(theirs, grads)
+    set_grads(ours, [64 * grads[0]])
+    set_grads(theirs, grads)
     scaler.unscale_(fused)
     for params in (ours, theirs):
         torch.nn.utils.clip_grad_norm_(params, 0.1)
@@ -75,7 +75,7 @@ def test_average_is_that_of_averaged_model(backend, cls):
     peer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     assert list(optimizer.ema_parameters()) == []
     for step in range(5):
-        give(list(model.parameters()), values([(5, 7), (5,)], torch.float32, step))
+        set_grads(list(model.parameters()), values([(5, 7), (5,)], torch.float32, step))
         if step == 2:
             model.bias.grad[0] = math.nan
         optimizer.step()
@@ -92,7 +92,7 @@ def test_swap_ema(backend):
     groups = [{"params": params[:1], "ema_decay": 0.5}, {"params": params[1:]}]
     optimizer = SGD(groups, lr=0.1, backend=backend)
     for _ in range(3):
-        give(params, [torch.ones(9), torch.ones(3, 3)])
+        set_grads(params, [torch.ones(9), torch.ones(3, 3)])
         optimizer.step()
     (average,) = (a.clone() for a in optimizer.ema_parameters())
     before = [p.detach().clone() for p in params]
@@ -122,7 +122,7 @@ def test_twins_average_alike():
         params = parameters(values([(1025,), (2,)], torch.bfloat16))
         optimizer = AdamW(params, lr=0.1, ema_decay=0.75, backend=backend)
         for step in range(3):
-            give(params, values([(1025,), (2,)], torch.bfloat16, step))
+            set_grads(params, values([(1025,), (2,)], torch.bfloat16, step))
             optimizer.step()
         results.append(torch.cat(list(optimizer.ema_parameters())))
     assert torch.equal(*results)
@@ -140,7 +140,7 @@ def averaging(dtype, options):
     params = parameters(values([(9,)], dtype))
     optimizer = AdamW(params, lr=0.1, ema_decay=0.5, backend="reference", **options)
     for step in range(3):
-        give(params, values([(9,)], dtype, step))
+        set_grads(params, values([(9,)], dtype, step))
         optimizer.step()
     return params, optimizer
 
@@ -198,7 +198,7 @@ def test_a_copy_within_swap_ema_is_a_copy_from_outside(way, dtype, options):
     with optimizer.swap_ema():
         others, twin = COPIES[way]((params, optimizer))
     for ps, ours in ((params, optimizer), (others, twin)):
-        give(ps, values([(9,)], dtype, 7))
+        set_grads(ps, values([(9,)], dtype, 7))
         ours.step()
     assert torch.equal(params[0], others[0])
     assert_same_snapshot(snapshot(twin), snapshot(optimizer))
@@ -224,14 +224,14 @@ def test_moments_that_are_taken_away_start_anew_and_the_average_goes_on(backend,
     params = parameters([torch.zeros(40)])
     optimizer = AdamW(params, lr=0.25, weight_decay=0, eps=0, ema_decay=0.75, backend=backend)
     for _ in range(5):
-        give(params, [torch.ones(40)])
+        set_grads(params, [torch.ones(40)])
         optimizer.step()
     (average,) = (a.clone() for a in optimizer.ema_parameters())
     for _ in range(3):
         for name in missing:
             del optimizer.state[params[0]][name]
         before = params[0].detach().clone()
-        give(params, [torch.full((40,), 3.0)])
+        set_grads(params, [torch.full((40,), 3.0)])
         optimizer.step()
         assert optimizer.state[params[0]]["step"] == 1
         torch.testing.assert_close(before - params[0], torch.full((40,), 0.25))
@@ -262,7 +262,7 @@ def test_the_average_of_a_frozen_layer_goes_on(backend, freeze, dtype, options):
                     grads[1] = None if frozen else torch.zeros_like(grads[1])
                 elif step == 4:
                     grads[1][0] = math.nan
-            give(params, grads)
+            set_grads(params, grads)
             optimizer.step()
         pairs = list(optimizer.ema_pairs())
         assert [param for param, _ in pairs] == params
@@ -277,7 +277,7 @@ def test_pairs_leave_out_what_has_no_average_and_say_so():
     groups = [{"params": params[:2]}, {"params": params[2:], "ema_decay": None}]
     optimizer = SGD(groups, lr=0.1, ema_decay=0.5)
     for _ in range(2):
-        give(params, [None, torch.ones(5), torch.ones(5)])
+        set_grads(params, [None, torch.ones(5), torch.ones(5)])
         optimizer.step()
     (pair,) = optimizer.ema_pairs()
     assert pair[0] is params[1]
@@ -287,11 +287,11 @@ def test_pairs_leave_out_what_has_no_average_and_say_so():
 def test_a_scaler_that_skips_skips_the_average_of_a_frozen_layer():
     params = parameters(values([(40,), (5,)], torch.float32))
     optimizer = SGD(params, lr=0.1, ema_decay=0.5)
-    give(params, [torch.ones(40), torch.ones(5)])
+    set_grads(params, [torch.ones(40), torch.ones(5)])
     optimizer.step()
     params[0].data += 1.0
     before = next(optimizer.ema_parameters()).clone()
-    give(params, [None, torch.ones(5)])
+    set_grads(params, [None, torch.ones(5)])
     optimizer.found_inf = torch.ones(1)
     optimizer.step()
     assert torch.equal(next(optimizer.ema_parameters()), before)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import triton
-from models import RULE_MODULES, RULES
+from helpers.models import RULE_MODULES, RULES
 
 import fused_optim
 from fused_optim.backends.triton import kernel_counterpart

@@ -10,9 +10,9 @@ import math
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from kept import random_grads, trained, weight
-from models import BACKENDS, give, parameters, values
+from helpers.format_runs import random_grads, trained, weight
+from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.tolerances import assert_same_bits
 from torch import nn
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW
@@ -63,7 +63,7 @@ def test_small_steps_add_up_between_writes(name, edit, backend):
         options = {"weights": name, "states": "fp32", "weight_decay": 0, "backend": backend}
         optimizer = AdamW(params, lr=2e-4, **options)
         for _ in range(200):
-            give(params, [torch.ones(64, 64)])
+            set_grads(params, [torch.ones(64, 64)])
             optimizer.step()
             if change is not None:
                 with torch.no_grad():
@@ -80,7 +80,7 @@ def test_an_edit_costs_no_full_step(backend, monkeypatch):
     params = parameters(values([(40,), (70,)], BF16))
     optimizer = AdamW(params, weights="split", backend=backend)
     for step in range(4):
-        give(params, values([(40,), (70,)], BF16, step))
+        set_grads(params, values([(40,), (70,)], BF16, step))
         optimizer.step()
         with torch.no_grad():
             params[0].mul_(0.5)
@@ -101,7 +101,7 @@ def test_shards_keep_what_the_whole_keeps():
             optimizer = AdamW(params, **options)
             optimizer.shard(params[0], index=0, offset=begin, numel=20_000)
             for given in grads:
-                give(params, [given[0][begin:end]])
+                set_grads(params, [given[0][begin:end]])
                 optimizer.step()
                 with torch.no_grad():
                     params[0].clamp_(-1, 1)
@@ -118,7 +118,7 @@ def test_two_optimizers_that_share_a_parameter_both_learn(name):
     first, second = SGD(params, **options), SGD(params, **options)
     for _ in range(100):
         for optimizer in (first, second):
-            give(params, [torch.ones(4096)])
+            set_grads(params, [torch.ones(4096)])
             optimizer.step()
     # a master that the other's write does not fit is dropped for it; a remainder stays
     moved = 1.0 - params[0].detach().float().mean()
@@ -141,7 +141,7 @@ def test_the_step_goes_on_from_what_was_written(name, backend):
     new[::5], new[1::5], new[2::50] = 0.0, -0.0, math.inf
     with torch.no_grad():
         params[0].copy_(new)
-    give(params, grads[2])
+    set_grads(params, grads[2])
     optimizer._engine.prepare_rows(optimizer)
     assert_same_bits("parameter", params[0].detach(), new)
     found = weight(optimizer, params[0])
@@ -204,7 +204,7 @@ def test_a_masked_weight_stays_zero(name, write, backend):
     optimizer = SGD(params, l1=1.0, **options)
     for step in range(6):
         grads = values([4096], BF16, step)
-        give(params, [grads[0] * mask if step >= 3 else grads[0]])
+        set_grads(params, [grads[0] * mask if step >= 3 else grads[0]])
         optimizer.step()
         if step >= 3:
             assert not params[0][mask == 0].any() or step == 3
@@ -251,7 +251,7 @@ def test_weights_replaced_by_a_hook_of_the_model(name):
     optimizer = AdamW(model.parameters(), weights=name, lr=1e-3, backend="reference")
     model.register_load_state_dict_post_hook(lambda *_: optimizer.weights_replaced())
     params = list(model.parameters())
-    give(params, values([p.shape for p in params], BF16, 1))
+    set_grads(params, values([p.shape for p in params], BF16, 1))
     optimizer.step()
     other = nn.Linear(70, 90, dtype=BF16)
     model.load_state_dict(other.state_dict())

@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from closeness import assert_same_bits
+from helpers.tolerances import assert_same_bits
 
 from fused_optim.kernels.rules import common as device
 from fused_optim.kernels.signatures import CommonScalars

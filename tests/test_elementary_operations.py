@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, named
-from models import FORMATS, give, parameters, values
+from helpers.cases import CASES, get_name
+from helpers.models import FORMATS, parameters, set_grads, values
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_optim import AdamW
@@ -299,12 +299,12 @@ def run(make, dtype, gradients):
     params = parameters(values([5, 129], dtype))
     optimizer = make(params)
     for given in gradients:
-        give(params, [torch.full_like(p, given) for p in params])
+        set_grads(params, [torch.full_like(p, given) for p in params])
         with Executed():
             optimizer.step()
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_steps_execute_nothing_that_is_not_listed(case):
     def make(params):
         options = {**case.options, **case.additions}

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_same_bits
-from digests import blocks, digest, steps, uniform
+from helpers.cases import CASES, get_name
+from helpers.digests import blocks, digest, steps, uniform
+from helpers.tolerances import assert_same_bits
 
 from fused_optim.backends import sums
 
@@ -58,11 +58,11 @@ def processors():
 
 
 def start(processor):
-    """Run tests/digests.py in the environment of a processor."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    """Run tests/helpers/digests.py in the environment of a processor."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     # threads that wait must not count meanwhile, for the processes share the cores
     environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "passive", **processor}
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "digests.py")]
+    command = [sys.executable, "-W", "ignore", "-m", "helpers.digests"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -107,7 +107,7 @@ def make_wrong(monkeypatch):
     assert two.sum() != 8.0
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_a_library_that_is_one_bit_off_changes_no_step(case, monkeypatch):
     def found():
         return [digest(steps(case, dtype, [5, 1025])) for dtype in (torch.float32, torch.float64)]

@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from kept import random_grads, trained, weight
-from models import BACKENDS, give, parameters, state_of, values
+from helpers.format_runs import random_grads, trained, weight
+from helpers.models import BACKENDS, parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 import fused_optim
@@ -37,7 +37,7 @@ def test_a_checkpoint_comes_back_exactly(weights, states):
     assert_same_state(resumed.state_dict(), saved)
     for given in grads[2:]:
         for twin, ps in ((optimizer, params), (resumed, others)):
-            give(ps, given)
+            set_grads(ps, given)
             twin.step()
     assert_same_state(resumed.state_dict(), optimizer.state_dict())
     for ours, theirs in zip(others, params, strict=True):
@@ -70,7 +70,7 @@ def test_live_optimizers_share_all_of_a_state_or_nothing(source, weights, states
         return
     for given in grads[2:]:
         for ps, optimizer in ((params, first), *seconds):
-            give(ps, given)
+            set_grads(ps, given)
             optimizer.step()
     assert {state["step"].item() for state in first.state.values()} == {4}
     assert_same_state(seconds[0][1].state_dict(), seconds[1][1].state_dict())
@@ -252,7 +252,7 @@ def test_formats_are_options_of_a_group():
     params = parameters(values([5000, 5000], BF16))
     groups = [{"params": params[:1], "states": "int8"}, {"params": params[1:], "weights": "split"}]
     optimizer = AdamW(groups)
-    give(params, values([5000, 5000], BF16, 1))
+    set_grads(params, values([5000, 5000], BF16, 1))
     optimizer.step()
     assert optimizer.state[params[0]]["exp_avg"].dtype is torch.int8
     assert optimizer.state[params[1]]["remainder"].dtype is torch.int16
@@ -275,7 +275,7 @@ def test_stalling_is_counted_and_warned_of_once():
     params = parameters(start)
     optimizer = fused_optim.SGD(params, lr=1e-4, count_stalled=True)
     assert optimizer.stalled is None
-    give(params, [torch.ones(100), torch.ones(60)])
+    set_grads(params, [torch.ones(100), torch.ones(60)])
     with pytest.warns(UserWarning, match="62% of the elements did not move"):
         optimizer.step()
     assert optimizer.stalled == 100 / 160
@@ -300,7 +300,7 @@ def test_what_stalls_is_what_is_kept_unchanged(backend, name, dtype):
     shares = []
     for step in range(3):
         before = [weight(optimizer, p) for p in params]
-        give(params, [torch.rand(3000) + 1, torch.rand(70) + 1])
+        set_grads(params, [torch.rand(3000) + 1, torch.rand(70) + 1])
         optimizer.param_groups[0]["lr"] = 1e-6 if step else 1e-3
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -320,7 +320,7 @@ def test_stochastic_rounding_is_counted_and_not_warned_of():
         optimizer = fused_optim.SGD(
             params, lr=1e-7, weights=name, count_stalled=True, backend="reference"
         )
-        give(params, [torch.ones(4096)])
+        set_grads(params, [torch.ones(4096)])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             optimizer.step()
@@ -341,10 +341,10 @@ def test_swapping_the_average_loses_nothing():
                 "average", params[0].detach(), params[0].detach() if swapped else average.to(BF16)
             )
         assert_same_bits("weight", weight(optimizer, params[0]), before)
-        give(params, random_grads([5000], 1)[0])
+        set_grads(params, random_grads([5000], 1)[0])
         optimizer.step()
         other = twin.param_groups[0]["params"]
-        give(other, random_grads([5000], 1)[0])
+        set_grads(other, random_grads([5000], 1)[0])
         twin.step()
         assert_same_bits("after", weight(optimizer, params[0]), weight(twin, other[0]))
 

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_same_bits
-from kept import random_grads, trained, weight
-from models import give, parameters, values
+from helpers.cases import ONE_PER_CLASS, get_name
+from helpers.format_runs import random_grads, trained, weight
+from helpers.models import parameters, set_grads, values
+from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 import fused_optim
@@ -17,7 +17,6 @@ from fused_optim.formats import conversion
 from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
-CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e38, 1e-30, 1.0]
 BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 
@@ -25,7 +24,7 @@ BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 # ---- lossless
 
 
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_split_is_a_float32_master(case):
     """Bit for bit over many steps, and the parameter is the float32 rounded half up."""
     steps = 1000 if case.fused is AdamW else 200
@@ -40,7 +39,7 @@ def test_split_is_a_float32_master(case):
         if step == steps // 2:
             grad[50:] = special.repeat(len(SPECIAL))
         for name, params in runs.items():
-            give(params, [grad])
+            set_grads(params, [grad])
             optimizers[name].step()
         master, split = (weight(optimizers[n], runs[n][0]) for n in runs)
         finite = ~master.isnan()
@@ -205,7 +204,7 @@ def test_shards_round_as_the_whole(shards, options):
         part = AdamW(params, **options)
         part.shard(params[0], index=0, offset=begin, numel=20_000)
         for given in grads:
-            give(params, [given[0][begin:end]])
+            set_grads(params, [given[0][begin:end]])
             part.step()
         parts.append((params[0].detach(), part.state[params[0]]))
     assert_same_bits("param", torch.cat([p for p, _ in parts]), whole.detach())
@@ -251,7 +250,7 @@ def test_rounding_depends_on_the_seed_the_parameter_and_the_step():
     params = parameters(start)
     later = fused_optim.SGD(params, **options)
     later.state[params[0]]["step"] = torch.tensor(1.0)
-    give(params, grads[0])
+    set_grads(params, grads[0])
     later.step()
     assert not torch.equal(params[0], first), "the second step has bits of its own"
     assert torch.equal(params[1], second)

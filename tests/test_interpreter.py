@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from closeness import assert_same_bits
-from interpreter import to_bfloat16
+from helpers.interpreter_patches import to_bfloat16
+from helpers.tolerances import assert_same_bits
 
 
 def test_casts_to_bfloat16_round_to_nearest_even():

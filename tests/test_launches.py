@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import KERNELS, give, parameters, values
+from helpers.models import KERNELS, parameters, set_grads, values
 
 from fused_optim import AdamW
 from fused_optim.backends import kernel_runner, triton
@@ -58,14 +58,14 @@ def test_200_tensors_in_3_groups_take_3_launches(launched):
     params, optimizer = three_groups(200, max_grad_norm=1.0, nonfinite="skip")
     for _ in range(2):
         launched.clear()
-        give(params, [torch.ones_like(p) for p in params])
+        set_grads(params, [torch.ones_like(p) for p in params])
         optimizer.step()
         assert launched == [("norm", 200), ("prepare", 2), ("update", 200)]
 
 
 def test_without_clipping_2_launches(launched):
     params, optimizer = three_groups(9)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     assert launched == [("prepare", 1), ("update", 9)]
 
@@ -74,7 +74,7 @@ def test_one_more_kind_is_three_more_launches(launched):
     params, optimizer = three_groups(9, max_grad_norm=1.0)
     optimizer.add_param_group({"params": parameters(values([5], torch.bfloat16))})
     params += optimizer.param_groups[-1]["params"]
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     assert [name for name, _ in launched] == ["norm"] * 2 + ["prepare"] * 2 + ["update"] * 2
 
@@ -82,7 +82,7 @@ def test_one_more_kind_is_three_more_launches(launched):
 def test_only_empty_tensors_need_no_update(launched):
     params = parameters([torch.zeros(0), torch.zeros(3, 0)])
     optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
-    give(params, [torch.zeros(0), torch.zeros(3, 0)])
+    set_grads(params, [torch.zeros(0), torch.zeros(3, 0)])
     optimizer.step()
     assert launched == [("prepare", 1)]
     assert optimizer.grad_norm == 0
@@ -92,7 +92,7 @@ def test_only_empty_tensors_need_no_update(launched):
 def test_only_what_changed_is_uploaded(uploaded):
     """Nothing when nothing changed; a schedule uploads the options, new gradients addresses."""
     params, optimizer = three_groups(9, max_grad_norm=1.0)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     table, options = ((9, 6), "int64"), ((3, 14), "float64")
     assert sorted(uploaded) == sorted(
@@ -123,12 +123,12 @@ def test_options_change_no_kernel():
         for group in optimizer.param_groups:
             group.update(lr=lr, betas=betas, l1=lr, max_grad_value=norm, weight_decay=lr)
         optimizer.max_grad_norm = norm
-        give(params, [torch.ones_like(p) for p in params])
+        set_grads(params, [torch.ones_like(p) for p in params])
         optimizer.step()
         seen.append(
             {
-                kind: {name: ready.fixed for name, ready in launch.executor.ready.items()}
-                for kind, launch in optimizer._engine.plan.buckets.items()
+                key: {name: ready.fixed for name, ready in launch.executor.ready.items()}
+                for key, launch in optimizer._engine.plan.buckets.items()
             }
         )
     assert seen[0] == seen[1] == seen[2]
@@ -147,10 +147,10 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     module = SimpleNamespace(current_stream=lambda device: next(streams))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     params, optimizer = three_groups(3)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    ((kind, launch),) = optimizer._engine.plan.buckets.items()
-    launch.key = kind._replace(device=torch.device("cuda"))
+    ((key, launch),) = optimizer._engine.plan.buckets.items()
+    launch.key = key._replace(device=torch.device("cuda"))
     tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
     for name in tables:
         setattr(launch, name, Table())
@@ -165,7 +165,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
 def test_a_tensor_on_the_device_is_copied_there():
     """It must not be read on the host: that would wait for the device."""
     params, optimizer = three_groups(3)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     (launch,) = optimizer._engine.plan.buckets.values()
     lr = torch.tensor([0.25])
@@ -184,7 +184,7 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
     module = SimpleNamespace(device=lambda device: contextlib.nullcontext(entered.append(device)))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     params, optimizer = three_groups(3)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     (launch,) = optimizer._engine.plan.buckets.values()
     launch.executor.device = torch.device("cuda", 1)
@@ -196,7 +196,7 @@ def test_the_norm_has_at_most_1024_programs(launched):
     """Fixed by the sizes alone, so that every device sums in the same order."""
     params = parameters([torch.ones(1100 * triton.GEOMETRY.block)])
     optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
-    give(params, [torch.ones_like(params[0])])
+    set_grads(params, [torch.ones_like(params[0])])
     launch_norm_only(optimizer)
     assert launched[0] == ("norm", 1024)
     assert optimizer.grad_norm == (1100 * triton.GEOMETRY.block) ** 0.5

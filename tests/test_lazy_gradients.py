@@ -6,8 +6,8 @@ in csrc/snapshot.c and in fused_optim/optimizers/guards.py.
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import BACKENDS
+from helpers.models import BACKENDS
+from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 from fused_optim import AdamW

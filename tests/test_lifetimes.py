@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from models import BACKENDS, KERNELS, give, parameters, values
+from helpers.models import BACKENDS, KERNELS, parameters, set_grads, values
 
 from fused_optim import SGD, AdamW
 
@@ -23,7 +23,7 @@ class Pair:
         start = values(shapes, torch.float32)
         self.ours, self.theirs = parameters(start), parameters(start)
         self.fused = {"AdamW": AdamW, "SGD": SGD}[cls](self.ours, **options, backend=backend)
-        self.peer = getattr(torch.optim, cls)(self.theirs, **options)
+        self.torch_class = getattr(torch.optim, cls)(self.theirs, **options)
         self.seed = 0
 
     def step(self, only=None):
@@ -31,10 +31,10 @@ class Pair:
         grads = values([p.shape for p in self.ours], torch.float32, self.seed)
         if only is not None:
             grads = [g if i in only else None for i, g in enumerate(grads)]
-        give(self.ours, grads)
-        give(self.theirs, grads)
+        set_grads(self.ours, grads)
+        set_grads(self.theirs, grads)
         self.fused.step()
-        self.peer.step()
+        self.torch_class.step()
         torch.testing.assert_close(self.ours, self.theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -72,11 +72,11 @@ def test_group_added_and_removed_in_training(backend):
     pair = Pair(SHAPES, backend)
     pair.step()
     new = values([(77,)], torch.float32, 9)
-    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.peer)):
+    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.torch_class)):
         params += parameters(new)
         optimizer.add_param_group({"params": params[-1:], "lr": 0.1})
     pair.step()
-    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.peer)):
+    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.torch_class)):
         optimizer.param_groups[0]["params"].pop(0)
         del params[0]
     pair.step()
@@ -116,7 +116,7 @@ def test_nothing_of_the_user_is_kept_alive(backend):
     """Gradients, removed parameters and dropped states must be freed when the user frees them."""
     params = parameters(values(SHAPES, torch.float32))
     optimizer = AdamW(params, backend=backend, max_grad_norm=1.0)
-    give(params, values(SHAPES, torch.float32))
+    set_grads(params, values(SHAPES, torch.float32))
     optimizer.step()
     gone = [weakref.ref(params[0].grad), weakref.ref(optimizer.state[params[0]]["exp_avg"])]
     optimizer.zero_grad()
@@ -136,16 +136,16 @@ def test_alignment_changes_from_step_to_step(offset):
     pair = Pair([(1025,), (300,)], KERNELS)
     pair.step()
     aligned = list(pair.fused._engine.plan.buckets)
-    assert [kind.vector for kind in aligned] == [4 if KERNELS == "triton" else 1]
+    assert [key.vector for key in aligned] == [4 if KERNELS == "triton" else 1]
     grads = values([(1025,), (300,)], torch.float32, 5)
     flat = torch.cat([torch.zeros(offset), grads[0], grads[1]])
     pair.ours[0].grad = flat[offset : offset + 1025]
     pair.ours[1].grad = flat[offset + 1025 :]
-    give(pair.theirs, grads)
+    set_grads(pair.theirs, grads)
     pair.fused.step()
-    pair.peer.step()
+    pair.torch_class.step()
     torch.testing.assert_close(pair.ours, pair.theirs)
-    vectors = {kind.vector for kind in pair.fused._engine.plan.buckets}
+    vectors = {key.vector for key in pair.fused._engine.plan.buckets}
     # for the CPU code is compiled once, for any alignment
     wide = {4, 1} if KERNELS == "triton" else {1}
     assert vectors == (wide if offset in (0, 3) else {1})
@@ -246,7 +246,7 @@ def test_devices_are_routed_apart():
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
-    used = {kind.device.type: kind.backend for kind in optimizer._engine.plan.buckets}
+    used = {key.device.type: key.backend for key in optimizer._engine.plan.buckets}
     assert used == {"cpu": KERNELS, "meta": "reference"}
     assert optimizer.backend_used == ", ".join(sorted(["reference", KERNELS]))
     assert optimizer.grad_norm == pytest.approx(12**0.5)
@@ -261,7 +261,7 @@ def test_backend_per_group():
         {"params": params[1:], "backend": "reference"},
     ]
     optimizer = SGD(groups, max_grad_norm=1.0)
-    give(params, [torch.ones(5), torch.ones(5)])
+    set_grads(params, [torch.ones(5), torch.ones(5)])
     optimizer.step()
     assert optimizer.backend_used == ", ".join(sorted(["reference", KERNELS]))
     assert optimizer.grad_norm == pytest.approx(10**0.5)

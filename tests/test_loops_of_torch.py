@@ -9,16 +9,15 @@ import math
 
 import pytest
 import torch
-from cases import CASES, named
-from models import BACKENDS, give, parameters, values
+from helpers.cases import ONE_PER_CLASS, get_name
+from helpers.models import BACKENDS, parameters, set_grads, values
 from torch import nn
 
 import fused_optim
 from fused_optim import SGD, Adagrad, AdamW, ScheduleFreeAdamW
 from fused_optim.formats.registry import WEIGHTS
 
-CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
-each_class = pytest.mark.parametrize("case", CLASSES, ids=named)
+each_class = pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 BF16 = torch.bfloat16
 
 
@@ -77,7 +76,7 @@ def test_frozen_parameters_of_any_kind(kind, cls):
     alone = cls(others, lr=0.1, backend="reference", **options)
     for step in range(3):
         for ps in (params[1:], others):
-            give(ps, values([(40,), (3, 7)], BF16, step))
+            set_grads(ps, values([(40,), (3, 7)], BF16, step))
         with_base.step()
         alone.step()
     assert all(map(torch.equal, params[1:], others))
@@ -94,7 +93,7 @@ def test_memory_and_conversion_with_frozen_parameters(kind, capsys):
     assert found.numel - alone.numel == params[0].numel()
     assert found.parameters - alone.parameters == BYTES.get(kind, 10 if kind == "codes" else 6)
     optimizer = fused_optim.from_torch(torch.optim.AdamW(params), weights="split")
-    give(params[1:], values([(40,), (3, 7)], BF16))
+    set_grads(params[1:], values([(40,), (3, 7)], BF16))
     optimizer.step()
 
 
@@ -104,13 +103,13 @@ def test_what_is_unfrozen_is_checked_then_and_named():
     model["second"].requires_grad_(False)
     optimizer = AdamW(model.named_parameters(), weights="split")
     params = list(model.parameters())
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     before = copy.deepcopy(model.state_dict())
     message = r"parameter 'second\.weight' of shape \(2, 4\) in group 0 must be torch.bfloat16"
     with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert all(map(torch.equal, model.state_dict().values(), before.values()))
-    give(params, [*(torch.ones_like(p) for p in params[:2]), None, None])
+    set_grads(params, [*(torch.ones_like(p) for p in params[:2]), None, None])
     optimizer.step()
     with pytest.raises(ValueError, match=message.replace("group 0", "group 1")):
         AdamW(
@@ -192,7 +191,7 @@ def test_schedule_free_modes_within_inference_mode(name):
         params = parameters(values([5000], BF16))
         optimizer = ScheduleFreeAdamW(params, lr=0.1, weights=name, backend="reference")
         for step in range(3):
-            give(params, values([5000], BF16, step))
+            set_grads(params, values([5000], BF16, step))
             optimizer.step()
             with torch.inference_mode(inference):
                 optimizer.eval()
@@ -208,7 +207,7 @@ def test_checkpoints_within_inference_mode(states):
     params = parameters(values([5000], BF16))
     options = {"lr": 0.1, "states": states, "weights": "split", "ema_decay": 0.5}
     optimizer = AdamW(params, backend="reference", **options)
-    give(params, values([5000], BF16, 1))
+    set_grads(params, values([5000], BF16, 1))
     optimizer.step()
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
@@ -219,7 +218,7 @@ def test_checkpoints_within_inference_mode(states):
             file.seek(0)
             resumed.load_state_dict(torch.load(file))
         assert not any(t.is_inference() for t in resumed.state[others[0]].values())
-        give(others, values([5000], BF16, 2))
+        set_grads(others, values([5000], BF16, 2))
         resumed.step()
         with torch.inference_mode(), resumed.swap_ema():
             resumed.state_dict()
@@ -229,7 +228,7 @@ def test_checkpoints_within_inference_mode(states):
 def test_a_first_step_within_inference_mode():
     params = parameters(values([50], torch.float32))
     optimizer = AdamW(params, backend="reference")
-    give(params, values([50], torch.float32, 1))
+    set_grads(params, values([50], torch.float32, 1))
     with torch.inference_mode():
         optimizer.step()
     optimizer.step()
@@ -246,7 +245,7 @@ def test_another_default_device(case):
         with torch.device(device):
             optimizer = case.fused(params, backend="reference", max_grad_norm=1.0, **options)
             for given in grads:
-                give(params, given)
+                set_grads(params, given)
                 optimizer.step()
             saved = optimizer.state_dict()
             optimizer.load_state_dict(saved)
@@ -270,7 +269,7 @@ def test_results_of_a_step_without_gradients(backend, before):
     """Those of ``clip_grad_norm_`` of nothing, which a logger can read."""
     params = parameters(values([5], torch.float32))
     optimizer = AdamW(params, max_grad_norm=1.0, count_stalled=True, backend=backend)
-    give(params, [torch.ones(5)])
+    set_grads(params, [torch.ones(5)])
     for _ in range(before):
         optimizer.step()
     optimizer.zero_grad()
@@ -315,7 +314,7 @@ def test_a_scaler_unscales_unless_the_step_has_reason_to(cls, options, says):
                 grads[0][3] = math.inf
             scaler.scale(torch.zeros(()))
             factor = scaler.get_scale()
-            give(params, [factor * grads[0]])
+            set_grads(params, [factor * grads[0]])
             scaler.step(optimizer)
             # what was scaled by a power of two is unscaled to the bit
             assert torch.equal(params[0].grad, grads[0]) or says or step == 2

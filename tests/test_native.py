@@ -1,9 +1,9 @@
-"""The native backend: who runs the kernels, on how many threads, and what if it cannot be had.
+"""Tests of the native backend: threads, forks, interrupts, the GIL and missing compilers.
 
-The bits are compared with those of the reference in tests/test_twin.py; machine code, memory
-safety and the cache in tests/native. Tried by hand: one turn left out for each thread; the programs
-taken without an atomic operation; the pool kept after a fork; a launch that does not wait for its
-threads; a compile error that is raised after the counters have moved.
+Its bits are compared with the reference in tests/test_kernels_vs_reference.py; machine code, memory
+safety and the cache are tested in tests/native. Faults tried by hand: one program left out for each
+thread; programs taken without an atomic operation; the pool kept after a fork; a launch that does
+not wait for its threads; a compile error raised after the counters have moved.
 """
 
 import ctypes
@@ -17,8 +17,8 @@ from unittest import mock
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import KERNELS, give, parameters, state_of, values
+from helpers.models import KERNELS, parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim import backends
@@ -45,7 +45,7 @@ def run(steps=3, sizes=SIZES, cls=fused_optim.AdamW, **options):
     params = parameters(values(sizes, torch.float32))
     optimizer = cls(params, lr=0.1, max_grad_norm=1.0, backend="native", **options)
     for step in range(steps):
-        give(params, values(sizes, torch.float32, 10 + step))
+        set_grads(params, values(sizes, torch.float32, 10 + step))
         optimizer.step()
     states = [value for p in params for value in state_of(optimizer, p).values()]
     return [p.detach() for p in params] + states + [optimizer.grad_norm]
@@ -208,7 +208,7 @@ def test_thousands_of_tensors_are_a_call_a_stage(monkeypatch):
 def test_auto_is_native_from_the_first_element(caplog):
     params = parameters(values([1], torch.float32))
     optimizer = fused_optim.SGD(params)
-    give(params, values([1], torch.float32))
+    set_grads(params, values([1], torch.float32))
     with caplog.at_level(logging.INFO, "fused_optim"):
         optimizer.step()
     assert optimizer.backend_used == "native"
@@ -221,7 +221,7 @@ def test_without_a_package_auto_is_the_reference(package, monkeypatch, caplog):
     without = lambda name, *rest: None if name == package else find(name, *rest)  # noqa: E731
     monkeypatch.setattr(backends.importlib.util, "find_spec", without)
     params = parameters(values([5], torch.float32))
-    give(params, values([5], torch.float32))
+    set_grads(params, values([5], torch.float32))
     optimizer = fused_optim.SGD(params)
     with caplog.at_level(logging.INFO, "fused_optim"):
         optimizer.step()
@@ -254,8 +254,8 @@ def test_what_cannot_be_compiled_is_left_to_the_reference_with_one_warning():
     theirs = fused_optim.AdamW(others, backend="reference")
     with mock.patch.object(executor.NativeExecutor, "_compile", failing):
         for step in range(3):
-            give(params, grads)
-            give(others, grads)
+            set_grads(params, grads)
+            set_grads(others, grads)
             if step == 0:
                 with pytest.warns(UserWarning, match="'reference' from now on: triton 9.9 writes"):
                     ours.step()
@@ -271,7 +271,7 @@ def test_native_by_name_raises_and_changes_nothing():
     params = parameters(values([5], torch.float32))
     before = params[0].detach().clone()
     optimizer = fused_optim.AdamW(params, backend="native", max_grad_norm=1.0)
-    give(params, values([5], torch.float32, 1))
+    set_grads(params, values([5], torch.float32, 1))
     with (
         mock.patch.object(executor.NativeExecutor, "_compile", failing),
         pytest.raises(CompileError, match=r"tt\.foo"),
@@ -299,7 +299,7 @@ def test_one_compilation_serves_every_step(monkeypatch):
     scaler = SimpleNamespace(scale=torch.tensor([4.0]), found_inf=torch.tensor([0.0]))
     for norm, scaled in ((None, False), (1.0, False), (1.0, True), (None, True)):
         optimizer.max_grad_norm = norm
-        give(params, values([5, 6], torch.float32, 3))
+        set_grads(params, values([5, 6], torch.float32, 3))
         optimizer.grad_scale = scaler.scale if scaled else None
         optimizer.found_inf = scaler.found_inf if scaled else None
         optimizer.step()
@@ -320,7 +320,7 @@ def test_without_the_private_module_of_triton_auto_is_the_reference(monkeypatch)
     for backend in ("auto", "reference"):
         params = parameters(start)
         optimizer = fused_optim.AdamW(params, backend=backend)
-        give(params, grads)
+        set_grads(params, grads)
         if backend == "auto":
             with pytest.warns(UserWarning, match=r"from now on: .*no triton\._C\.libtriton\.ir"):
                 optimizer.step()

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from models import BACKENDS, give, parameters, values
+from helpers.models import BACKENDS, parameters, set_grads, values
 
 from fused_optim import AdamW
 
@@ -45,7 +45,7 @@ def run(make, change, name, backend, extra):
     for step in range(4):
         if step == 2:
             change(optimizer, name)
-        give(params, values(SHAPES, torch.bfloat16, step))
+        set_grads(params, values(SHAPES, torch.bfloat16, step))
         optimizer.step()
     return snapshot(params, optimizer)
 
@@ -91,7 +91,7 @@ def test_numpy_scalars_are_numbers(kind):
         optimizer = AdamW(
             params, lr=make(1), max_grad_norm=make(2), l1=make(1), backend="reference"
         )
-        give(params, values(SHAPES, torch.float32, 1))
+        set_grads(params, values(SHAPES, torch.float32, 1))
         optimizer.step()
         runs.append(snapshot(params, optimizer))
     assert all(map(torch.equal, *runs))
@@ -103,7 +103,7 @@ def test_whole_numbers_of_every_kind_are_seeds(seed):
     for given in (seed, 5, 6):
         params = parameters(values(SHAPES, torch.bfloat16))
         optimizer = AdamW(params, weights="stochastic", seed=given, backend="reference")
-        give(params, values(SHAPES, torch.bfloat16, 1))
+        set_grads(params, values(SHAPES, torch.bfloat16, 1))
         optimizer.step()
         runs.append(torch.cat([p.detach().flatten() for p in params]))
     assert torch.equal(runs[0], runs[1])
@@ -138,13 +138,13 @@ def clipped(bound, groups=2, **options):
 
 def test_the_bound_travels_with_a_checkpoint():
     params, optimizer = clipped(0.5)
-    give(params, [torch.ones(4)] * 2)
+    set_grads(params, [torch.ones(4)] * 2)
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
     others, resumed = clipped(None)
     resumed.load_state_dict(saved)
     assert resumed.max_grad_norm == 0.5
-    give(others, [torch.ones(4)] * 2)
+    set_grads(others, [torch.ones(4)] * 2)
     resumed.step()
     assert resumed.clip_factor == optimizer.clip_factor != 1
     resumed.add_param_group({"params": parameters(values([(2,)], torch.float32))})
@@ -169,7 +169,7 @@ def test_a_checkpoint_without_a_bound_leaves_it():
 
 def test_torch_loads_a_checkpoint_with_a_bound():
     params, optimizer = clipped(0.5)
-    give(params, [torch.ones(4)] * 2)
+    set_grads(params, [torch.ones(4)] * 2)
     optimizer.step()
     peer = torch.optim.AdamW([{"params": [p]} for p in params])
     peer.load_state_dict(optimizer.state_dict())
@@ -185,7 +185,7 @@ def test_a_loaded_tensor_is_one_for_all_groups():
     saved["param_groups"][1]["max_grad_norm"] = torch.tensor(0.5)
     resumed.load_state_dict(saved)
     resumed.max_grad_norm.fill_(0.25)
-    give(params, [torch.ones(4)] * 2)
+    set_grads(params, [torch.ones(4)] * 2)
     resumed.step()
     assert resumed.clip_factor == pytest.approx(0.25 / 8**0.5)
 
@@ -195,7 +195,7 @@ def test_groups_that_disagree_about_the_bound_are_refused():
     for index in (0, 1):
         for steps in (0, 2):
             params, optimizer = clipped(0.5)
-            give(params, [torch.ones(4)] * 2)
+            set_grads(params, [torch.ones(4)] * 2)
             for _ in range(steps):
                 optimizer.step()
             before = [p.detach().clone() for p in params]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import BACKENDS, parameters, values
+from helpers.models import BACKENDS, parameters, values
 
 import fused_optim
 from fused_optim import (

@@ -9,12 +9,12 @@ the gradient itself, decay before the step for decay after it, an average x of t
 import copy
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_as_accurate
-from models import BACKENDS, give, parameters, values
+from helpers import oracles
+from helpers.cases import CASES, get_name
+from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.tolerances import assert_as_accurate, join_flat
 
 from fused_optim import AdamW, Adan, AdEMAMix, Lion, ScheduleFreeAdamW, ScheduleFreeSGD
 
@@ -40,7 +40,7 @@ def gradients(dtype):
 
 def run(optimizer, params, grads):
     for given in grads:
-        give(params, given)
+        set_grads(params, given)
         optimizer.step()
 
 
@@ -58,44 +58,39 @@ def run_oracle(case, start, grads, dtype):
     return params, states
 
 
-def joined(arrays):
-    """All as one: the worst error of a single element is luck."""
-    return torch.cat([torch.as_tensor(array).detach().flatten() for array in arrays])
-
-
-def run_beside_oracle(case, dtype):
+def run_with_oracle(case, dtype):
     """By name of the state, or "param": ours, the oracle in ``dtype``, the oracle in float64."""
     start, grads = values(SHAPES, dtype), gradients(dtype)
     params = parameters(start)
     optimizer = case.fused(params, **copy.deepcopy(case.options), backend="reference")
     run(optimizer, params, grads)
-    peer, exact = (
+    narrow, exact = (
         run_oracle(case, start, grads, width)
         for width in (getattr(np, str(dtype).split(".")[1]), np.float64)
     )
-    found = {"param": (joined(params), joined(peer[0]), joined(exact[0]))}
+    found = {"param": (join_flat(params), join_flat(narrow[0]), join_flat(exact[0]))}
     for slot in optimizer.rule(optimizer.param_groups[0]).state_keys:
-        ours = joined([optimizer.state[p][slot] for p in params])
-        others = [joined([state[slot] for state in states]) for _, states in (peer, exact)]
+        ours = join_flat([optimizer.state[p][slot] for p in params])
+        others = [join_flat([state[slot] for state in states]) for _, states in (narrow, exact)]
         found[slot] = (ours, *others)
     if "z" in found:  # schedule-free: the result is x, the parameter was y
         optimizer.eval()
-        others = [joined([state["x"] for state in states]) for _, states in (peer, exact)]
-        found["x"] = (joined(params), *others)
+        others = [join_flat([state["x"] for state in states]) for _, states in (narrow, exact)]
+        found["x"] = (join_flat(params), *others)
     return found
 
 
-@pytest.mark.parametrize("case", OURS, ids=named)
+@pytest.mark.parametrize("case", OURS, ids=get_name)
 def test_float32_is_as_accurate_as_numpy(case):
-    found = run_beside_oracle(case, torch.float32)
-    for name, (ours, peer, exact) in found.items():
-        assert_as_accurate(name, ours, peer, exact)
+    found = run_with_oracle(case, torch.float32)
+    for name, (ours, narrow, exact) in found.items():
+        assert_as_accurate(name, ours, narrow, exact)
 
 
-# the kernels have the reference's bits, in float64 too: test_twin.py
-@pytest.mark.parametrize("case", OURS, ids=named)
+# the kernels have the reference's bits, in float64 too: test_kernels_vs_reference.py
+@pytest.mark.parametrize("case", OURS, ids=get_name)
 def test_float64_differs_from_the_paper_by_rounding_only(case):
-    found = run_beside_oracle(case, torch.float64)
+    found = run_with_oracle(case, torch.float64)
     for ours, _, exact in found.values():
         torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 

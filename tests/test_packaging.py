@@ -7,7 +7,6 @@ keeps its platform or has no stable ABI, csrc/ left out of the sdist.
 """
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,15 +15,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.c_module import HAS_COMPILER
 
 ROOT = Path(__file__).parent.parent
 # the package on PyPI whose import name is that of our folder
 NAMESAKE = "kernels==0.17.2"
-CC = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-COMPILER = (
-    shutil.which(shlex.split(CC)[0]) is not None
-    and Path(sysconfig.get_path("include"), "Python.h").exists()
-)
 MISSING = "/nowhere/cc"
 
 IMPORT_ALL = """
@@ -158,21 +153,21 @@ def test_archive(kind, source, archives, venv):
     """Guards the list of packages: one that is missing imports from the checkout alone."""
     pytest.importorskip("triton")
     install(venv, archives[kind])
-    names = [*modules(source), "fused_optim._host"] if COMPILER else modules(source)
+    names = [*modules(source), "fused_optim._host"] if HAS_COMPILER else modules(source)
     assert_imports(venv, names, home=venv)
-    assert compares_in(venv)[0] == ("C" if COMPILER else "Python:")
+    assert compares_in(venv)[0] == ("C" if HAS_COMPILER else "Python:")
 
 
 @pytest.mark.slow
 def test_names_of_wheels(archives):
     abi = f"-cp310-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}.whl"
-    assert archives["wheel"].name.endswith(abi if COMPILER else "-py3-none-any.whl")
+    assert archives["wheel"].name.endswith(abi if HAS_COMPILER else "-py3-none-any.whl")
     assert archives["pure"].name.endswith("-py3-none-any.whl")
     for kind in ("wheel", "pure"):
         files = zipfile.ZipFile(archives[kind]).namelist()
         built = [name for name in files if name.startswith("fused_optim/_host.")]
         assert built.count("fused_optim/_host.pyi") == 1
-        assert len(built) == 1 + (kind == "wheel" and COMPILER)
+        assert len(built) == 1 + (kind == "wheel" and HAS_COMPILER)
         assert not [name for name in files if name.endswith(".c") or "csrc" in name]
 
 
@@ -184,7 +179,7 @@ def test_without_a_compiler(kind, archives, venv, tmp_path):
     assert not list(venv.rglob("_host.*so"))
     way, bits = compares_in(venv)
     assert way == "Python:"
-    if COMPILER:
+    if HAS_COMPILER:
         install(venv, archives["wheel"])
         assert compares_in(venv) == ("C", bits)
 
@@ -196,7 +191,7 @@ def test_editable(compiler, source, venv, tmp_path):
     copy = tmp_path / "source"
     shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
     install(venv, "--editable", copy, **({} if compiler is None else {"CC": compiler}))
-    has_c = compiler is None and COMPILER
+    has_c = compiler is None and HAS_COMPILER
     names = [*modules(source), "fused_optim._host"] if has_c else modules(source)
     assert_imports(venv, names, home=copy)
     assert compares_in(venv)[0] == ("C" if has_c else "Python:")

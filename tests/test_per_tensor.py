@@ -11,8 +11,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from closeness import assert_as_accurate, assert_same_bits
-from models import BACKENDS, KERNELS, give, parameters, state_of, values
+from helpers.models import BACKENDS, KERNELS, parameters, set_grads, state_of, values
+from helpers.tolerances import assert_as_accurate, assert_same_bits
 
 import fused_optim
 
@@ -88,7 +88,7 @@ def test_against_the_paper(name, backend):
         params = parameters(start, dtype)
         optimizer = getattr(fused_optim, name)(params, **options, backend=backend)
         for t in range(1, steps + 1):
-            give(params, gradients(start, t))
+            set_grads(params, gradients(start, t))
             optimizer.step()
         if dtype is torch.float64:
             torch.testing.assert_close([p.detach() for p in params], exact, rtol=1e-11, atol=1e-12)
@@ -113,7 +113,7 @@ def test_twins(name):
             grads = values([p.shape for p in params], torch.float32, t)
             if t == 2:
                 grads[3][0, 0] = math.nan
-            give(params, grads)
+            set_grads(params, grads)
             optimizer.step()
         runs.append((params, optimizer))
     for i, (ours, theirs) in enumerate(zip(runs[0][0], runs[1][0], strict=True)):
@@ -130,7 +130,7 @@ def test_lamb_with_trust_1_is_adamw(backend):
         params = parameters(values(SHAPES, torch.float64))
         optimizer = cls(params, **ADAM, **options, backend=backend)
         for t in range(1, 4):
-            give(params, gradients(params, t))
+            set_grads(params, gradients(params, t))
             optimizer.step()
         runs.append(params)
     torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-12)
@@ -142,7 +142,7 @@ def test_zero_norms_leave_the_rate_alone(backend):
     for cls in (fused_optim.LAMB, fused_optim.LARS):
         params = parameters([torch.zeros(3), torch.ones(3)])
         optimizer = cls(params, lr=0.5, weight_decay=0, backend=backend)
-        give(params, [torch.ones(3), torch.zeros(3)])
+        set_grads(params, [torch.ones(3), torch.zeros(3)])
         optimizer.step()
         torch.testing.assert_close(params[0].detach(), torch.full((3,), -0.5))
         assert torch.equal(params[1], torch.ones(3))
@@ -152,7 +152,7 @@ def test_bounds_of_the_norm():
     for bounds, norm in (((0.0, 1.0), 1.0), ((8.0, 9.0), 8.0), ((0.0, math.inf), 4.0)):
         params = parameters([torch.full((4,), 2.0)])
         optimizer = fused_optim.LAMB(params, lr=0.5, weight_decay=0, norm_bounds=bounds)
-        give(params, [torch.ones(4)])
+        set_grads(params, [torch.ones(4)])
         optimizer.step()
         torch.testing.assert_close(params[0].detach(), torch.full((4,), 2 - 0.5 * norm / 2))
     with pytest.raises(ValueError, match=r"norm_bounds must be 0 <= low <= high, got \(2, 1\)"):
@@ -166,7 +166,7 @@ def test_stable_adamw_is_adamw_while_its_updates_are_small():
         params = parameters(values([(50,)], torch.float64))
         optimizer = cls(params, lr=0.1, betas=(0.9, 0.9), eps=0, backend="reference")
         for t in range(5):
-            give(params, [torch.full((50,), 2.0**-t, dtype=torch.float64)])
+            set_grads(params, [torch.full((50,), 2.0**-t, dtype=torch.float64)])
             optimizer.step()
         runs.append(params)
     torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-12)
@@ -184,6 +184,6 @@ def test_two_more_launches(monkeypatch):
     )
     params = parameters(values(SHAPES, torch.float32))
     optimizer = fused_optim.LAMB(params, backend=KERNELS, max_grad_norm=1.0)
-    give(params, values(SHAPES, torch.float32))
+    set_grads(params, values(SHAPES, torch.float32))
     optimizer.step()
     assert names == ["norm", "prepare", "reduce", "finalize", "update"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import KERNELS
+from helpers.models import KERNELS
 from torch.nn import Parameter
 
 from fused_optim import AdamW, private_api

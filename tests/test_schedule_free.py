@@ -9,8 +9,8 @@ import io
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import BACKENDS, give, parameters, values
+from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW, ScheduleFreeSGD
 
@@ -20,7 +20,7 @@ SHAPES = [(1,), (33, 5), (0,), ()]
 
 def steps(optimizer, params, count, first=0):
     for step in range(first, first + count):
-        give(params, values(SHAPES, params[0].dtype, seed=100 + step))
+        set_grads(params, values(SHAPES, params[0].dtype, seed=100 + step))
         optimizer.step()
 
 

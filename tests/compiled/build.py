@@ -15,11 +15,11 @@ from typing import NamedTuple
 import pytest
 import torch
 import triton
-from models import FORMATS as KEPT
-from models import RULES
+from helpers.models import FORMATS as KEPT
+from helpers.models import RULES
+from helpers.versions import NO_AMD_LINKER
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
-from versions import NO_AMD_LINKER
 
 from fused_optim.backends.base import BucketKey
 from fused_optim.backends.constexprs import argument_types, constants

@@ -20,8 +20,8 @@ from compiled.build import (
     other_builds,
     unaligned_builds,
 )
-from models import RULES
-from versions import NEEDS_AMD_LINKER
+from helpers.models import RULES
+from helpers.versions import NEEDS_AMD_LINKER
 
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY

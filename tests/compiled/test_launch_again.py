@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 from compiled.build import make_bucket_key
-from models import RULES
+from helpers.models import RULES
 
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, OPTIONS, CachedKernel, resolve

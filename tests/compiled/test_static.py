@@ -15,7 +15,7 @@ from compiled.build import (
     other_builds,
     unaligned_builds,
 )
-from versions import OLD_LIBDEVICE
+from helpers.versions import OLD_LIBDEVICE
 
 from benchmarks.static_checks import complaints
 from benchmarks.static_facts import Facts

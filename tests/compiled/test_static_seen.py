@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from compiled.build import TARGETS, compiled, make_bucket_key
-from models import RULES
+from helpers.models import RULES
 
 from benchmarks.static_amd import Amd
 from benchmarks.static_checks import complaints

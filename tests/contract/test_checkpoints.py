@@ -10,13 +10,13 @@ import pickle
 
 import pytest
 import torch
-from cases import both, named
-from models import give, parameters, state_of, values
-from pairs import PEERS, Pair, each_case, each_class
+from helpers.cases import find_case, get_name
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.torch_pair import IN_TORCH, Pair, each_case, each_class
 
 from fused_optim.options import GROUP_DEFAULTS
 
-ADAMS = [case for case in PEERS if case.fused.__name__ in ("Adam", "AdamW")]
+ADAMS = [case for case in IN_TORCH if case.fused.__name__ in ("Adam", "AdamW")]
 
 
 def cloned(value):
@@ -35,7 +35,7 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-@pytest.mark.point("checkpoints of torch")
+@pytest.mark.feature("checkpoints of torch")
 @each_case
 def test_torch_to_ours_mid_training(case):
     """The next 10 steps are those of torch, which goes on without a break."""
@@ -49,18 +49,18 @@ def test_torch_to_ours_mid_training(case):
     pair.step(10)
 
 
-@pytest.mark.point("checkpoints for torch")
+@pytest.mark.feature("checkpoints for torch")
 @each_case
 def test_ours_to_torch_mid_training(case):
     pair = Pair(case)
     pair.step(4)
-    resumed = case.peer(pair.params[1], lr=7.0)
+    resumed = case.torch_class(pair.params[1], lr=7.0)
     resumed.load_state_dict(cloned(pair.optimizers[0].state_dict()))
     pair.optimizers = pair.optimizers[0], resumed
     pair.step(10)
 
 
-@pytest.mark.point("checkpoints for torch")
+@pytest.mark.feature("checkpoints for torch")
 @each_case
 def test_the_checkpoint_is_that_of_torch(case):
     """Keys, order of the parameters, plain containers; after no step, and after some."""
@@ -76,7 +76,7 @@ def test_the_checkpoint_is_that_of_torch(case):
             assert {k: v for k, v in mine.items() if k not in GROUP_DEFAULTS} == other
 
 
-@pytest.mark.point("casting, moving, aliasing")
+@pytest.mark.feature("casting, moving, aliasing")
 @each_class
 @pytest.mark.parametrize("flag", [None, "fused", "capturable"])
 def test_loading_casts_and_aliases_as_torch(case, flag):
@@ -92,7 +92,7 @@ def test_loading_casts_and_aliases_as_torch(case, flag):
         saved["param_groups"][0][flag] = True
     for dtype in (torch.float64, torch.bfloat16):
         before, loaded = cloned(saved), []
-        for cls in (case.fused, case.peer):
+        for cls in (case.fused, case.torch_class):
             params = parameters([p.detach() for p in pair.params[0]], dtype)
             optimizer = cls(params)
             given = saved if flag is None else cloned(saved)
@@ -114,7 +114,7 @@ def test_loading_casts_and_aliases_as_torch(case, flag):
         assert same(*loaded)
 
 
-@pytest.mark.point("casting, moving, aliasing")
+@pytest.mark.feature("casting, moving, aliasing")
 @each_class
 def test_an_option_of_the_checkpoint_is_not_shared(case):
     """Groups are copied, so that a schedule of one optimizer leaves the other."""
@@ -129,7 +129,7 @@ def test_an_option_of_the_checkpoint_is_not_shared(case):
     pair.step(2)
 
 
-@pytest.mark.point("casting, moving, aliasing")
+@pytest.mark.feature("casting, moving, aliasing")
 @each_class
 def test_loading_moves_to_the_device_of_the_parameter(case):
     """Meta stands in for an accelerator."""
@@ -145,7 +145,7 @@ def test_loading_moves_to_the_device_of_the_parameter(case):
     assert devices[0] == devices[1]
 
 
-@pytest.mark.point("old formats")
+@pytest.mark.feature("old formats")
 @each_case
 def test_numeric_counts(case):
     """Checkpoints of years ago: counts are Python numbers."""
@@ -168,18 +168,18 @@ def test_numeric_counts(case):
 def torch_takes(case, saved, key):
     """Whether torch can load and step without a group's ``key``; then what it takes for it."""
     params = parameters(values([(2,)], torch.float64))
-    peer = case.peer(params, **case.options)
+    peer = case.torch_class(params, **case.options)
     del saved["param_groups"][0][key]
     peer.load_state_dict(saved)
     return (True, peer.param_groups[0][key]) if key in peer.param_groups[0] else (False, None)
 
 
-@pytest.mark.point("old formats")
+@pytest.mark.feature("old formats")
 @each_case
 def test_missing_keys(case):
     """An option that a checkpoint lacks is what it was before torch had the option."""
     params = parameters(values([(2,)], torch.float64))
-    peer = case.peer(params, **case.options)
+    peer = case.torch_class(params, **case.options)
     tried = 0
     for key in peer.param_groups[0].keys() - {"params"}:
         taken, value = torch_takes(case, cloned(peer.state_dict()), key)
@@ -196,21 +196,21 @@ def test_missing_keys(case):
     assert tried >= 3
 
 
-@pytest.mark.point("old formats")
+@pytest.mark.feature("old formats")
 @each_class
 def test_our_options_survive_a_checkpoint_of_torch(case):
     """Each group keeps those it has; torch's dict does not know them."""
     params = parameters(values([(2,), (3,)], torch.float64))
     groups = [{"params": params[:1], "l1": 0.5}, {"params": params[1:], "nonfinite": "skip"}]
     optimizer = case.fused(groups, max_grad_norm=2.0)
-    peer = case.peer([{"params": params[:1]}, {"params": params[1:]}])
+    peer = case.torch_class([{"params": params[:1]}, {"params": params[1:]}])
     optimizer.load_state_dict(peer.state_dict())
     assert [group["l1"] for group in optimizer.param_groups] == [0.5, 0.0]
     assert [group["nonfinite"] for group in optimizer.param_groups] == ["propagate", "skip"]
     assert optimizer.max_grad_norm == 2.0
 
 
-@pytest.mark.point("mismatched groups")
+@pytest.mark.feature("mismatched groups")
 @each_class
 def test_mismatched_groups(case):
     """torch's error, and nothing has changed."""
@@ -218,7 +218,7 @@ def test_mismatched_groups(case):
     pair.step(2)
     fewer, more = pair.params[0][:-1], [{"params": [p]} for p in pair.params[0]]
     for wrong in (fewer, more):
-        saved = case.peer(wrong).state_dict()
+        saved = case.torch_class(wrong).state_dict()
         errors = []
         for optimizer in pair.optimizers:
             before = cloned(optimizer.state_dict())
@@ -230,7 +230,7 @@ def test_mismatched_groups(case):
     pair.step(2)
 
 
-@pytest.mark.point("torch.save and torch.load")
+@pytest.mark.feature("torch.save and torch.load")
 @each_case
 def test_save_and_load_weights_only(case):
     """Everything in a checkpoint is what ``weights_only=True`` lets through."""
@@ -247,7 +247,7 @@ def test_save_and_load_weights_only(case):
     pair.step(2)
 
 
-@pytest.mark.point("deepcopy and pickle")
+@pytest.mark.feature("deepcopy and pickle")
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 @each_case
 def test_copies_mid_training(case, way):
@@ -271,7 +271,7 @@ def test_copies_mid_training(case, way):
     pair.step(2)
 
 
-@pytest.mark.point("deepcopy and pickle")
+@pytest.mark.feature("deepcopy and pickle")
 @each_class
 def test_hooks_do_not_travel(case):
     """Neither do torch's: an optimizer's copy starts without."""
@@ -282,15 +282,15 @@ def test_hooks_do_not_travel(case):
         twin.step()
 
 
-@pytest.mark.point("Adam and AdamW")
-@pytest.mark.parametrize("case", ADAMS, ids=named)
+@pytest.mark.feature("Adam and AdamW")
+@pytest.mark.parametrize("case", ADAMS, ids=get_name)
 def test_adam_and_adamw_take_each_other(case):
     """As in torch: AdamW stays decoupled, and Adam becomes what the checkpoint says."""
-    other = both("AdamW" if case.fused.__name__ == "Adam" else "Adam")
+    other = find_case("AdamW" if case.class_name == "Adam" else "Adam")
     pair = Pair(case)
     pair.step(2)
     saved = cloned(pair.optimizers[1].state_dict())
-    pair.optimizers = tuple(cls(params) for cls, params in zip(other, pair.params, strict=True))
+    pair.optimizers = other.fused(pair.params[0]), other.torch_class(pair.params[1])
     for optimizer in pair.optimizers:
         optimizer.load_state_dict(cloned(saved))
     decoupled = [o.param_groups[0]["decoupled_weight_decay"] for o in pair.optimizers]
@@ -298,18 +298,18 @@ def test_adam_and_adamw_take_each_other(case):
     pair.step(3)
 
 
-@pytest.mark.point("checkpoints of torch")
+@pytest.mark.feature("checkpoints of torch")
 @each_class
 def test_checkpoints_of_bf16(case):
     """What torch writes from low precision is loaded with the bits it has."""
     start = values([(40,)], torch.bfloat16)
     theirs, ours = parameters(start), parameters(start)
-    peer = case.peer(theirs)
-    give(theirs, values([(40,)], torch.bfloat16, 1))
+    peer = case.torch_class(theirs)
+    set_grads(theirs, values([(40,)], torch.bfloat16, 1))
     peer.step()
     optimizer = case.fused(ours)
     saved = cloned(peer.state_dict())
     optimizer.load_state_dict(saved)
-    fresh = case.peer(theirs)
+    fresh = case.torch_class(theirs)
     fresh.load_state_dict(cloned(saved))
     assert same(state_of(optimizer, ours[0]), state_of(fresh, theirs[0]))

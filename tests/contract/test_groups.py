@@ -8,10 +8,10 @@ import copy
 
 import pytest
 import torch
-from models import parameters, state_of, values
-from pairs import CLASSES, Pair, each_case, each_class
-from test_torch import counters_in
-from versions import NEEDS_LAZY_ADAGRAD
+from helpers.models import parameters, state_of, values
+from helpers.torch_comparison import default_dtype
+from helpers.torch_pair import CLASSES, Pair, each_case, each_class
+from helpers.versions import NEEDS_LAZY_ADAGRAD
 
 EDITS = {
     "lr": 0.05,
@@ -47,7 +47,7 @@ def can_be_edited(case, group, name):
     return True
 
 
-@pytest.mark.point("editing groups")
+@pytest.mark.feature("editing groups")
 @each_case
 def test_edited_options_hold_from_the_next_step(case):
     pair = Pair(case)
@@ -61,7 +61,7 @@ def test_edited_options_hold_from_the_next_step(case):
     assert pair.seed > 4
 
 
-@pytest.mark.point("editing groups")
+@pytest.mark.feature("editing groups")
 @each_class
 def test_edits_of_one_group_leave_the_other(case):
     def apart(params):
@@ -75,7 +75,7 @@ def test_edits_of_one_group_leave_the_other(case):
     pair.step(2)
 
 
-@pytest.mark.point("group surgery")
+@pytest.mark.feature("group surgery")
 @each_class
 def test_moved_and_removed(case):
     """A parameter takes its state along; one without a group rests."""
@@ -96,7 +96,7 @@ def test_moved_and_removed(case):
     assert all(torch.equal(p, r) for p, r in zip(pair.params[0][2:], rests, strict=True))
 
 
-@pytest.mark.point("group surgery")
+@pytest.mark.feature("group surgery")
 @each_class
 def test_added_mid_training(case, request):
     """With an option of its own; a parameter that comes late has its own count."""
@@ -113,7 +113,7 @@ def test_added_mid_training(case, request):
     assert counts[-1] == 3 or counts[-1] == 0
 
 
-@pytest.mark.point("Tensor lr")
+@pytest.mark.feature("Tensor lr")
 @each_case
 def test_tensor_lr(case):
     """One tensor for all groups, changed in place or replaced; it is never written."""
@@ -131,7 +131,7 @@ def test_tensor_lr(case):
     pair.step(2)
 
 
-@pytest.mark.point("Tensor lr")
+@pytest.mark.feature("Tensor lr")
 @each_class
 def test_a_tensor_lr_of_one_element_and_a_dimension(case):
     """Some of torch's take only 0-dim ones: beside a float it must be the same here."""
@@ -144,7 +144,7 @@ def test_a_tensor_lr_of_one_element_and_a_dimension(case):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.point("Tensor betas")
+@pytest.mark.feature("Tensor betas")
 @pytest.mark.parametrize(
     "case", [c for c in CLASSES if c.fused.__name__ in ("Adam", "AdamW")], ids=lambda c: c.name
 )
@@ -160,7 +160,7 @@ def test_tensor_betas(case):
     assert betas[1] == 0.9
 
 
-@pytest.mark.point("editing state")
+@pytest.mark.feature("editing state")
 @each_case
 def test_edited_states_are_honoured(case):
     pair = Pair(case)
@@ -193,7 +193,7 @@ def replace(state):
             state[name] = value + 3 if name == "step" else value * 0.25
 
 
-@pytest.mark.point("editing state")
+@pytest.mark.feature("editing state")
 @each_case
 def test_deleted_states_start_over(case, request):
     if case.fused.__name__ == "Adagrad":
@@ -208,12 +208,12 @@ def test_deleted_states_start_over(case, request):
     pair.step(2)
 
 
-@pytest.mark.point("lazy state")
+@pytest.mark.feature("lazy state")
 @pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
 @each_case
 def test_lazy_state(case, default):
     """Empty before the first step, for those with a gradient after it: torch's keys and dtypes."""
-    with counters_in(default):
+    with default_dtype(default):
         for dtype in (torch.float32, torch.bfloat16):
             pair = Pair(case, values([(3,), (2, 2)], dtype))
             ours, peer = pair.optimizers
@@ -231,7 +231,7 @@ def test_lazy_state(case, default):
                 assert mine[name].is_contiguous()
 
 
-@pytest.mark.point("lazy state")
+@pytest.mark.feature("lazy state")
 @each_class
 def test_state_follows_the_layout_of_the_parameter(case):
     start = [torch.randn(2, 3, 4, 5).to(torch.float64, memory_format=torch.channels_last)]
@@ -241,7 +241,7 @@ def test_state_follows_the_layout_of_the_parameter(case):
     assert {n: v.stride() for n, v in mine.items()} == {n: v.stride() for n, v in other.items()}
 
 
-@pytest.mark.point("lazy state")
+@pytest.mark.feature("lazy state")
 @each_class
 def test_groups_are_not_those_of_the_caller(case):
     """The dicts are the optimizer's, as in torch; the defaults are not shared among groups."""

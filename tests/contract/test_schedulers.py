@@ -9,10 +9,10 @@ import inspect
 
 import pytest
 import torch
-from models import values
-from pairs import CLASSES, Pair, each_class
+from helpers.models import values
+from helpers.torch_pair import CLASSES, Pair, each_class
+from helpers.versions import NEEDS_KEPT_TENSOR_LR, SEQUENTIAL_LR_WARNS
 from torch.optim import lr_scheduler as lrs
-from versions import NEEDS_KEPT_TENSOR_LR, SEQUENTIAL_LR_WARNS
 
 START = values([(3,), (2,)], torch.float64)
 SCHEDULERS = {
@@ -46,7 +46,7 @@ CYCLES = {
 pytestmark = SEQUENTIAL_LR_WARNS
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 def test_no_scheduler_is_left_out():
     bases = {"LRScheduler", "_LRScheduler"}
     found = {
@@ -76,7 +76,7 @@ def with_groups(params):
     return [{"params": params[:1]}, {"params": params[1:], "lr": 0.2}]
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 @pytest.mark.parametrize("name", SCHEDULERS)
 @each_class
 def test_scheduler(case, name):
@@ -102,7 +102,7 @@ def test_scheduler(case, name):
     assert name == "ConstantLR" or before != rates(pair.optimizers[0])
 
 
-@pytest.mark.point("schedulers of a Tensor lr")
+@pytest.mark.feature("schedulers of a Tensor lr")
 @pytest.mark.parametrize(
     "name",
     [
@@ -126,7 +126,7 @@ def can_cycle(case):
     return "betas" in defaults or "momentum" in defaults
 
 
-@pytest.mark.point("cycled momentum")
+@pytest.mark.feature("cycled momentum")
 @pytest.mark.parametrize("name", CYCLES)
 @pytest.mark.parametrize("case", [c for c in CLASSES if can_cycle(c)], ids=lambda c: c.name)
 def test_cycled_momentum(case, name):
@@ -143,7 +143,7 @@ def test_cycled_momentum(case, name):
     assert len(seen) > 2
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 @each_class
 def test_schedulers_in_a_row(case):
     """Two schedulers that step one after the other, on the same groups."""
@@ -156,7 +156,7 @@ def test_schedulers_in_a_row(case):
     scheduled(pair, schedulers, 5)
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 @each_class
 def test_a_scheduler_sees_our_steps(case):
     """torch warns if the scheduler steps first, for it counts the optimizer's steps."""

@@ -8,7 +8,7 @@ import inspect
 
 import pytest
 import torch
-from pairs import Pair, each_case, each_class
+from helpers.torch_pair import Pair, each_case, each_class
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -26,28 +26,30 @@ def described(groups):
     return [{n: v for n, v in without_additions(g).items() if n != "params"} for g in groups]
 
 
-@pytest.mark.point("signature")
+@pytest.mark.feature("signature")
 @each_class
 def test_signature(case):
     """torch's arguments in torch's order, then ours by keyword."""
-    mine, theirs = (list(inspect.signature(c).parameters.values()) for c in (case.fused, case.peer))
+    mine, theirs = (
+        list(inspect.signature(c).parameters.values()) for c in (case.fused, case.torch_class)
+    )
     assert [(p.name, p.default, p.kind) for p in mine[: len(theirs)]] == [
         (p.name, p.default, p.kind) for p in theirs
     ]
     assert [p.kind for p in mine[len(theirs) :]] == [inspect.Parameter.VAR_KEYWORD]
 
 
-@pytest.mark.point("signature")
+@pytest.mark.feature("signature")
 @each_class
 def test_positional_arguments(case):
     positional = [
         p.default
-        for p in inspect.signature(case.peer).parameters.values()
+        for p in inspect.signature(case.torch_class).parameters.values()
         if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
     ]
     param = torch.zeros(2, requires_grad=True)
     positional[0] = 0.125
-    ours, peer = case.fused([param], *positional), case.peer([param], *positional)
+    ours, peer = case.fused([param], *positional), case.torch_class([param], *positional)
     assert described(ours.param_groups) == described(peer.param_groups)
     with pytest.raises(TypeError, match="positional argument"):
         case.fused([param], *positional, None, None, None, None, None, None, None, None)
@@ -55,7 +57,7 @@ def test_positional_arguments(case):
         case.fused([param], learning_rate=1.0)
 
 
-@pytest.mark.point("defaults, groups and repr")
+@pytest.mark.feature("defaults, groups and repr")
 @each_case
 def test_defaults_groups_and_repr(case):
     pair = Pair(case)
@@ -84,7 +86,7 @@ WAYS = {
 }
 
 
-@pytest.mark.point("ways to give parameters")
+@pytest.mark.feature("ways to give parameters")
 @pytest.mark.parametrize("way", WAYS)
 @each_class
 def test_ways_to_give_parameters(case, way):
@@ -100,7 +102,7 @@ def test_ways_to_give_parameters(case, way):
     assert [without_additions(group) for group in saved[0]] == saved[1]
 
 
-@pytest.mark.point("ways to give parameters")
+@pytest.mark.feature("ways to give parameters")
 @each_class
 @pytest.mark.parametrize(
     "given",
@@ -118,14 +120,14 @@ def test_ways_to_give_parameters(case, way):
 def test_what_torch_refuses(case, given):
     """With the kind and the words of torch's error."""
     errors = []
-    for cls in (case.fused, case.peer):
+    for cls in (case.fused, case.torch_class):
         with pytest.raises((TypeError, ValueError, KeyError)) as error:
             cls(given)
         errors.append((error.type, str(error.value)))
     assert errors[0] == errors[1]
 
 
-@pytest.mark.point("step hooks")
+@pytest.mark.feature("step hooks")
 @each_class
 def test_step_hooks(case):
     """Local and global, in torch's order; a pre hook may replace the arguments."""
@@ -158,7 +160,7 @@ def test_step_hooks(case):
     assert len(logs[0]) == 4
 
 
-@pytest.mark.point("checkpoint hooks")
+@pytest.mark.feature("checkpoint hooks")
 @each_class
 def test_checkpoint_hooks(case):
     """``state_dict`` and ``load_state_dict``, before and after; a hook may replace the dict."""
@@ -180,7 +182,7 @@ def test_checkpoint_hooks(case):
     pair.step(2)
 
 
-@pytest.mark.point("profiler labels")
+@pytest.mark.feature("profiler labels")
 @each_class
 def test_profiler_labels(case):
     pair = Pair(case)
@@ -191,12 +193,12 @@ def test_profiler_labels(case):
             optimizer.step()
             optimizer.zero_grad()
         seen.append([e.name for e in profile.function_events if e.name.startswith("Optimizer.")])
-    name = case.peer.__name__
+    name = case.torch_class.__name__
     expected = [f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"]
     assert seen == [expected, expected]
 
 
-@pytest.mark.point("zero_grad")
+@pytest.mark.feature("zero_grad")
 @each_class
 @pytest.mark.parametrize("foreach", [None, True])
 def test_zero_grad(case, foreach):
@@ -216,7 +218,7 @@ def test_zero_grad(case, foreach):
     pair.check()
 
 
-@pytest.mark.point("closures")
+@pytest.mark.feature("closures")
 @each_class
 def test_closures(case):
     """The gradient is enabled inside, whatever it is outside; the loss comes back as it is."""
@@ -241,13 +243,13 @@ def test_closures(case):
     torch.testing.assert_close(losses[:2], losses[2:])
 
 
-@pytest.mark.point("subclasses")
+@pytest.mark.feature("subclasses")
 @each_class
 def test_subclasses(case):
     """With an overridden ``step``; its hooks are called as often as torch's are."""
     logs = []
     pair = Pair(case)
-    for i, parent in enumerate((case.fused, case.peer)):
+    for i, parent in enumerate((case.fused, case.torch_class)):
 
         class Mine(parent):
             def step(self, closure=None):

@@ -9,8 +9,8 @@ import warnings
 
 import pytest
 import torch
-from models import give, parameters, state_of, values
-from pairs import Pair, each_case, each_class
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.torch_pair import Pair, each_case, each_class
 from torch import nn
 from torch.optim import swa_utils
 
@@ -22,7 +22,7 @@ def float_pair(case):
     return Pair(case, values(SHAPES, torch.float32))
 
 
-@pytest.mark.point("GradScaler")
+@pytest.mark.feature("GradScaler")
 @pytest.mark.parametrize("way", ["step unscales", "scaler unscales", "unscale_", "attributes"])
 @each_case
 def test_grad_scaler(case, way):
@@ -43,7 +43,7 @@ def test_grad_scaler(case, way):
             grads[1][1, 2] = math.inf
         for scaler, params in zip(scalers, pair.params, strict=True):
             scaler.scale(torch.zeros(()))
-            give(params, [grad * scaler.get_scale() for grad in grads])
+            set_grads(params, [grad * scaler.get_scale() for grad in grads])
         scaled = [p.grad.clone() for p in pair.params[0]]
         step_scaled(pair, scalers, way, bad)
         assert [s.get_scale() for s in scalers[:1]] == [s.get_scale() for s in scalers[1:]]
@@ -79,7 +79,7 @@ def step_scaled(pair, scalers, way, bad):
     assert not hasattr(ours, "found_inf")
 
 
-@pytest.mark.point("GradScaler")
+@pytest.mark.feature("GradScaler")
 @each_class
 def test_a_scaler_of_cuda_without_cuda(case):
     """It disables itself, with torch's warning, and the script goes on."""
@@ -112,7 +112,7 @@ class Model(nn.Module):
 def models(case):
     """The same model twice, each with its optimizer."""
     pairs = []
-    for cls, added in ((case.fused, {"backend": "reference"}), (case.peer, {})):
+    for cls, added in ((case.fused, {"backend": "reference"}), (case.torch_class, {})):
         torch.manual_seed(0)
         model = Model()
         pairs.append((model, cls(model.parameters(), **added)))
@@ -131,7 +131,7 @@ def train(model, optimizer, seed):
     return loss.detach()
 
 
-@pytest.mark.point("swa_utils")
+@pytest.mark.feature("swa_utils")
 @each_class
 def test_swa(case):
     """AveragedModel, SWALR and update_bn around the steps."""
@@ -148,7 +148,7 @@ def test_swa(case):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.point("swa_utils")
+@pytest.mark.feature("swa_utils")
 @each_class
 def test_ema_of_swa_utils(case):
     results = []
@@ -162,7 +162,7 @@ def test_ema_of_swa_utils(case):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.point("ema_decay")
+@pytest.mark.feature("ema_decay")
 @each_class
 def test_ema_decay(case):
     """The average in the pass is that of AveragedModel, and part of the checkpoint."""
@@ -172,7 +172,7 @@ def test_ema_decay(case):
         nn.ParameterList(ours), multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.75)
     )
     for seed in range(4):
-        give(ours, values(SHAPES, torch.float64, seed))
+        set_grads(ours, values(SHAPES, torch.float64, seed))
         optimizer.step()
         ema_update.update_parameters(nn.ParameterList(ours))
     expected = [p.detach() for p in ema_update.module]
@@ -186,12 +186,12 @@ def test_ema_decay(case):
     torch.testing.assert_close(list(fresh.ema_parameters()), expected)
 
 
-@pytest.mark.point("step in backward")
+@pytest.mark.feature("step in backward")
 @each_class
 def test_step_in_backward(case):
     """An optimizer for each parameter, stepped by its hook: no gradient outlives backward."""
     results = []
-    for cls in (case.fused, case.peer):
+    for cls in (case.fused, case.torch_class):
         torch.manual_seed(0)
         model = Model()
         optimizers = {p: cls([p]) for p in model.parameters()}
@@ -209,7 +209,7 @@ def test_step_in_backward(case):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.point("torch.compile")
+@pytest.mark.feature("torch.compile")
 @each_class
 def test_compiled_training_step(case):
     """A graph break at the step is allowed; nothing recompiles step by step; results are equal."""
@@ -235,7 +235,7 @@ def test_compiled_training_step(case):
     torch.testing.assert_close(results[0], [p.detach() for p in model.parameters()])
 
 
-@pytest.mark.point("differentiable")
+@pytest.mark.feature("differentiable")
 @each_class
 def test_differentiable(case):
     """Refused with the reason, in the defaults and in a group: the step is outside autograd."""

@@ -22,7 +22,7 @@ from fused_optim.backends.native.executor import GEOMETRY
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 
 LENGTHS = [*range(1, 66), 127, 128, 4095, 4096, 4097, 8192 + 77]
-RULE_MODULES = 18  # of data: the longest row in float64, and more
+PAGES = 18  # of data: the longest row in float64, and more
 FILL = 0xA5
 NO_ACCESS = 0  # PROT_NONE
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -32,7 +32,7 @@ class Guarded:
     """Memory between two pages that nothing may touch."""
 
     def __init__(self) -> None:
-        size, page = (RULE_MODULES + 2) * mmap.PAGESIZE, mmap.PAGESIZE
+        size, page = (PAGES + 2) * mmap.PAGESIZE, mmap.PAGESIZE
         self.memory = mmap.mmap(-1, size)
         whole = np.frombuffer(self.memory, np.uint8)
         self.data = whole[page:-page]
@@ -55,11 +55,11 @@ class Guarded:
         assert (around == FILL).all(), "written beside the values"
 
 
-def columns(kind: BucketKey, numel: int) -> list[np.ndarray]:
+def columns(key: BucketKey, numel: int) -> list[np.ndarray]:
     """Some values for every column."""
     generator = torch.Generator().manual_seed(numel)
     found = []
-    for dtype, block in zip(kind.dtypes, kind.blocks, strict=True):
+    for dtype, block in zip(key.dtypes, key.blocks, strict=True):
         count = -(-numel // block)
         values = torch.rand(count, generator=generator, dtype=torch.float64) * 100 + 1
         found.append(values.to(dtype).view(torch.uint8).numpy())
@@ -79,25 +79,25 @@ class Launch:
 
     def elements(self, case: Case, level: str, numel: int, lie: int) -> None:
         """One row through a kernel that goes through elements."""
-        kind = case.kind
+        key = case.key
         firsts, spans = chunk_maps([numel + lie], GEOMETRY)
-        addresses = [self.put(column) for column in columns(kind, numel)]
+        addresses = [self.put(column) for column in columns(key, numel)]
         table = self.put(np.array([[numel + lie, 5, *addresses]], np.int64))
         arguments: list[int] = [table, self.put(firsts), self.put(spans)]
         chunks = int(firsts[-1])
         if case.kernel == "norm":
             arguments += [self.put(np.zeros((chunks, 2))), chunks]
         else:
-            scalars = np.full(len(CommonScalars._fields) + len(kind.rule.scalars._fields), 0.125)
+            scalars = np.full(len(CommonScalars._fields) + len(key.rule.scalars._fields), 0.125)
             scalars[0] = 0  # not skipped
-            arguments.append(self.put(scalars.astype(str(kind.compute)[6:])))
+            arguments.append(self.put(scalars.astype(str(key.compute)[6:])))
         if case.kernel == "reduce":
-            arguments.append(self.put(np.zeros((chunks, kind.rule.reduction.num_sums))))
+            arguments.append(self.put(np.zeros((chunks, key.rule.reduction.num_sums))))
         run(loaded(case, level), *arguments, programs=chunks)
 
     def begin(self, case: Case, level: str, rows: int, partials: int, lie: int) -> None:
         """Some rows through begin."""
-        rule = case.kind.rule
+        rule = case.key.rule
         counters = len(rule.scalar_state)
         count = self.put(np.full(rows * max(counters, 1), 3.0, np.float32))
         addresses = count + 4 * np.arange(rows * counters, dtype=np.int64)
@@ -118,7 +118,7 @@ class Launch:
 
     def finish(self, case: Case, level: str, rows: int, chunks: int, lie: int) -> None:
         """Some rows, of so many chunks each, through finish."""
-        rule, width = case.kind.rule, 2 + len(case.kind.dtypes)
+        rule, width = case.key.rule, 2 + len(case.key.dtypes)
         sums = np.ones((rows * chunks, rule.reduction.num_sums))
         arguments = [
             self.put(np.ones((rows, width), np.int64)),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from compiled.build import FORMATS
-from models import RULES
+from helpers.models import RULES
 
 from fused_optim.backends import triton
 from fused_optim.backends.base import BucketKey
@@ -31,10 +31,10 @@ class Case(NamedTuple):
     format: str
 
     @property
-    def kind(self) -> BucketKey:
+    def key(self) -> BucketKey:
         """What the rows have in common."""
-        kind = FORMATS[self.format](RULES[self.rule])
-        return kind._replace(backend="native", device=torch.device("cpu"), aligned=False)
+        key = FORMATS[self.format](RULES[self.rule])
+        return key._replace(backend="native", device=torch.device("cpu"), aligned=False)
 
     def __str__(self) -> str:
         return "-".join(self)
@@ -59,20 +59,20 @@ def some() -> list[Case]:
     return [case for case in covering() if case.rule in ("adam", "lamb")]
 
 
-def source(kind: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
+def source(key: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """What Triton compiles, as the executor asks for it."""
-    absent = ["state_ptr"] if kernel == "prepare" and kind.scalar_state_dtype is None else []
-    absent += ["count_ptr"] if kernel == "update" and not kind.count_stalled else []
-    function, types = triton.KERNELS[kernel], argument_types(kind.compute)
+    absent = ["state_ptr"] if kernel == "prepare" and key.scalar_state_dtype is None else []
+    absent += ["count_ptr"] if kernel == "update" and not key.count_stalled else []
+    function, types = triton.KERNELS[kernel], argument_types(key.compute)
     names = [p.name for p in function.params if not p.is_constexpr and p.name not in absent]
-    consts = triton.resolve(constants(kind, GEOMETRY)[kernel])
+    consts = triton.resolve(constants(key, GEOMETRY)[kernel])
     return function, {name: types[name] for name in names}, {**dict.fromkeys(absent), **consts}
 
 
 @cache
 def text(case: Case) -> str:
     """The TTIR of a kernel, by the Triton that is installed."""
-    return frontend.make_ttir(*source(case.kind, case.kernel))
+    return frontend.make_ttir(*source(case.key, case.kernel))
 
 
 def ir(function: Function, level: str) -> str:

@@ -130,7 +130,7 @@ def made(calls, describe="as it is"):
 
     def make_source():
         calls.append("made")
-        return source(case.kind, "norm")
+        return source(case.key, "norm")
 
     return compiler.compile_kernel("norm", describe, make_source, level())
 

@@ -26,7 +26,7 @@ class Untouchable:
 
 driver = Untouchable()
 triton.runtime.driver.set_active(driver)
-ttir = frontend.make_ttir(*source(Case("norm", "sgd", "fp32").kind, "norm"))
+ttir = frontend.make_ttir(*source(Case("norm", "sgd", "fp32").key, "norm"))
 assert ttir.startswith("module {")
 assert "tt.func public @norm(" in ttir
 assert "ttg." not in ttir

@@ -21,11 +21,11 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, torch.inf, -torch.inf, 
 NUMEL = 4096 + 77  # a whole chunk, a block and a tail
 
 
-def columns(kind):
+def columns(key):
     """Values of every size for every column, and special ones in the first chunk."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for dtype, block in zip(kind.dtypes, kind.blocks, strict=True):
+    for dtype, block in zip(key.dtypes, key.blocks, strict=True):
         count = -(-NUMEL // block)
         if dtype.is_floating_point:
             values = torch.randn(count, generator=generator, dtype=torch.float64)
@@ -41,12 +41,12 @@ def columns(kind):
 
 def executed(case, level):
     """All that a kernel writes for one row."""
-    kind, tensors = case.kind, columns(case.kind)
+    key, tensors = case.key, columns(case.key)
     firsts, spans = (torch.from_numpy(a) for a in chunk_maps([NUMEL], GEOMETRY))
     chunks = int(firsts[-1])
     table = torch.tensor([[NUMEL, 5, *[tensor.data_ptr() for tensor in tensors]]])
     scalars = torch.full(
-        (len(CommonScalars._fields) + len(kind.rule.scalars._fields),), 0.125, dtype=kind.compute
+        (len(CommonScalars._fields) + len(key.rule.scalars._fields),), 0.125, dtype=key.compute
     )
     # not skipped, average, keys; factor, limit, L2, L1
     scalars[: len(CommonScalars._fields)] = torch.tensor([0, 0.5, 123, 456, 0.75, 2.0, 0.25, 0.125])
@@ -55,7 +55,7 @@ def executed(case, level):
         run(loaded(case, level), table, firsts, spans, out, chunks, programs=chunks)
         return [out]
     if case.kernel == "reduce":
-        out = torch.zeros(chunks, kind.rule.reduction.num_sums, dtype=torch.float64)
+        out = torch.zeros(chunks, key.rule.reduction.num_sums, dtype=torch.float64)
         run(loaded(case, level), table, firsts, spans, scalars, out, programs=chunks)
         return [out]
     run(loaded(case, level), table, firsts, spans, scalars, programs=chunks)
@@ -91,29 +91,29 @@ def test_all_levels_give_the_same_bits(case):
 def begun(rule, level):
     """What begin and finish leave behind for 21 rows."""
     case = Case("prepare", rule, "fp32")
-    kind, generator = case.kind, torch.Generator().manual_seed(0)
-    rows, counters = 21, len(kind.rule.scalar_state)
+    key, generator = case.key, torch.Generator().manual_seed(0)
+    rows, counters = 21, len(key.rule.scalar_state)
     counts = torch.arange(1, 1 + rows * max(counters, 1)).float()
     partials = torch.rand(130, 2, generator=generator, dtype=torch.float64)
     partials[:, 1] = 0
     hyper = torch.rand(
         3,
-        len(CommonOptions._fields) + len(kind.rule.hparams._fields),
+        len(CommonOptions._fields) + len(key.rule.hparams._fields),
         generator=generator,
         dtype=torch.float64,
     )
     hyper[:, -1] = hyper[:, 8] = torch.tensor([0, 7, 1 << 40])
     groups = torch.stack([torch.arange(rows) % 3, torch.arange(rows)], 1).int()
-    scalars = torch.zeros(rows, len(CommonScalars._fields) + len(kind.rule.scalars._fields))
+    scalars = torch.zeros(rows, len(CommonScalars._fields) + len(key.rule.scalars._fields))
     report, one, zero = torch.zeros(3, dtype=torch.float64), torch.ones(1), torch.zeros(1)
     addresses = counts.data_ptr() + 4 * torch.arange(rows * counters)
     tables = [*([addresses] if counters else []), groups, hyper, one, zero, scalars, report]
     run(loaded(case, level), partials, *tables, len(partials), rows, programs=2)
     found = [counts, scalars.clone(), report]
     if rule in PER_TENSOR:
-        table, chunks = torch.full((rows, 2 + len(kind.dtypes)), 1000), 70
+        table, chunks = torch.full((rows, 2 + len(key.dtypes)), 1000), 70
         firsts = torch.arange(rows + 1) * chunks
-        num_sums = kind.rule.reduction.num_sums
+        num_sums = key.rule.reduction.num_sums
         sums = torch.rand(rows * chunks, num_sums, generator=generator, dtype=torch.float64)
         run(
             loaded(case._replace(kernel="finalize"), level),

@@ -15,7 +15,7 @@ class Own(Tensor):
     """A subclass without anything of its own."""
 
 
-class World:
+class StepInputs:
     """Parameters in two groups, their gradients and states: every dtype that a step may meet."""
 
     def __init__(self, seed=0, shapes=SHAPES):
@@ -48,8 +48,8 @@ class World:
 def with_grad(change):
     """Another gradient for one parameter."""
 
-    def event(world):
-        param = world.param()
+    def event(inputs):
+        param = inputs.param()
         new = change(param.grad)
         if new is None or new.dtype == param.dtype:
             param.grad = new
@@ -58,20 +58,20 @@ def with_grad(change):
 
 
 def with_param(change):
-    return lambda world: change(world.param())
+    return lambda inputs: change(inputs.param())
 
 
 def with_data(change):
-    def event(world):
-        param = world.param()
+    def event(inputs):
+        param = inputs.param()
         param.data = change(param.data)
 
     return event
 
 
 def with_value(name, change):
-    def event(world):
-        entry = world.entry()
+    def event(inputs):
+        entry = inputs.entry()
         entry[name] = change(entry[name])
 
     return event
@@ -81,8 +81,8 @@ def swap(param):
     torch.utils.swap_tensors(param, Parameter(torch.zeros_like(param)))
 
 
-def give(world):
-    param = world.random.choice(world.params)
+def toggle_grad(inputs):
+    param = inputs.random.choice(inputs.params)
     param.grad = None if param.grad is not None else torch.zeros_like(param)
 
 
@@ -92,24 +92,28 @@ def other_grad_dtype(param):
     param.grad = torch.zeros(param.shape, dtype=param.grad_dtype)
 
 
-def regroup(world):
-    first, second = world.groups
+def regroup(inputs):
+    first, second = inputs.groups
     second["params"].insert(0, first["params"].pop())
 
 
-def exchange(world):
-    params = world.groups[1]["params"]
+def exchange(inputs):
+    params = inputs.groups[1]["params"]
     params[0], params[1] = params[1], params[0]
 
 
-def as_tuples(world):
-    for group in world.groups:
+def add_param(inputs):
+    inputs.groups[1]["params"].append(Parameter(torch.ones(2)))
+
+
+def as_tuples(inputs):
+    for group in inputs.groups:
         group["params"] = tuple(group["params"])
 
 
 def in_state(change):
-    def event(world):
-        world.state = change(world.state)
+    def event(inputs):
+        inputs.state = change(inputs.state)
 
     return event
 
@@ -121,9 +125,9 @@ def other_order(state):
 
 
 def in_entry(change):
-    def event(world):
-        key = world.random.choice(list(world.state))
-        world.state[key] = change(world.state[key])
+    def event(inputs):
+        key = inputs.random.choice(list(inputs.state))
+        inputs.state[key] = change(inputs.state[key])
 
     return event
 
@@ -167,12 +171,12 @@ def transposed_memory(tensor):
 
 # what happens, and whether a step may go on from the last one; None: it depends on the tensor
 EVENTS = {
-    "nothing": (lambda world: None, True),
+    "nothing": (lambda inputs: None, True),
     "grad moved": (with_grad(torch.clone), True),
     "grad in place": (with_grad(lambda g: g.add_(1)), True),
     "grad alias": (with_grad(lambda g: g.view_as(g)), True),
     "grad requires grad": (with_grad(lambda g: g.clone().requires_grad_()), True),
-    "grad comes or goes": (give, False),
+    "grad comes or goes": (toggle_grad, False),
     "grad strides": (with_grad(transposed_memory), None),
     "grad dtype": (with_param(other_grad_dtype), False),
     "grad expanded": (with_grad(lambda g: g.flatten()[:1].expand(g.numel()).view(g.shape)), None),
@@ -211,13 +215,13 @@ EVENTS = {
     "state ordered": (in_state(collections.OrderedDict), True),
     "state in another order": (in_state(other_order), False),
     "state a slice": (with_value("exp_avg", lambda x: x[:-1] if x.dim() else x), None),
-    "state longer": (lambda world: world.state[torch.ones(1)].update(), False),
-    "state shorter": (lambda world: world.state.popitem(), False),
-    "state emptied": (lambda world: world.state.clear(), False),
+    "state longer": (lambda inputs: inputs.state[torch.ones(1)].update(), False),
+    "state shorter": (lambda inputs: inputs.state.popitem(), False),
+    "state emptied": (lambda inputs: inputs.state.clear(), False),
     "regrouped": (regroup, False),
     "exchanged": (exchange, False),
     "in tuples": (as_tuples, True),
-    "group more": (lambda world: world.groups.append({"params": []}), False),
-    "param more": (lambda world: world.groups[1]["params"].append(Parameter(torch.ones(2))), False),
-    "param less": (lambda world: world.groups[1]["params"].pop(), False),
+    "group more": (lambda inputs: inputs.groups.append({"params": []}), False),
+    "param more": (add_param, False),
+    "param less": (lambda inputs: inputs.groups[1]["params"].pop(), False),
 }

@@ -11,14 +11,23 @@ import math
 
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_same_bits
-from models import FORMATS, KERNELS, LARGE, SIZES, exact_values, give, parameters, state_of, values
-from versions import NEEDS_GRAD_DTYPE
+from helpers.cases import CASES, ONE_PER_CLASS, find_case, get_name
+from helpers.models import (
+    FORMATS,
+    KERNELS,
+    LARGE,
+    SIZES,
+    exact_values,
+    parameters,
+    set_grads,
+    state_of,
+    values,
+)
+from helpers.tolerances import assert_same_bits
+from helpers.versions import NEEDS_GRAD_DTYPE
 
 from fused_optim.formats.registry import STATES, WEIGHTS
 
-CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -36,7 +45,7 @@ def run_twins(make, start, steps, grads=None, make_params=parameters):
         for step in range(steps):
             shapes = [p.shape for p in params]
             given = exact_values(shapes, torch.float32, step) if grads is None else grads[step]
-            give(params, given)
+            set_grads(params, given)
             optimizer.step()
         twins.append((params, optimizer))
     (params, kernel), (others, reference) = twins
@@ -63,7 +72,7 @@ def misaligned(tensors):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_every_case_and_dtype(case, dtype):
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
@@ -74,7 +83,7 @@ def test_every_case_and_dtype(case, dtype):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer(case):
     """The small choice of these that is interpreted."""
 
@@ -85,7 +94,7 @@ def test_every_optimizer(case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer_misaligned(case, dtype):
     """Rows beside each other, aligned and not, of every length around a vector."""
 
@@ -97,7 +106,7 @@ def test_every_optimizer_misaligned(case, dtype):
 
 
 @pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer_in_every_format(case, formats):
     def make(params, backend):
         options = {**case.options, **case.additions, **formats}
@@ -110,7 +119,7 @@ def test_every_optimizer_in_every_format(case, formats):
 @pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
 def test_every_format_interpreted(formats):
     """Each with another optimizer."""
-    test_every_optimizer_in_every_format(CLASSES[FORMATS.index(formats)], formats)
+    test_every_optimizer_in_every_format(ONE_PER_CLASS[FORMATS.index(formats)], formats)
 
 
 @pytest.mark.parametrize("states", STATES)
@@ -131,7 +140,7 @@ def test_every_pair_of_formats(weights, states):
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_large_tensor(name):
-    case = next(c for c in CASES if c.fused.__name__ == name)
+    case = find_case(name)
     run_twins(lambda p, b: case.fused(p, 0.1, backend=b), values([LARGE], torch.float32), steps=2)
 
 
@@ -154,7 +163,7 @@ def test_200_tensors_in_3_groups_of_mixed_dtypes():
     run_twins(make, start, steps=3)
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_special_values(case):
     """Inf, NaN, denormals and signed zeros take the same way through both."""
     special = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3e38, 1e-30, 1e30, 1.0]

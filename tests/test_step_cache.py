@@ -16,11 +16,11 @@ from unittest import mock
 
 import pytest
 import torch
-from changes import EVENTS, params_of
-from closeness import assert_same_bits
-from models import BACKENDS, KERNELS, give, parameters, state_of, values
+from helpers.models import BACKENDS, KERNELS, parameters, set_grads, values
+from helpers.mutations import EVENTS, params_of
+from helpers.step_cache_pair import SHAPES, CachePair
+from helpers.versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 from torch.nn import Parameter
-from versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 
 from benchmarks.allocation import tensor_allocations
 from fused_optim import SGD, AdamW
@@ -28,10 +28,6 @@ from fused_optim.backends.base import CompileError
 from fused_optim.step import guards
 from fused_optim.step.engine import StepEngine
 
-SHAPES = [(40,), (3, 50), (40,), (8, 9)]
-LARGE = [(40,), (41, 100), (40,), (8, 9)]  # one that is large enough for scales
-FORMATS = {"weights": "split", "states": "int8", "ema_decay": 0.5}
-SETUPS = {"fp32": (torch.float32, SHAPES, {}), "formats": (torch.bfloat16, LARGE, FORMATS)}
 # the formats are the same to either backend
 RUNS = [("fp32", "reference"), ("fp32", KERNELS), ("formats", "reference")]
 
@@ -50,63 +46,26 @@ def full(monkeypatch):
     return steps
 
 
-class Twins:
-    """An optimizer that goes on, and one that starts anew in each step."""
-
-    def __init__(self, setup, backend):
-        self.dtype, shapes, options = SETUPS[setup]
-        options = {**options, "lr": 0.1, "max_grad_norm": 1.0, "backend": backend}
-        starts = values(shapes, self.dtype)
-        self.optimizers = []
-        for _ in range(2):
-            params = parameters(starts)
-            groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1}]
-            self.optimizers.append(AdamW(groups, **options))
-        self.seed = 0
-
-    def step(self, give=True):
-        self.seed += 1
-        for anew, optimizer in enumerate(self.optimizers):
-            if anew:
-                optimizer._engine.cache = None
-            params = params_of(optimizer)
-            grads = values([p.shape for p in params], self.dtype, self.seed)
-            for param, grad in zip(params, grads, strict=True):
-                if give and param.requires_grad:
-                    param.grad = grad.to(param.dtype)
-            optimizer.step()
-        self.compare()
-
-    def compare(self):
-        first, second = self.optimizers
-        for i, pair in enumerate(zip(params_of(first), params_of(second), strict=True)):
-            assert_same_bits(f"parameter {i}", *(param.detach() for param in pair))
-            states = [state_of(o, p) for o, p in zip(self.optimizers, pair, strict=True)]
-            assert list(states[0]) == list(states[1])
-            for name in states[0]:
-                assert_same_bits(f"{name} of {i}", *(state[name] for state in states))
-
-
 @pytest.mark.parametrize(("setup", "backend"), RUNS)
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_change_is_seen(event, setup, backend, full):
-    twins = Twins(setup, backend)
+    pair = CachePair(setup, backend)
     change, goes_on = EVENTS[event]
     for _ in range(2):
-        twins.step()
-    assert full.count(twins.optimizers[0]) == 1
-    for optimizer in twins.optimizers:
+        pair.step()
+    assert full.count(pair.optimizers[0]) == 1
+    for optimizer in pair.optimizers:
         before = copy.copy(optimizer.state)  # so that no address is given out again
         change(optimizer)
         for param in params_of(optimizer):
             if not param.requires_grad:
                 param.grad = None
     full.clear()
-    twins.step()
+    pair.step()
     del before
     # another backend is none where it is the same
-    assert (twins.optimizers[0] not in full) == (goes_on or event == backend)
-    twins.step()
+    assert (pair.optimizers[0] not in full) == (goes_on or event == backend)
+    pair.step()
 
 
 GRADIENTS = {
@@ -127,57 +86,57 @@ GRADIENTS = {
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_another_gradient_is_seen(name, setup, backend, full):
     """Each in turn for one parameter, then for all."""
-    twins = Twins(setup, backend)
+    pair = CachePair(setup, backend)
     change, goes_on = GRADIENTS[name]
-    twins.step()
-    twins.step()
+    pair.step()
+    pair.step()
     for places in ([1], [1, 3]):
         full.clear()
-        for optimizer in twins.optimizers:
+        for optimizer in pair.optimizers:
             for i in places:
                 param = params_of(optimizer)[i]
                 param.grad = change(param, 2.0)
-        twins.step(give=False)
-        assert (twins.optimizers[0] not in full) == goes_on
-        twins.step(give=False)  # from such a gradient to such a gradient
-        twins.step()
+        pair.step(new_grads=False)
+        assert (pair.optimizers[0] not in full) == goes_on
+        pair.step(new_grads=False)  # from such a gradient to such a gradient
+        pair.step()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_gradient_comes_and_goes(backend, full):
-    twins = Twins("fp32", backend)
+    pair = CachePair("fp32", backend)
     last = None
     for absent in ([], [1], [1], [], [0, 2], [0, 2], [1, 2]):
         full.clear()
-        for optimizer in twins.optimizers:
+        for optimizer in pair.optimizers:
             for i, param in enumerate(params_of(optimizer)):
                 param.requires_grad_(i not in absent)
                 param.grad = None
-        twins.step()
-        assert (twins.optimizers[0] not in full) == (absent == last)
+        pair.step()
+        assert (pair.optimizers[0] not in full) == (absent == last)
         last = absent
 
 
 @NEEDS_GRAD_DTYPE
 def test_a_gradient_of_another_dtype(full):
-    twins = Twins("fp32", KERNELS)
-    twins.step()
-    for optimizer in twins.optimizers:
+    pair = CachePair("fp32", KERNELS)
+    pair.step()
+    for optimizer in pair.optimizers:
         param = params_of(optimizer)[2]
         param.grad = None
         param.grad_dtype = torch.bfloat16
         param.grad = torch.ones(param.shape, dtype=torch.bfloat16)
     full.clear()
-    twins.step(give=False)
-    assert twins.optimizers[0] in full
+    pair.step(new_grads=False)
+    assert pair.optimizers[0] in full
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_does_not_fit_is_refused_as_ever(backend):
     """At the address of before, with another shape: a kernel would not notice."""
-    twins = Twins("fp32", backend)
-    twins.step()
-    (optimizer, _), small = twins.optimizers, torch.zeros(20)
+    pair = CachePair("fp32", backend)
+    pair.step()
+    (optimizer, _), small = pair.optimizers, torch.zeros(20)
     param = params_of(optimizer)[0]
     state = optimizer.state[param]
     kept = state["exp_avg"]
@@ -197,12 +156,12 @@ def test_what_does_not_fit_is_refused_as_ever(backend):
 @pytest.mark.parametrize("travel", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_goes_its_own_way(travel):
     """It must not write to the memory of the original."""
-    twins = Twins("fp32", KERNELS)
-    twins.step()
-    before = copy.deepcopy([params_of(optimizer) for optimizer in twins.optimizers])
-    originals, twins.optimizers = twins.optimizers, travel(twins.optimizers)
-    twins.step()
-    twins.step()
+    pair = CachePair("fp32", KERNELS)
+    pair.step()
+    before = copy.deepcopy([params_of(optimizer) for optimizer in pair.optimizers])
+    originals, pair.optimizers = pair.optimizers, travel(pair.optimizers)
+    pair.step()
+    pair.step()
     for optimizer, expected in zip(originals, before, strict=True):
         for param, other in zip(params_of(optimizer), expected, strict=True):
             assert torch.equal(param, other)
@@ -210,24 +169,24 @@ def test_a_copy_goes_its_own_way(travel):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_failed_step_leaves_nothing_to_go_on_from(backend, full):
-    twins = Twins("fp32", backend)
-    twins.step()
+    pair = CachePair("fp32", backend)
+    pair.step()
     full.clear()
     with mock.patch("torch.autograd.graph.increment_version", side_effect=OSError("stop")):
-        for optimizer in twins.optimizers:
+        for optimizer in pair.optimizers:
             with pytest.raises(OSError, match="stop"):
                 optimizer.step()
-    twins.step()
-    assert full.count(twins.optimizers[0]) == 1
+    pair.step()
+    assert full.count(pair.optimizers[0]) == 1
 
 
 def test_what_cannot_be_compiled_is_done_anew(full):
-    twins = Twins("fp32", "reference")
-    twins.step()
+    pair = CachePair("fp32", "reference")
+    pair.step()
     full.clear()
     with mock.patch("fused_optim.step.plan.Plan.run_cached", side_effect=CompileError("stop")):
-        twins.step()
-    assert full.count(twins.optimizers[0]) == 1
+        pair.step()
+    assert full.count(pair.optimizers[0]) == 1
 
 
 def test_versions_move_each_step(full):
@@ -251,7 +210,7 @@ def test_nothing_is_kept_alive(backend, full):
     optimizer = AdamW(params, lr=torch.tensor(0.1), backend=backend)
     seen = []
     for _ in range(3):
-        give(params, values(SHAPES, torch.float32))
+        set_grads(params, values(SHAPES, torch.float32))
         seen += [weakref.ref(param.grad) for param in params]
         optimizer.step()
     assert len(full) == 1
@@ -276,7 +235,7 @@ def test_allocations_do_not_grow_with_the_tensors(full):
         optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
         with mock.patch("fused_optim.backends.kernel_runner.KernelRunner._run"):
             for _ in range(2):
-                give(params, [torch.ones(5)] * tensors)
+                set_grads(params, [torch.ones(5)] * tensors)
                 optimizer.step()
             counts.append(sum(size > 0 for size in tensor_allocations(optimizer.step)))
     assert counts[0] == counts[1] > 0
@@ -291,13 +250,13 @@ def test_a_step_keeps_nothing(full, monkeypatch):
     )
     for fresh in (False, True):
         params = parameters(values([(5,)] * 50, torch.float32))
-        give(params, [torch.ones(5)] * 50)
+        set_grads(params, [torch.ones(5)] * 50)
         optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
         blocks = []
         for _ in range(6):
             for _ in range(20):
                 if fresh:
-                    give(params, [torch.ones(5)] * 50)
+                    set_grads(params, [torch.ones(5)] * 50)
                 optimizer.step()
             gc.collect()
             blocks.append(sys.getallocatedblocks())
@@ -340,7 +299,7 @@ def test_tensors_are_told_apart(fact, has_guards, monkeypatch):
 def test_without_the_guards_of_torch(monkeypatch, full):
     monkeypatch.setitem(sys.modules, "fused_optim._host", None)
     monkeypatch.setattr(guards, "TENSOR_GUARDS", None)
-    twins = Twins("formats", KERNELS)
+    pair = CachePair("formats", KERNELS)
     for _ in range(3):
-        twins.step()
-    assert full.count(twins.optimizers[0]) == 1
+        pair.step()
+    assert full.count(pair.optimizers[0]) == 1

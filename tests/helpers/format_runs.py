@@ -1,7 +1,7 @@
 """Short runs of an optimizer in a storage format, and what it keeps."""
 
 import torch
-from models import give, parameters, values
+from helpers.models import parameters, set_grads, values
 from torch import Tensor
 
 from fused_optim import AdamW
@@ -19,7 +19,7 @@ def trained(start, grads, options, fused=AdamW, **more):
     # the other backends are compared with it bit for bit
     optimizer = fused(params, **{"backend": "reference", **options, **more})
     for given in grads:
-        give(params, given)
+        set_grads(params, given)
         optimizer.step()
     return params, optimizer
 

@@ -15,13 +15,13 @@ from fused_optim.formats.registry import STATES, WEIGHTS
 from fused_optim.rules.common import Rule
 
 RULE_MODULES = [
-    importlib.import_module(page.name)
-    for page in pkgutil.iter_modules(fused_optim.rules.__path__, "fused_optim.rules.")
+    importlib.import_module(module.name)
+    for module in pkgutil.iter_modules(fused_optim.rules.__path__, "fused_optim.rules.")
 ]
 RULES = {
     name.lower(): rule
-    for page in RULE_MODULES
-    for name, rule in vars(page).items()
+    for module in RULE_MODULES
+    for name, rule in vars(module).items()
     if isinstance(rule, Rule)
 }
 # the backend that runs the Triton kernels here: see tests/conftest.py
@@ -56,7 +56,7 @@ def parameters(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> l
     return [Parameter(tensor.detach().clone().to(dtype or tensor.dtype)) for tensor in tensors]
 
 
-def give(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+def set_grads(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
     """Set new gradients, as backward does after ``zero_grad()``."""
     for param, grad in zip(params, grads, strict=True):
         param.grad = None if grad is None else grad.to(param.dtype).clone()

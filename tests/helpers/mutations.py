@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from models import KERNELS, parameters, values
+from helpers.models import KERNELS, parameters, values
 from torch.nn import Parameter
 
 

@@ -1,18 +1,19 @@
 """Digests of everything that the reference computes, for comparisons between processors.
 
-``python tests/digests.py`` prints them as JSON, once with one thread and once with two.
+With ``tests`` in PYTHONPATH, ``python -m helpers.digests`` prints them as JSON, for one thread and
+for two.
 """
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 
 import torch
-from cases import CASES, Case
-from models import FORMATS, give, parameters, state_of
+from helpers.cases import CASES, Case
+from helpers.models import FORMATS, parameters, set_grads, state_of
 from torch import Tensor
 
-from fused_optim import AdamW
 from fused_optim.rules import common
 
 # the last is more than two threads take at once
@@ -56,7 +57,7 @@ def steps(case: Case, dtype: torch.dtype, sizes: Sequence[int], **options: objec
     optimizer = case.fused(params, **options, backend="reference")
     norms = []
     for seed in (1, 2):
-        give(params, uniform(sizes, dtype, seed))
+        set_grads(params, uniform(sizes, dtype, seed))
         optimizer.step()
         norms.append(optimizer.grad_norm)
     states = [state_of(optimizer, param).values() for param in params]
@@ -82,7 +83,7 @@ def digests() -> dict[str, str]:
             for dtype in (torch.float32, torch.float64):
                 found[f"{case.name} {dtype}"] = digest(steps(case, dtype, SIZES))
     for formats in FORMATS:
-        case = Case("formats", AdamW, None, {"lr": 0.1})
+        case = Case("formats", "AdamW", {"lr": 0.1})
         name = "-".join(formats.values())
         found[name] = digest(steps(case, torch.bfloat16, [70001], **formats))
     return found
@@ -94,7 +95,7 @@ def main() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         found[str(threads)] = digests()
-    print(json.dumps(found))  # noqa: T201
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

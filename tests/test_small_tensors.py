@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import give, parameters, state_of, values
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW
 from fused_optim.backends import reference, small_tensors
@@ -31,7 +31,7 @@ def stepped(make, numels, steps=3, before=lambda step, params: None):
     params = parameters(values(numels, torch.float32))
     optimizer = make(params)
     for step in range(steps):
-        give(params, values(numels, torch.float32, seed=step + 1))
+        set_grads(params, values(numels, torch.float32, seed=step + 1))
         before(step, params)
         optimizer.step()
     return [params, [list(state_of(optimizer, param).values()) for param in params]]
@@ -93,7 +93,7 @@ def test_rows_of_any_strides(monkeypatch):
         ]
         optimizer = adamw(params)
         for seed in range(3):
-            give(params, values([p.shape for p in params], torch.float32, seed))
+            set_grads(params, values([p.shape for p in params], torch.float32, seed))
             optimizer.step()
         return [params, [list(state_of(optimizer, p).values()) for p in params]]
 
@@ -112,7 +112,7 @@ def test_groups_are_not_packed_together():
         p.detach() - g.clamp(-limits[i % 3], limits[i % 3])
         for i, (p, g) in enumerate(zip(params, grads, strict=True))
     ]
-    give(params, grads)
+    set_grads(params, grads)
     optimizer.step()
     compare([params, []], [expected, []])
 
@@ -133,7 +133,7 @@ def test_more_counters_than_a_pack_has_elements(monkeypatch):
 def test_gradients_are_not_written():
     params = parameters(values(SMALL, torch.float32))
     optimizer = adamw(params)
-    give(params, values(SMALL, torch.float32))
+    set_grads(params, values(SMALL, torch.float32))
     optimizer.step()
     assert [param.grad._version for param in params] == [0] * len(params)
 
@@ -153,7 +153,7 @@ def test_packs_without_use_are_dropped():
     params = parameters(values([4] * 6, torch.float32))
     optimizer = adamw(params)
     for count in (6, 5, 4, 3, 2):
-        give(params, values([4] * 6, torch.float32))
+        set_grads(params, values([4] * 6, torch.float32))
         for param in params[count:]:
             param.grad = None
         optimizer.step()
@@ -167,7 +167,7 @@ def test_what_is_kept_does_not_grow_with_the_tensors():
     """All packs are places in the same memory."""
     params = parameters(values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer = adamw(params)
-    give(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
+    set_grads(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer.step()
     (launch,) = optimizer._engine.plan.buckets.values()
     storages = {

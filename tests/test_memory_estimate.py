@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FORMATS, give, parameters, values
+from helpers.models import FORMATS, parameters, set_grads, values
 from torch import nn
 from torch.nn import Parameter
 
@@ -63,7 +63,7 @@ def test_every_format(weights, states):
         options["backend"] = "reference"  # the others take the same states
         params = parameters(values(shapes, BF16))
         optimizer = fused(params, **options)
-        give(params, values(shapes, BF16, 1))
+        set_grads(params, values(shapes, BF16, 1))
         optimizer.step()
         steps = sum(state["step"].nbytes for state in optimizer.state.values())
         assert memory(params, fused, **options).states == taken(optimizer) + steps

@@ -8,23 +8,17 @@ import copy
 
 import pytest
 import torch
-from cases import CASES, named
-from models import give, parameters, state_of, values
+from helpers.cases import CASES, ONE_PER_CLASS, get_name
+from helpers.models import parameters, set_grads, state_of, values
 from torch import Tensor
 
 from fused_optim.options import EXTRA_STATE_KEYS
 
-PEERS = [case for case in CASES if case.peer is not None and not case.additions]
-each_case = pytest.mark.parametrize("case", PEERS, ids=named)
-# the first line of every class: for what does not depend on its options
-CLASSES = list({case.fused: case for case in reversed(PEERS)}.values())[::-1]
-each_class = pytest.mark.parametrize("case", CLASSES, ids=named)
+IN_TORCH = [case for case in CASES if case.torch_class is not None and not case.additions]
+each_case = pytest.mark.parametrize("case", IN_TORCH, ids=get_name)
+CLASSES = [case for case in ONE_PER_CLASS if case.torch_class is not None]
+each_class = pytest.mark.parametrize("case", CLASSES, ids=get_name)
 SHAPES = [(5,), (2, 3), (), (0,)]
-
-
-def named_class(name):
-    """The first case of an optimizer; an empty list of cases must not pass for a success."""
-    return next(case for case in CLASSES if case.fused.__name__ == name)
 
 
 def widened(value):
@@ -49,7 +43,7 @@ class Pair:
         )  # a tensor is one optimizer's own
         self.optimizers = (
             case.fused(group(self.params[0]), **mine, backend="reference"),
-            case.peer(group(self.params[1]), **other),
+            case.torch_class(group(self.params[1]), **other),
         )
         self.seed = 0
 
@@ -63,7 +57,7 @@ class Pair:
         grads = values([p.shape for p in self.params[0]], torch.float64, self.seed)
         grads = [scale * g if only is None or i in only else None for i, g in enumerate(grads)]
         for params in self.params:
-            give(params, grads)
+            set_grads(params, grads)
 
     def step(self, steps=1, only=None, scale=1.0):
         for _ in range(steps):
