@@ -22,7 +22,7 @@ def test_grad_scaler(backend, clip):
     start = values([(30,), (4, 5)], torch.float32)
     ours, theirs = parameters(start), parameters(start)
     fused = AdamW(ours, max_grad_norm=clip, fused=True, backend=backend)
-    peer = torch.optim.AdamW(theirs)
+    torch_optimizer = torch.optim.AdamW(theirs)
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2) for _ in range(2)]
     for step in range(6):
         grads = values([(30,), (4, 5)], torch.float32, step)
@@ -31,17 +31,17 @@ def test_grad_scaler(backend, clip):
         for scaler, params in zip(scalers, (ours, theirs), strict=True):
             scaler.scale(torch.zeros(()))  # what backward would have been called on
             set_grads(params, [g * scaler.get_scale() for g in grads])
-        kept = [p.grad.clone() for p in ours]
+        scaled = [p.grad.clone() for p in ours]
         scalers[0].step(fused)
-        scalers[1].unscale_(peer)
+        scalers[1].unscale_(torch_optimizer)
         if clip:
             torch.nn.utils.clip_grad_norm_(theirs, clip)
-        scalers[1].step(peer)
+        scalers[1].step(torch_optimizer)
         for scaler in scalers:
             scaler.update()
         assert scalers[0].get_scale() == scalers[1].get_scale()
         assert fused.skipped == (step in (0, 3))
-        assert all(torch.equal(p.grad, k) for p, k in zip(ours, kept, strict=True))
+        assert all(torch.equal(p.grad, k) for p, k in zip(ours, scaled, strict=True))
         torch.testing.assert_close(ours, theirs)
     assert fused.state[ours[0]]["step"] == 4
     assert not hasattr(fused, "grad_scale")
@@ -52,7 +52,7 @@ def test_unscale_and_external_clipping(backend):
     """After ``unscale_`` the step must not unscale again: ``found_inf`` comes without a scale."""
     ours, theirs = (parameters(values([(30,)], torch.float32)) for _ in range(2))
     fused = SGD(ours, lr=0.1, fused=True, backend=backend)
-    peer = torch.optim.SGD(theirs, lr=0.1)
+    torch_optimizer = torch.optim.SGD(theirs, lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     scaler.scale(torch.zeros(()))
     grads = values([(30,)], torch.float32, 1)
@@ -62,7 +62,7 @@ def test_unscale_and_external_clipping(backend):
     for params in (ours, theirs):
         torch.nn.utils.clip_grad_norm_(params, 0.1)
     scaler.step(fused)
-    peer.step()
+    torch_optimizer.step()
     torch.testing.assert_close(ours, theirs)
 
 
@@ -72,7 +72,7 @@ def test_average_is_that_of_averaged_model(backend, cls):
     """Guards the first value (a copy), the weight of the new one, and a skipped step."""
     model = torch.nn.Linear(7, 5)
     optimizer = cls(model.parameters(), lr=0.1, ema_decay=0.9, nonfinite="skip", backend=backend)
-    peer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    torch_optimizer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     assert list(optimizer.ema_parameters()) == []
     for step in range(5):
         set_grads(list(model.parameters()), values([(5, 7), (5,)], torch.float32, step))
@@ -80,9 +80,11 @@ def test_average_is_that_of_averaged_model(backend, cls):
             model.bias.grad[0] = math.nan
         optimizer.step()
         if step != 2:
-            peer.update_parameters(model)
+            torch_optimizer.update_parameters(model)
         averages = list(optimizer.ema_parameters())
-        torch.testing.assert_close(averages, [p.detach() for p in peer.module.parameters()])
+        torch.testing.assert_close(
+            averages, [p.detach() for p in torch_optimizer.module.parameters()]
+        )
     assert not torch.equal(averages[0], model.weight)
 
 
@@ -116,7 +118,7 @@ def test_swap_ema(backend):
     assert loaded.param_groups[0]["ema_decay"] == 0.5
 
 
-def test_twins_average_alike():
+def test_both_backends_form_the_same_average():
     results = []
     for backend in BACKENDS:
         params = parameters(values([(1025,), (2,)], torch.bfloat16))
@@ -151,8 +153,8 @@ def snapshot(optimizer):
     return copy.deepcopy([*packed, {"ema": next(optimizer.ema_parameters())}])
 
 
-def assert_same_snapshot(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
+def assert_same_snapshot(result, expected):
+    for ours, theirs in zip(result, expected, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -196,12 +198,12 @@ def test_a_copy_within_swap_ema_is_a_copy_from_outside(way, dtype, options):
     """The copy has the parameters' own values, is outside of the context, and goes on equally."""
     params, optimizer = averaging(dtype, options)
     with optimizer.swap_ema():
-        others, twin = COPIES[way]((params, optimizer))
-    for ps, ours in ((params, optimizer), (others, twin)):
+        others, copied = COPIES[way]((params, optimizer))
+    for ps, ours in ((params, optimizer), (others, copied)):
         set_grads(ps, values([(9,)], dtype, 7))
         ours.step()
     assert torch.equal(params[0], others[0])
-    assert_same_snapshot(snapshot(twin), snapshot(optimizer))
+    assert_same_snapshot(snapshot(copied), snapshot(optimizer))
 
 
 def test_a_shallow_copy_shares_the_context():
@@ -209,12 +211,12 @@ def test_a_shallow_copy_shares_the_context():
     params, optimizer = averaging(torch.float32, {})
     own = params[0].detach().clone()
     with optimizer.swap_ema():
-        twin = copy.copy(optimizer)
+        copied = copy.copy(optimizer)
         assert not torch.equal(params[0], own)
         with pytest.raises(RuntimeError, match="swap_ema"):
-            twin.step()
+            copied.step()
     assert torch.equal(params[0], own)
-    twin.step()
+    copied.step()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

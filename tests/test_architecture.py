@@ -71,11 +71,11 @@ def list_module_imports(path, name):
     """Return the modules of the package that ``path`` imports when it is itself imported."""
     tree = ast.parse(path.read_text())
     nodes = [n for n in tree.body if isinstance(n, ast.ImportFrom | ast.Import)]
-    found = set()
+    result = set()
     for node in nodes:
         if isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found - {name}
+            result |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return result - {name}
 
 
 def test_no_module_imports_itself_through_others():

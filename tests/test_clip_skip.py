@@ -96,7 +96,7 @@ def test_a_skipped_first_step_leaves_dampened_momentum_fresh(backend):
     ours, theirs = parameters(start), parameters(start)
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
     fused = SGD(ours, **options, nonfinite="skip", backend=backend)
-    peer = torch.optim.SGD(theirs, **options)
+    torch_optimizer = torch.optim.SGD(theirs, **options)
     set_grads(ours, [torch.full((40,), math.nan)])
     fused.step()
     for seed in range(3):
@@ -104,7 +104,7 @@ def test_a_skipped_first_step_leaves_dampened_momentum_fresh(backend):
         set_grads(ours, grads)
         set_grads(theirs, grads)
         fused.step()
-        peer.step()
+        torch_optimizer.step()
     torch.testing.assert_close(ours, theirs)
 
 

@@ -35,14 +35,14 @@ def test_rows_and_columns(tmp_path):
         ("lr", "SGD", "<error/>"),
         ("lr", "SGD", "<skipped/>"),
     )
-    found = contract_table.results(path)
-    assert contract_table.table(found).splitlines() == [
+    result = contract_table.results(path)
+    assert contract_table.table(result).splitlines() == [
         "| feature | `Adam` | `SGD` |",
         "| --- | --- | --- |",
         "| hooks | 3 | **1 of 2 failed** |",
         "| lr | - | **1 of 1 failed** |",
     ]
-    assert "not met: hooks, lr" in contract_table.summary(found)
+    assert "not met: hooks, lr" in contract_table.summary(result)
 
 
 def test_main(tmp_path, monkeypatch, capsys):

@@ -20,8 +20,8 @@ from fused_optim.formats import conversion
 from fused_optim.formats.registry import WEIGHTS
 
 BF16 = torch.bfloat16
-BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
-each = pytest.mark.parametrize("name", BESIDE)
+WITH_EXTRA_KEYS = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
+each = pytest.mark.parametrize("name", WITH_EXTRA_KEYS)
 on_each = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -34,9 +34,9 @@ def clamped(param, optimizer):
 
 def perturbed(param, optimizer):
     """As SAM: away, a gradient there, and back."""
-    kept = param.clone()
+    bound = param.clone()
     param.add_(0.125)
-    param.copy_(kept)
+    param.copy_(bound)
 
 
 def constrained(param, optimizer):
@@ -93,7 +93,7 @@ def test_an_edit_costs_no_full_step(backend, monkeypatch):
 def test_shards_keep_what_the_whole_keeps():
     start, grads = values([20_000], BF16)[0], random_grads([20_000], 3)
     options = {"weights": "split24", "states": "fp32", "lr": 1e-4, "backend": "reference"}
-    found = []
+    result = []
     for cuts in ([0, 20_000], [0, 6400, 20_000]):
         parts = []
         for begin, end in itertools.pairwise(cuts):
@@ -106,8 +106,8 @@ def test_shards_keep_what_the_whole_keeps():
                 with torch.no_grad():
                     params[0].clamp_(-1, 1)
             parts.append(weight(optimizer, params[0]))
-        found.append(torch.cat(parts))
-    assert_same_bits("weight", *found)
+        result.append(torch.cat(parts))
+    assert_same_bits("weight", *result)
 
 
 @each
@@ -144,15 +144,15 @@ def test_the_step_goes_on_from_what_was_written(name, backend):
     set_grads(params, grads[2])
     optimizer._engine.prepare_rows(optimizer)
     assert_same_bits("parameter", params[0].detach(), new)
-    found = weight(optimizer, params[0])
+    result = weight(optimizer, params[0])
     zero, finite = new == 0, new.isfinite()
-    assert_same_bits("zeros", found[zero], new[zero].float())
-    assert not found.isnan().any()
+    assert_same_bits("zeros", result[zero], new[zero].float())
+    assert not result.isnan().any()
     power = torch.frexp(new.float()).exponent - 1
-    half = torch.ldexp(torch.ones_like(found), power - 8)
-    assert ((found - new.float()).abs() <= half)[finite & ~zero].all()
+    half = torch.ldexp(torch.ones_like(result), power - 8)
+    assert ((result - new.float()).abs() <= half)[finite & ~zero].all()
     optimizer.step()
-    assert (weight(optimizer, params[0]) - found)[finite].abs().max() < 2e-3 + 2.0**21 * 2e-5
+    assert (weight(optimizer, params[0]) - result)[finite].abs().max() < 2e-3 + 2.0**21 * 2e-5
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
@@ -164,11 +164,11 @@ def test_a_stale_compensation_is_at_most_half_an_ulp(dtype):
     below = (bits - 1).view(dtype).float()
     for size in (2.0**-30, 2.0**-12, 2.0**-8, 1.0):
         lost = torch.full_like(param, size)
-        found = conversion.decode(codec, [param, lost], torch.float32)
+        result = conversion.decode(codec, [param, lost], torch.float32)
         number = param.isfinite() & below.isfinite() & (param > 0)
         ulp = (param.float() - below)[number]  # of the lower side, where it may be half as long
-        assert ((found - param.float())[number] <= ulp).all()
-        assert_same_bits("zero", found[param == 0], param[param == 0].float())
+        assert ((result - param.float())[number] <= ulp).all()
+        assert_same_bits("zero", result[param == 0], param[param == 0].float())
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
@@ -180,9 +180,9 @@ def test_kahan_keeps_its_own_compensation(dtype):
     value = torch.logspace(least, 38, 200_000, base=10.0)
     value = value[value < torch.finfo(dtype).max]
     tensors = conversion.encode(codec, value, value.to(dtype))
-    found = conversion.decode(codec, tensors, torch.float32)
+    result = conversion.decode(codec, tensors, torch.float32)
     param, lost = (tensor.float() for tensor in tensors)
-    assert_same_bits("sum", found[param != 0], (param + lost)[param != 0])
+    assert_same_bits("sum", result[param != 0], (param + lost)[param != 0])
 
 
 MASKED = {
@@ -280,6 +280,6 @@ def test_our_own_writes_keep_the_remainder(name):
     optimizer.eval()
     optimizer.train()
     after = weight(optimizer, params[0])
-    kept = {"split24": 2.0**-15, "kahan": 2.0**-15}.get(name, 2.0**-22)
-    assert ((after - before).abs() <= kept * before.abs().clamp(min=1e-2) + 1e-9).all()
+    bound = {"split24": 2.0**-15, "kahan": 2.0**-15}.get(name, 2.0**-22)
+    assert ((after - before).abs() <= bound * before.abs().clamp(min=1e-2) + 1e-9).all()
     assert (after != params[0]).any()

@@ -100,11 +100,11 @@ def test_both_pages_give_the_same_bits(name):
     x, y = arguments(name)
     out = torch.empty_like(x)
     elementary[(1,)](x, y, out, name, COUNT)
-    found = computed(name)
-    assert_same_bits(name, out, found)
+    result = computed(name)
+    assert_same_bits(name, out, result)
     for start, size in PARTS:
         part = slice(start, start + size)
-        assert_same_bits(f"{name} of {part}", HOST[name](x[part], y[part]), found[part])
+        assert_same_bits(f"{name} of {part}", HOST[name](x[part], y[part]), result[part])
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -86,33 +86,33 @@ def zeros_of_one_sign(function):
     return lambda x, y: function(x + 0.0, y + 0.0)
 
 
-def both(function):
+def same_operator(function):
     """An operation that torch and numpy write alike."""
     return function, function
 
 
 ARITHMETIC = {
-    "x + y": both(lambda x, y: x + y),
-    "x - y": both(lambda x, y: x - y),
-    "x * y": both(lambda x, y: x * y),
-    "x / y": both(lambda x, y: x / y),
+    "x + y": same_operator(lambda x, y: x + y),
+    "x - y": same_operator(lambda x, y: x - y),
+    "x * y": same_operator(lambda x, y: x * y),
+    "x / y": same_operator(lambda x, y: x / y),
     "x.add_(y)": (lambda x, y: x.clone().add_(y), lambda x, y: x + y),
-    "1.0 - x": both(lambda x, y: 1.0 - x),
-    "1.0 + x": both(lambda x, y: 1.0 + x),
-    "1.0 / x": both(lambda x, y: 1.0 / x),
+    "1.0 - x": same_operator(lambda x, y: 1.0 - x),
+    "1.0 + x": same_operator(lambda x, y: 1.0 + x),
+    "1.0 / x": same_operator(lambda x, y: 1.0 / x),
     # torch multiplies by the reciprocal, which must be a normal number then
     "2.0 / x": (
         lambda x, y: 2.0 / x.clamp(-1e30, 1e30),
         lambda x, y: 2.0 / np.clip(x, -1e30, 1e30),
     ),
-    "x / 2.0**16": both(lambda x, y: x / 2.0**16),
-    "x * 0.5": both(lambda x, y: x * 0.5),
+    "x / 2.0**16": same_operator(lambda x, y: x / 2.0**16),
+    "x * 0.5": same_operator(lambda x, y: x * 0.5),
     "x * scalar": (lambda x, y: x * torch.tensor(0.75).to(x.dtype), lambda x, y: x * 0.75),
     "sqrt_rn(x)": (lambda x, y: sqrt_rn(x), lambda x, y: np.sqrt(x)),
 }
 SELECTION = {
     "x.abs()": (lambda x, y: x.abs(), lambda x, y: np.abs(x)),
-    "-x": both(lambda x, y: -x),
+    "-x": same_operator(lambda x, y: -x),
     "where(x < y, x, y)": (
         lambda x, y: torch.where(x < y, x, y),
         lambda x, y: np.where(x < y, x, y),
@@ -121,11 +121,11 @@ SELECTION = {
     "minimum(x, y)": (zeros_of_one_sign(torch.minimum), zeros_of_one_sign(np.minimum)),
     "x.clamp(-1.0, 1.0)": (lambda x, y: x.clamp(-1.0, 1.0), lambda x, y: np.clip(x, -1, 1)),
     "(x > 0).to(x.dtype)": (lambda x, y: (x > 0).to(x.dtype), lambda x, y: (x > 0).astype(x.dtype)),
-    "x < y": both(lambda x, y: x < y),
-    "x <= y": both(lambda x, y: x <= y),
-    "x > y": both(lambda x, y: x > y),
-    "x >= y": both(lambda x, y: x >= y),
-    "x == y": both(lambda x, y: x == y),
+    "x < y": same_operator(lambda x, y: x < y),
+    "x <= y": same_operator(lambda x, y: x <= y),
+    "x > y": same_operator(lambda x, y: x > y),
+    "x >= y": same_operator(lambda x, y: x >= y),
+    "x == y": same_operator(lambda x, y: x == y),
     "x != x": (lambda x, y: x != x, lambda x, y: np.isnan(x)),
     "x.isfinite()": (lambda x, y: x.isfinite(), lambda x, y: np.isfinite(x)),
 }
@@ -150,9 +150,9 @@ def test_float64_against_fractions():
     normal = (small > 1e-100) & (large < 1e100)
     x, y = torch.from_numpy(x[normal]), torch.from_numpy(y[normal])
     assert len(x) > 1000
-    found = torch.stack([x, y, x + y, x - y, x * y, x / y, sqrt_rn(x.abs())], dim=1)
+    result = torch.stack([x, y, x + y, x - y, x * y, x / y, sqrt_rn(x.abs())], dim=1)
     context = Context(prec=80)
-    for a, b, *results in found.tolist():
+    for a, b, *results in result.tolist():
         p, q = Fraction(a), Fraction(b)
         exact = [float(z) for z in (p + q, p - q, p * q, p / q, Decimal(abs(a)).sqrt(context))]
         assert results == exact, (a, b)
@@ -204,21 +204,21 @@ def test_conversions(name):
 
 
 INT32 = {
-    "x + y": both(lambda x, y: x + y),
-    "x - y": both(lambda x, y: x - y),
-    "x * y": both(lambda x, y: x * y),
-    "x & y": both(lambda x, y: x & y),
-    "x | y": both(lambda x, y: x | y),
-    "x ^ y": both(lambda x, y: x ^ y),
-    "x & ~0xFFFF": both(lambda x, y: x & ~0xFFFF),
-    "x << 8": both(lambda x, y: x << 8),
-    "x << 23": both(lambda x, y: x << 23),
-    "x >> 8": both(lambda x, y: x >> 8),
-    "x >> 15": both(lambda x, y: x >> 15),
-    "x >> 23": both(lambda x, y: x >> 23),
-    "x < y": both(lambda x, y: x < y),
-    "x >= y": both(lambda x, y: x >= y),
-    "x != y": both(lambda x, y: x != y),
+    "x + y": same_operator(lambda x, y: x + y),
+    "x - y": same_operator(lambda x, y: x - y),
+    "x * y": same_operator(lambda x, y: x * y),
+    "x & y": same_operator(lambda x, y: x & y),
+    "x | y": same_operator(lambda x, y: x | y),
+    "x ^ y": same_operator(lambda x, y: x ^ y),
+    "x & ~0xFFFF": same_operator(lambda x, y: x & ~0xFFFF),
+    "x << 8": same_operator(lambda x, y: x << 8),
+    "x << 23": same_operator(lambda x, y: x << 23),
+    "x >> 8": same_operator(lambda x, y: x >> 8),
+    "x >> 15": same_operator(lambda x, y: x >> 15),
+    "x >> 23": same_operator(lambda x, y: x >> 23),
+    "x < y": same_operator(lambda x, y: x < y),
+    "x >= y": same_operator(lambda x, y: x >= y),
+    "x != y": same_operator(lambda x, y: x != y),
     "where": (lambda x, y: torch.where(x > 0, x, y), lambda x, y: np.where(x > 0, x, y)),
     "x.clamp(min=1)": (lambda x, y: x.clamp(min=1), lambda x, y: np.maximum(x, 1)),
     "x.clamp(max=254)": (lambda x, y: x.clamp(max=254), lambda x, y: np.minimum(x, 254)),
@@ -234,11 +234,11 @@ INT32 = {
     "bits to float32": (lambda x, y: x.view(torch.float32), lambda x, y: x.view(np.float32)),
 }
 INT64 = {
-    "x + y": both(lambda x, y: x + y),
+    "x + y": same_operator(lambda x, y: x + y),
     "x % 2": (lambda x, y: x % 2, lambda x, y: x & 1),
     "x // 2": (lambda x, y: x // 2, lambda x, y: x >> 1),
-    "x >> 32": both(lambda x, y: x >> 32),
-    "x == y": both(lambda x, y: x == y),
+    "x >> 32": same_operator(lambda x, y: x >> 32),
+    "x == y": same_operator(lambda x, y: x == y),
     "x to int32": (lambda x, y: x.int(), lambda x, y: x.astype(np.int32)),
     "x to float64": (lambda x, y: (x >> 11).double(), lambda x, y: (x >> 11).astype(np.float64)),
 }

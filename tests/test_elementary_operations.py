@@ -102,18 +102,18 @@ class Reader(ast.NodeVisitor):
     @staticmethod
     def names(node):
         """What is bound in a module or in a function, but not in the functions within."""
-        found, todo = set(), list(ast.iter_child_nodes(node))
+        result, todo = set(), list(ast.iter_child_nodes(node))
         while todo:
             child = todo.pop()
             if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-                found.add(child.id)
+                result.add(child.id)
             elif isinstance(child, ast.arg):
-                found.add(child.arg)
+                result.add(child.arg)
             elif isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-                found.add(child.name)
+                result.add(child.name)
                 continue
             todo += ast.iter_child_nodes(child)
-        return found
+        return result
 
     def refuse(self, node, name):
         function = self.functions[-1] if self.functions else ""

@@ -35,26 +35,26 @@ mean norm dot var std lerp addcmul addcdiv hypot sin cos tan tanh sigmoid"""
 
 def without(*features):
     """The names under which numpy knows such instructions, where it uses them here."""
-    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-    return " ".join(name for name in found if name.startswith(features))
+    result = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    return " ".join(name for name in result if name.startswith(features))
 
 
 def processors():
     """The environment of each processor that this one can stand in for, the oldest first."""
     own = torch.backends.cpu.get_cpu_capability().lower()
     last = CAPABILITIES.index(own) if own in CAPABILITIES else 0
-    found = {name: {"ATEN_CPU_CAPABILITY": name} for name in CAPABILITIES[: last + 1]}
+    result = {name: {"ATEN_CPU_CAPABILITY": name} for name in CAPABILITIES[: last + 1]}
     if last:
-        found["default"] |= {
+        result["default"] |= {
             "NPY_DISABLE_CPU_FEATURES": without("X86_V3", "AVX2", "FMA3", "X86_V4", "AVX512"),
             "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
             "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX2_Usable,-FMA_Usable",
         }
-        found["avx2"] |= {
+        result["avx2"] |= {
             "NPY_DISABLE_CPU_FEATURES": without("X86_V4", "AVX512"),
             "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         }
-    return found
+    return result
 
 
 def start(processor):
@@ -71,15 +71,15 @@ def test_processors_and_threads():
     """One process for each processor; each computes with one thread, then with two."""
     started = {name: start(processor) for name, processor in processors().items()}
     outputs = {name: process.communicate() for name, process in started.items()}
-    found = {}
+    result = {}
     for name, (output, error) in outputs.items():
         assert started[name].returncode == 0, error
         answer = json.loads(output.splitlines()[-1])  # MKL may warn before
         assert answer["capability"] == name.upper()  # what torch says it found
-        found |= {f"{name}, {threads} threads": answer[threads] for threads in ("1", "2")}
-    first, *others = found
+        result |= {f"{name}, {threads} threads": answer[threads] for threads in ("1", "2")}
+    first, *others = result
     for other in others:
-        different = [key for key, bits in found[first].items() if found[other][key] != bits]
+        different = [key for key, bits in result[first].items() if result[other][key] != bits]
         assert not different, f"{other} differs from {first}: {different}"
 
 
@@ -109,12 +109,12 @@ def make_wrong(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_a_library_that_is_one_bit_off_changes_no_step(case, monkeypatch):
-    def found():
+    def result():
         return [digest(steps(case, dtype, [5, 1025])) for dtype in (torch.float32, torch.float64)]
 
-    expected = found()
+    expected = result()
     make_wrong(monkeypatch)
-    assert found() == expected
+    assert result() == expected
 
 
 def test_a_library_that_is_one_bit_off_changes_no_block(monkeypatch):
@@ -125,15 +125,15 @@ def test_a_library_that_is_one_bit_off_changes_no_block(monkeypatch):
 
 def test_a_sum_does_not_depend_on_its_pieces():
     values = uniform([3 * sums.WIDTH + 4097], torch.float64, 0)[0]
-    found = []
+    result = []
     for width in (1, 2, 3, 4):
         added = sums.Sum(len(values), values.device)
         for piece in values.split(width * sums.WIDTH):
             added.add(piece)
-        found.append(added.total().item())
-    assert len(set(found)) == 1
-    assert found[0] == pytest.approx(math.fsum(values.tolist()), rel=1e-12)
-    assert found[0] != values.sum().item(), "a sum without roundings says nothing"
+        result.append(added.total().item())
+    assert len(set(result)) == 1
+    assert result[0] == pytest.approx(math.fsum(values.tolist()), rel=1e-12)
+    assert result[0] != values.sum().item(), "a sum without roundings says nothing"
 
 
 @pytest.mark.parametrize("numel", [0, 1, 2, 3, 5, 1023, 1025])

@@ -36,9 +36,9 @@ def test_a_checkpoint_comes_back_exactly(weights, states):
     resumed.load_state_dict(saved)
     assert_same_state(resumed.state_dict(), saved)
     for given in grads[2:]:
-        for twin, ps in ((optimizer, params), (resumed, others)):
+        for copied, ps in ((optimizer, params), (resumed, others)):
             set_grads(ps, given)
-            twin.step()
+            copied.step()
     assert_same_state(resumed.state_dict(), optimizer.state_dict())
     for ours, theirs in zip(others, params, strict=True):
         assert_same_bits("param", ours.detach(), theirs.detach())
@@ -112,16 +112,16 @@ def test_a_run_can_change_its_format(source, target):
         state = resumed.state[others[0]]
         expected = {*formats_of(resumed, others[0])[2].column_keys("exp_avg")}
         assert expected <= state.keys()
-        found = weight(resumed, others[0])
+        result = weight(resumed, others[0])
         moment = conversion.decode(
             formats_of(resumed, others[0])[2],
             [state[n] for n in formats_of(resumed, others[0])[2].column_keys("exp_avg")],
             torch.float32,
         )
         if target[0] in ("master", "split"):
-            assert_same_bits("weight", found, exact[0])
+            assert_same_bits("weight", result, exact[0])
         else:
-            assert torch.allclose(found, exact[0], rtol=2**-7, atol=0)
+            assert torch.allclose(result, exact[0], rtol=2**-7, atol=0)
         if target[1] == "fp32":
             assert_same_bits("exp_avg", moment, exact[1])
         else:
@@ -138,17 +138,17 @@ def test_to_torch_and_back():
     start, grads = values([5000], BF16), random_grads([5000], 3)
     params, optimizer = trained(start, grads, {"weights": "split", "states": "int8", "lr": 1e-2})
     wide = [Parameter(weight(optimizer, params[0]))]
-    peer = torch.optim.AdamW(wide)
+    torch_optimizer = torch.optim.AdamW(wide)
     packed = optimizer.state_dict(format="torch")
     assert packed["state"][0]["exp_avg"].dtype is torch.float32
     assert packed["state"][0]["master"].dtype is torch.float32
     assert "exp_avg_scale" not in packed["state"][0]
     assert not fused_optim.options.GROUP_DEFAULTS.keys() & packed["param_groups"][0].keys()
-    peer.load_state_dict(packed)
+    torch_optimizer.load_state_dict(packed)
     wide[0].grad = grads[0][0].float()
-    peer.step()
+    torch_optimizer.step()
     back = AdamW(parameters([wide[0].to(BF16)]), weights="split", states="int8")
-    back.load_state_dict(peer.state_dict())
+    back.load_state_dict(torch_optimizer.state_dict())
     param = back.param_groups[0]["params"][0]
     param.grad = torch.zeros_like(param)
     back.step()
@@ -332,7 +332,7 @@ def test_swapping_the_average_loses_nothing():
     for name in WEIGHTS:
         options = {"weights": name, "ema_decay": 0.5, "lr": 0.1, "backend": "reference"}
         params, optimizer = trained(values([5000], BF16), random_grads([5000], 2), options)
-        twin = copy.deepcopy(optimizer)
+        copied = copy.deepcopy(optimizer)
         before = weight(optimizer, params[0])
         with optimizer.swap_ema():
             average = next(iter(optimizer.ema_parameters()))
@@ -343,10 +343,10 @@ def test_swapping_the_average_loses_nothing():
         assert_same_bits("weight", weight(optimizer, params[0]), before)
         set_grads(params, random_grads([5000], 1)[0])
         optimizer.step()
-        other = twin.param_groups[0]["params"]
+        other = copied.param_groups[0]["params"]
         set_grads(other, random_grads([5000], 1)[0])
-        twin.step()
-        assert_same_bits("after", weight(optimizer, params[0]), weight(twin, other[0]))
+        copied.step()
+        assert_same_bits("after", weight(optimizer, params[0]), weight(copied, other[0]))
 
 
 def test_codes_and_scales_agree_with_their_constants():

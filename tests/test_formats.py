@@ -18,7 +18,7 @@ from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e38, 1e-30, 1.0]
-BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
+WITH_EXTRA_KEYS = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 
 
 # ---- lossless
@@ -65,19 +65,21 @@ def test_every_float32_is_kept(name):
     """To the bit by split and master; by the others as far as their bits go."""
     value = all_bits()
     codec = WEIGHTS[name].codec
-    kept = conversion.decode(codec, conversion.encode(codec, value, value.to(BF16)), torch.float32)
-    assert torch.equal(kept.isnan(), value.isnan())
+    decoded = conversion.decode(
+        codec, conversion.encode(codec, value, value.to(BF16)), torch.float32
+    )
+    assert torch.equal(decoded.isnan(), value.isnan())
     number = ~value.isnan()
     if name in ("split", "master"):
         # a parameter that is zero has nothing beside it, so that a written zero is one
         zero = (value.abs() < 2.0**-134) & (name == "split")
         expected = torch.where(zero, torch.copysign(torch.zeros(()), value), value)
-        assert_same_bits(name, kept[number], expected[number])
+        assert_same_bits(name, decoded[number], expected[number])
     # where kahan's second bf16, or the range of bf16, does not end first
     usual = value.isfinite() & (value.abs() > 1e-30) & (value.abs() < 3.38e38)
-    error = ((kept.double() - value.double()) / value.double())[usual].abs().max()
+    error = ((decoded.double() - value.double()) / value.double())[usual].abs().max()
     assert error <= {"split": 0, "master": 0, "split24": 2.0**-15, "kahan": 2.0**-16}[name]
-    assert torch.equal(kept[value.isinf()], value[value.isinf()]) or name == "kahan"
+    assert torch.equal(decoded[value.isinf()], value[value.isinf()]) or name == "kahan"
 
 
 # ---- small steps
@@ -90,10 +92,10 @@ def test_decay_survives(name):
     options = {"lr": 1e-3, "weight_decay": 0.1, "weights": name, "backend": "reference"}
     params, optimizer = trained(start, [[torch.zeros(4096)]] * 1000, options)
     expected = (1 - 1e-4) ** 1000  # 0.9048
-    found = weight(optimizer, params[0])
-    assert abs(found.mean() - expected) < (2e-3 if name == "stochastic" else 3e-5)
+    result = weight(optimizer, params[0])
+    assert abs(result.mean() - expected) < (2e-3 if name == "stochastic" else 3e-5)
     within = {"stochastic": 0.1, "split24": 2e-3, "kahan": 1e-3}.get(name, 1e-5)
-    assert (found - expected).abs().max() < within
+    assert (result - expected).abs().max() < within
 
 
 def test_decay_does_not_survive_in_plain_bf16():
@@ -148,11 +150,11 @@ def draws(codec, value, count):
 @pytest.mark.parametrize("codec", ["stochastic", "split24"])
 @pytest.mark.parametrize("value", [1.001, -3.3e-5, 1.2345e-30, 7.77e30, 1e-40])
 def test_stochastic_rounding_is_unbiased(codec, value):
-    found = draws(WEIGHTS[codec].codec, value, 1_000_000)
+    result = draws(WEIGHTS[codec].codec, value, 1_000_000)
     exact = torch.tensor(value).double()
-    error = found.std() / 1000
-    assert error > 0 or torch.equal(found, exact.expand_as(found))
-    assert abs(found.mean() - exact) <= 3 * error
+    error = result.std() / 1000
+    assert error > 0 or torch.equal(result, exact.expand_as(result))
+    assert abs(result.mean() - exact) <= 3 * error
 
 
 @pytest.mark.parametrize("states", ["int8", "fp8", "bf16"])
@@ -166,8 +168,8 @@ def test_states_are_unbiased(states, kind):
     if kind == "signed":
         block *= torch.randn(64, generator=generator).sign()
     value = block.repeat(20_000)
-    found = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
-    error = (found.double() - value.double()).view(-1, 64)
+    result = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
+    error = (result.double() - value.double()).view(-1, 64)
     bound = 4.5 * error.std(0) / math.sqrt(len(error))  # the largest of 64 normal means
     assert (error.mean(0).abs() <= bound + 1e-12).all()
     assert error.std() > 0
@@ -180,8 +182,10 @@ def test_what_can_be_represented_is_not_rounded(states):
         once = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
         for shift in range(3):  # other elements, so other random bits
             again = torch.roll(once, 64 * shift)
-            kept = conversion.decode(codec, conversion.encode(codec, again, value), torch.float32)
-            assert_same_bits(f"{states} {shift}", kept, again)
+            decoded = conversion.decode(
+                codec, conversion.encode(codec, again, value), torch.float32
+            )
+            assert_same_bits(f"{states} {shift}", decoded, again)
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])
@@ -285,8 +289,8 @@ def test_scales_reach_far(size, states):
     start, grads = [torch.zeros(8192)], [[size * g[0]] for g in random_grads([8192], 20)]
     grads = [[g[0].float()] for g in grads]
     exact = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0})
-    found = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0, "states": states})
-    difference = (found[0][0] - exact[0][0]).detach()
+    result = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0, "states": states})
+    difference = (result[0][0] - exact[0][0]).detach()
     assert difference.isfinite().all()
     assert difference.square().mean().sqrt() < 0.2 * exact[0][0].detach().square().mean().sqrt()
 
@@ -297,8 +301,8 @@ def test_zero_stays_zero_and_nothing_else_becomes_zero(states):
     value = torch.zeros(256)
     value[::7] = 1e-20
     value[3] = 1.0
-    kept = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
-    assert torch.equal(kept == 0, value == 0)
+    decoded = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
+    assert torch.equal(decoded == 0, value == 0)
     for codec in STATES[states]:
         assert not conversion.decode(
             codec, conversion.allocate(codec, torch.zeros(100)), torch.float32
@@ -310,9 +314,9 @@ def test_one_nan_is_one_nan(states):
     for codec in STATES[states]:
         value = torch.ones(128)
         value[5], value[70] = math.nan, math.inf
-        kept = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
-        assert kept[[5, 70]].isnan().all()
-        assert kept.isnan().sum() == 2
+        decoded = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
+        assert decoded[[5, 70]].isnan().all()
+        assert decoded.isnan().sum() == 2
 
 
 def test_small_tensors_keep_float32():

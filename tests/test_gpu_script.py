@@ -105,9 +105,9 @@ def test_the_report_counts_over_shards(checkout, tmp_path):
     command = [sys.executable, str(checkout / "ci" / "gpu_report.py"), str(tmp_path), "100"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    found = json.loads((tmp_path / "summary.json").read_text())["tests"]
-    assert (found["passed"], found["failed"], found["skipped"]) == (1, ["b::y"], ["b::z"])
-    assert found["unfinished_shards"] == ["tests-3"]
+    actual = json.loads((tmp_path / "summary.json").read_text())["tests"]
+    assert (actual["passed"], actual["failed"], actual["skipped"]) == (1, ["b::y"], ["b::z"])
+    assert actual["unfinished_shards"] == ["tests-3"]
     text = (tmp_path / "summary.md").read_text()
     assert "| test_a.py::test_b | 2 | 0.1 | 5 | 1.25 |" in text
     assert "FAILED b::y" in text

@@ -38,15 +38,15 @@ def plain(monkeypatch):
 
 def assert_alike(inputs, host, plain):
     """Return whether both guards say that a step may go on."""
-    found, expected = (guard.check(inputs.groups, inputs.state) for guard in (host, plain))
-    assert (found is None) == (expected is None)
-    if found is None:
+    result, expected = (guard.check(inputs.groups, inputs.state) for guard in (host, plain))
+    assert (result is None) == (expected is None)
+    if result is None:
         return False
-    assert list(map(id, found.params)) == list(map(id, expected.params))
-    assert list(map(id, found.list_tensors())) == list(map(id, expected.list_tensors()))
-    assert found.grad_addresses.dtype == expected.grad_addresses.dtype == np.int64
-    assert found.grad_addresses.tolist() == expected.grad_addresses.tolist()
-    assert found.grad_addresses.tolist() == [p.grad.data_ptr() for p in found.params]
+    assert list(map(id, result.params)) == list(map(id, expected.params))
+    assert list(map(id, result.list_tensors())) == list(map(id, expected.list_tensors()))
+    assert result.grad_addresses.dtype == expected.grad_addresses.dtype == np.int64
+    assert result.grad_addresses.tolist() == expected.grad_addresses.tolist()
+    assert result.grad_addresses.tolist() == [p.grad.data_ptr() for p in result.params]
     return True
 
 
@@ -90,7 +90,7 @@ def test_many_changes_are_seen_as_in_python(plain):
 @pytest.mark.parametrize("event", CHANGES)
 def test_steps_with_and_without_the_c_module(event, monkeypatch):
     """The same bits, and as many full steps; every other optimizer test runs with the module."""
-    found = []
+    result = []
     for module in (True, False):
         if not module:
             monkeypatch.setitem(sys.modules, "fused_optim._host", None)
@@ -106,6 +106,6 @@ def test_steps_with_and_without_the_c_module(event, monkeypatch):
                     if not param.requires_grad:
                         param.grad = None
             pair.step()
-        found.append((count.call_count, [p.detach() for p in params_of(pair.optimizers[0])]))
-    assert found[0][0] == found[1][0]
-    assert all(map(torch.equal, found[0][1], found[1][1]))
+        result.append((count.call_count, [p.detach() for p in params_of(pair.optimizers[0])]))
+    assert result[0][0] == result[1][0]
+    assert all(map(torch.equal, result[0][1], result[1][1]))

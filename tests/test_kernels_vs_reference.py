@@ -36,9 +36,9 @@ def assert_same_but_for_sums(name, actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15, equal_nan=True, msg=name)
 
 
-def run_twins(make, start, steps, grads=None, make_params=parameters):
+def compare_backends(make, start, steps, grads=None, make_params=parameters):
     """Run both backends on equal parameters and compare everything they leave behind."""
-    twins = []
+    runs = []
     for backend in (KERNELS, "reference"):
         params = make_params(start)
         optimizer = make(params, backend)
@@ -47,8 +47,8 @@ def run_twins(make, start, steps, grads=None, make_params=parameters):
             given = exact_values(shapes, torch.float32, step) if grads is None else grads[step]
             set_grads(params, given)
             optimizer.step()
-        twins.append((params, optimizer))
-    (params, kernel), (others, reference) = twins
+        runs.append((params, optimizer))
+    (params, kernel), (others, reference) = runs
     assert (kernel.backend_used, reference.backend_used) == (KERNELS, "reference")
     for i, (param, other) in enumerate(zip(params, others, strict=True)):
         same = assert_same_bits
@@ -78,7 +78,7 @@ def test_every_case_and_dtype(case, dtype):
         return case.fused(params, **case.options, **case.additions, backend=backend)
 
     start = values(SIZES, dtype)
-    params, _ = run_twins(make, start, steps=3)
+    params, _ = compare_backends(make, start, steps=3)
     assert not torch.equal(params[-1], start[-1]), "a step that does nothing equals itself"
 
 
@@ -90,7 +90,7 @@ def test_every_optimizer(case):
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
 
-    run_twins(make, values([1, 1025], torch.float32), steps=2)
+    compare_backends(make, values([1, 1025], torch.float32), steps=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -102,7 +102,7 @@ def test_every_optimizer_misaligned(case, dtype):
         return case.fused(params, **case.options, **case.additions, backend=backend)
 
     start = values([*range(1, 66, 4), 1025], dtype)
-    run_twins(make, start, steps=2, make_params=misaligned)
+    compare_backends(make, start, steps=2, make_params=misaligned)
 
 
 @pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
@@ -112,7 +112,7 @@ def test_every_optimizer_in_every_format(case, formats):
         options = {**case.options, **case.additions, **formats}
         return case.fused(params, **options, ema_decay=0.9, backend=backend)
 
-    run_twins(make, values([1, 4161, 9000], torch.bfloat16), steps=2)
+    compare_backends(make, values([1, 4161, 9000], torch.bfloat16), steps=2)
 
 
 @pytest.mark.interpreted(only=True)
@@ -135,13 +135,15 @@ def test_every_pair_of_formats(weights, states):
         optimizer.shard(params[0], index=3, offset=2**33 + 64, numel=2**34)
         return optimizer
 
-    run_twins(make, values([4161], torch.bfloat16), steps=2)
+    compare_backends(make, values([4161], torch.bfloat16), steps=2)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_large_tensor(name):
     case = find_case(name)
-    run_twins(lambda p, b: case.fused(p, 0.1, backend=b), values([LARGE], torch.float32), steps=2)
+    compare_backends(
+        lambda p, b: case.fused(p, 0.1, backend=b), values([LARGE], torch.float32), steps=2
+    )
 
 
 @pytest.mark.interpreted
@@ -160,7 +162,7 @@ def test_200_tensors_in_3_groups_of_mixed_dtypes():
         ]
         return AdamW(groups, max_grad_norm=3.0, backend=backend)
 
-    run_twins(make, start, steps=3)
+    compare_backends(make, start, steps=3)
 
 
 @pytest.mark.parametrize("case", CASES, ids=get_name)
@@ -174,14 +176,14 @@ def test_special_values(case):
         options = {**case.options, **case.additions, "max_grad_norm": None}
         return case.fused(params, **options, backend=backend)
 
-    run_twins(make, [start, values([50], torch.float32)[0]], 3, [[grad, torch.ones(50)]] * 3)
+    compare_backends(make, [start, values([50], torch.float32)[0]], 3, [[grad, torch.ones(50)]] * 3)
 
 
 def test_randomly_valued_gradients_without_clipping():
     for case in CASES:
         if "max_grad_norm" not in case.additions and "nonfinite" not in case.additions:
             grads = [values([1025, 3], torch.float32, seed) for seed in range(5)]
-            run_twins(
+            compare_backends(
                 lambda p, b, c=case: c.fused(p, **c.options, **c.additions, backend=b),
                 values([1025, 3], torch.float32),
                 steps=3,
@@ -206,7 +208,7 @@ def test_step_counts_of_ten_million():
             }
         return optimizer
 
-    params, kernel = run_twins(make, values([40] * 5, torch.float32), steps=2)
+    params, kernel = compare_backends(make, values([40] * 5, torch.float32), steps=2)
     assert [kernel.state[p]["step"].item() for p in params] == [c + 2 for c in counts]
 
 
@@ -220,7 +222,7 @@ def test_gradient_dtype_may_differ_from_the_parameters():
 
             return AdamW(params, backend=backend)
 
-        twins = []
+        runs = []
         for backend in (KERNELS, "reference"):
             params = parameters(values([1025], torch.bfloat16))
             params[0].grad_dtype = None
@@ -229,5 +231,5 @@ def test_gradient_dtype_may_differ_from_the_parameters():
                 params[0].grad = given[0].clone()
                 optimizer.step()
             assert params[0].grad.dtype == grad_dtype
-            twins.append(params[0].detach())
-        assert_same_bits("param", *twins)
+            runs.append(params[0].detach())
+        assert_same_bits("param", *runs)

@@ -105,8 +105,8 @@ def test_only_what_changed_is_uploaded(uploaded):
     optimizer.step()
     assert uploaded == [options]
     uploaded.clear()
-    kept = params[3].grad  # so that its address is not given out again
-    params[3].grad = kept.clone()
+    old = params[3].grad  # so that its address is not given out again
+    params[3].grad = old.clone()
     optimizer.step()
     assert uploaded == [table]
 
@@ -127,8 +127,8 @@ def test_options_change_no_kernel():
         optimizer.step()
         seen.append(
             {
-                key: {name: ready.fixed for name, ready in launch.executor.ready.items()}
-                for key, launch in optimizer._engine.plan.buckets.items()
+                kind: {name: ready.fixed for name, ready in launch.executor.ready.items()}
+                for kind, launch in optimizer._engine.plan.buckets.items()
             }
         )
     assert seen[0] == seen[1] == seen[2]
@@ -149,8 +149,8 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     params, optimizer = three_groups(3)
     set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
-    ((key, launch),) = optimizer._engine.plan.buckets.items()
-    launch.key = key._replace(device=torch.device("cuda"))
+    ((kind, launch),) = optimizer._engine.plan.buckets.items()
+    launch.kind = kind._replace(device=torch.device("cuda"))
     tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
     for name in tables:
         setattr(launch, name, Table())
@@ -158,7 +158,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
         held.clear()
         launch._record_streams()
         assert [(getattr(launch, name), stream) for name in tables] == sorted(
-            held, key=lambda pair: [getattr(launch, n) for n in tables].index(pair[0])
+            held, kind=lambda pair: [getattr(launch, n) for n in tables].index(pair[0])
         )
 
 

@@ -169,7 +169,7 @@ def test_layouts(backend, name):
     """Pairs by element, not by address: gradient and states come in every other layout too."""
     ours, theirs = torch.nn.Parameter(layouts()[name]), torch.nn.Parameter(layouts()[name])
     fused = AdamW([ours], lr=0.1, backend=backend, max_grad_norm=1.0)
-    peer = torch.optim.AdamW([theirs], lr=0.1, foreach=False)
+    torch_optimizer = torch.optim.AdamW([theirs], lr=0.1, foreach=False)
     storage, pointer = ours.untyped_storage().data_ptr(), ours.data_ptr()
     for step in range(4):
         grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
@@ -181,7 +181,7 @@ def test_layouts(backend, name):
         theirs.grad = grad.clone()
         fused.step()
         torch.nn.utils.clip_grad_norm_([theirs], 1.0)
-        peer.step()
+        torch_optimizer.step()
         torch.testing.assert_close(ours, theirs)
         if step == 1:  # a loaded state is often contiguous, whatever the parameter is
             for slot in ("exp_avg", "exp_avg_sq"):
@@ -271,11 +271,14 @@ def test_backend_per_group():
 def test_complex_parameters(backend):
     start = torch.randn(30, dtype=torch.complex64)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    fused, peer = AdamW([ours], lr=0.1, backend=backend), torch.optim.AdamW([theirs], lr=0.1)
+    fused, torch_optimizer = (
+        AdamW([ours], lr=0.1, backend=backend),
+        torch.optim.AdamW([theirs], lr=0.1),
+    )
     for _ in range(3):
         ours.grad = torch.randn(30, dtype=torch.complex64)
         theirs.grad = ours.grad.clone()
         fused.step()
-        peer.step()
+        torch_optimizer.step()
     torch.testing.assert_close(ours, theirs)
     assert fused.state[ours]["exp_avg"].dtype == torch.complex64

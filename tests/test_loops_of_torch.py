@@ -21,7 +21,7 @@ each_class = pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 BF16 = torch.bfloat16
 
 
-class Coded(torch.Tensor):
+class QuantizedWeight(torch.Tensor):
     """A frozen weight of codes and scales, as of a base model with adapters."""
 
     @staticmethod
@@ -54,7 +54,7 @@ FROZEN = {
     "expanded": lambda: torch.zeros(3, 1).expand(3, 4),
     "fp16": lambda: torch.zeros(6, dtype=torch.float16),
     "complex": lambda: torch.zeros(6, dtype=torch.complex64),
-    "codes": lambda: Coded(torch.zeros(6, dtype=torch.uint8), torch.ones(1)),
+    "codes": lambda: QuantizedWeight(torch.zeros(6, dtype=torch.uint8), torch.ones(1)),
 }
 BYTES = {"float8": 6, "sparse": 3 * 16 + 3 * 4, "expanded": 48, "fp16": 12, "complex": 48}
 
@@ -87,11 +87,11 @@ def test_frozen_parameters_of_any_kind(kind, cls):
 @pytest.mark.parametrize("kind", FROZEN)
 def test_memory_and_conversion_with_frozen_parameters(kind, capsys):
     params = with_adapter(kind)
-    found = fused_optim.memory(params, AdamW, weights="split", states="int8")
+    result = fused_optim.memory(params, AdamW, weights="split", states="int8")
     alone = fused_optim.memory(params[1:], AdamW, weights="split", states="int8")
-    assert found._replace(numel=0, parameters=0) == alone._replace(numel=0, parameters=0)
-    assert found.numel - alone.numel == params[0].numel()
-    assert found.parameters - alone.parameters == BYTES.get(kind, 10 if kind == "codes" else 6)
+    assert result._replace(numel=0, parameters=0) == alone._replace(numel=0, parameters=0)
+    assert result.numel - alone.numel == params[0].numel()
+    assert result.parameters - alone.parameters == BYTES.get(kind, 10 if kind == "codes" else 6)
     optimizer = fused_optim.from_torch(torch.optim.AdamW(params), weights="split")
     set_grads(params[1:], values([(40,), (3, 7)], BF16))
     optimizer.step()
@@ -121,7 +121,7 @@ def test_what_is_unfrozen_is_checked_then_and_named():
                 },
             ]
         )
-    coded = nn.Parameter(Coded(torch.zeros(6, dtype=torch.uint8), torch.ones(1)))
+    coded = nn.Parameter(QuantizedWeight(torch.zeros(6, dtype=torch.uint8), torch.ones(1)))
     with pytest.raises(ValueError, match=r"got .*\.Coded, torch\.strided"):
         AdamW([coded])
     param = nn.Parameter(torch.zeros(3))

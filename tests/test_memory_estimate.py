@@ -43,12 +43,12 @@ def test_the_presets(preset, capsys):
     param.grad = torch.zeros_like(param)
     optimizer.step()
     assert taken(optimizer) == held * 6400
-    found = memory([param], weights=weights, states=states)
-    assert found.states == held * 6400 + 4
-    assert found.moved == moved * 6400
-    assert found.parameters == found.gradients == dtype.itemsize * 6400
-    assert found.total == found.parameters + found.gradients + found.states
-    assert capsys.readouterr().out == f"{found}\n"
+    result = memory([param], weights=weights, states=states)
+    assert result.states == held * 6400 + 4
+    assert result.moved == moved * 6400
+    assert result.parameters == result.gradients == dtype.itemsize * 6400
+    assert result.total == result.parameters + result.gradients + result.states
+    assert capsys.readouterr().out == f"{result}\n"
     with_norm = memory([param], weights=weights, states=states, max_grad_norm=1.0)
     assert with_norm.moved == (moved + dtype.itemsize) * 6400
 
@@ -74,15 +74,15 @@ def test_a_model_too_large_for_any_machine(capsys):
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(1 << 17, 1 << 17, bias=False), nn.Linear(1 << 17, 8))
     model[1].weight.requires_grad_(False)
-    found = memory(model, states="int8")
-    assert found.numel == (1 << 34) + (1 << 20) + 8
-    assert found.gradients == 4 * ((1 << 34) + 8)
-    assert found.parameters == 4 * found.numel
+    result = memory(model, states="int8")
+    assert result.numel == (1 << 34) + (1 << 20) + 8
+    assert result.gradients == 4 * ((1 << 34) + 8)
+    assert result.parameters == 4 * result.numel
     assert "64.004" in capsys.readouterr().out.splitlines()[1]
-    assert memory(model.named_parameters(), states="int8") == found
+    assert memory(model.named_parameters(), states="int8") == result
     group = {"params": model[0].parameters(), "states": "int8"}
     pair = memory([group, {"params": model[1].weight}, {"params": [model[1].bias]}])
-    assert (pair.numel, pair.gradients) == (found.numel, found.gradients)
+    assert (pair.numel, pair.gradients) == (result.numel, result.gradients)
     assert model[0].weight.grad is None
 
 
@@ -113,6 +113,9 @@ def test_the_readme_has_these_bytes():
         weights, states = re.findall(r'`"(\w+)"`', row[0])
         dtype = {"fp32": torch.float32, "bf16": BF16}[row[1].strip()]
         param = Parameter(torch.empty(1 << 24, dtype=dtype, device="meta"))
-        found = memory([param], weights=weights, states=states, max_grad_norm=1.0)
-        kept = (found.parameters + found.states) / found.numel
-        assert [float(row[2]), float(row[3])] == [round(kept, 2), round(found.moved / 2**24, 2)]
+        result = memory([param], weights=weights, states=states, max_grad_norm=1.0)
+        resident = (result.parameters + result.states) / result.numel
+        assert [float(row[2]), float(row[3])] == [
+            round(resident, 2),
+            round(result.moved / 2**24, 2),
+        ]

@@ -128,9 +128,9 @@ def test_a_forked_process_steps_too(two_threads):
     expected = run()
     param = parameters(values([300_000], torch.float32))[0]
     param.grad = values([300_000], torch.float32, 1)[0]
-    twin = parameters([param])[0]
-    twin.grad = param.grad.clone()
-    optimizers = [fused_optim.AdamW([p], lr=0.1, backend="native") for p in (param, twin)]
+    other = parameters([param])[0]
+    other.grad = param.grad.clone()
+    optimizers = [fused_optim.AdamW([p], lr=0.1, backend="native") for p in (param, other)]
     for optimizer in (*optimizers, optimizers[0]):
         optimizer.step()
     context = multiprocessing.get_context("fork")
@@ -138,7 +138,7 @@ def test_a_forked_process_steps_too(two_threads):
 
     def child():
         optimizers[1].step()
-        theirs.send_bytes(twin.detach().numpy().tobytes())
+        theirs.send_bytes(other.detach().numpy().tobytes())
 
     process = context.Process(target=child, daemon=True)
     process.start()
@@ -152,17 +152,17 @@ def test_a_forked_process_steps_too(two_threads):
 
 def test_optimizers_step_in_several_threads_at_once(two_threads):
     expected = run(steps=8)
-    found = {}
+    actual = {}
     others = [
-        threading.Thread(target=lambda i=i: found.update({i: run(steps=8)})) for i in range(4)
+        threading.Thread(target=lambda i=i: actual.update({i: run(steps=8)})) for i in range(4)
     ]
     for thread in others:
         thread.start()
     for thread in others:
         thread.join()
-    for result in found.values():
+    for result in actual.values():
         assert_all_same(result, expected)
-    assert len(found) == 4
+    assert len(actual) == 4
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -76,11 +76,11 @@ def test_a_change_in_place_is_seen(backend, name, kind, extra):
         made = KINDS[kind](value)
         return made if name == "seed" else made.astype(float) if "array" in kind else made.double()
 
-    found = run(make, set_in_place, name, backend, extra)
+    result = run(make, set_in_place, name, backend, extra)
     expected = run(lambda value: value, set_to, name, backend, extra)
     still = run(lambda value: value, lambda *_: None, name, backend, extra)
-    assert all(map(torch.equal, found, expected))
-    assert not all(map(torch.equal, found, still)), "the change makes no difference"
+    assert all(map(torch.equal, result, expected))
+    assert not all(map(torch.equal, result, still)), "the change makes no difference"
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.float16])
@@ -149,8 +149,8 @@ def test_the_bound_travels_with_a_checkpoint():
     assert resumed.clip_factor == optimizer.clip_factor != 1
     resumed.add_param_group({"params": parameters(values([(2,)], torch.float32))})
     assert resumed.param_groups[-1]["max_grad_norm"] == 0.5
-    for twin in (copy.deepcopy(resumed), pickle.loads(pickle.dumps(resumed))):
-        assert twin.max_grad_norm == 0.5
+    for copied in (copy.deepcopy(resumed), pickle.loads(pickle.dumps(resumed))):
+        assert copied.max_grad_norm == 0.5
 
 
 def test_a_checkpoint_without_a_bound_leaves_it():
@@ -159,8 +159,8 @@ def test_a_checkpoint_without_a_bound_leaves_it():
     before = copy.deepcopy(plain.state_dict())
     for group in before["param_groups"]:
         del group["max_grad_norm"]
-    peer = torch.optim.AdamW([{"params": [p]} for p in params])
-    for saved in (before, peer.state_dict(), plain.state_dict()):
+    torch_optimizer = torch.optim.AdamW([{"params": [p]} for p in params])
+    for saved in (before, torch_optimizer.state_dict(), plain.state_dict()):
         _, optimizer = clipped(0.5)
         optimizer.load_state_dict(saved)
         assert optimizer.max_grad_norm == 0.5
@@ -171,9 +171,9 @@ def test_torch_loads_a_checkpoint_with_a_bound():
     params, optimizer = clipped(0.5)
     set_grads(params, [torch.ones(4)] * 2)
     optimizer.step()
-    peer = torch.optim.AdamW([{"params": [p]} for p in params])
-    peer.load_state_dict(optimizer.state_dict())
-    peer.step()
+    torch_optimizer = torch.optim.AdamW([{"params": [p]} for p in params])
+    torch_optimizer.load_state_dict(optimizer.state_dict())
+    torch_optimizer.step()
     assert "max_grad_norm" not in optimizer.state_dict(format="torch")["param_groups"][0]
 
 

@@ -212,8 +212,8 @@ def test_torch_arguments_come_first_and_in_order():
 
     namesakes = [name for name in fused_optim.__all__ if hasattr(torch.optim, name)]
     assert {"ASGD", "Adam", "SGD"} <= set(namesakes)
-    for cls, peer in ((getattr(fused_optim, n), getattr(torch.optim, n)) for n in namesakes):
-        theirs = list(inspect.signature(peer).parameters.values())
+    for cls, torch_class in ((getattr(fused_optim, n), getattr(torch.optim, n)) for n in namesakes):
+        theirs = list(inspect.signature(torch_class).parameters.values())
         ours = list(inspect.signature(cls).parameters.values())
         assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [
             (p.name, p.default, p.kind) for p in theirs
@@ -249,19 +249,19 @@ def test_messages_begin_with_those_of_torch(options):
     (name,) = options
     seen = 0
     for cls in (getattr(fused_optim, n) for n in fused_optim.__all__ if hasattr(torch.optim, n)):
-        peer = getattr(torch.optim, cls.__name__)
+        torch_class = getattr(torch.optim, cls.__name__)
         params = [torch.zeros(1, requires_grad=True)]
         try:
-            peer(params, **options)
+            torch_class(params, **options)
         except ValueError as error:
             theirs = str(error)
         except TypeError:
             continue  # it has no such option
         else:
             continue  # torch takes it
-        with pytest.raises(ValueError, match=name) as found:
+        with pytest.raises(ValueError, match=name) as result:
             cls(params, **options)
-        assert str(found.value).startswith(f"{theirs}: {name}")
+        assert str(result.value).startswith(f"{theirs}: {name}")
         seen += 1
     assert seen > 0
 

@@ -68,30 +68,30 @@ def run_with_oracle(case, dtype):
         run_oracle(case, start, grads, width)
         for width in (getattr(np, str(dtype).split(".")[1]), np.float64)
     )
-    found = {"param": (join_flat(params), join_flat(narrow[0]), join_flat(exact[0]))}
+    result = {"param": (join_flat(params), join_flat(narrow[0]), join_flat(exact[0]))}
     for slot in optimizer.rule(optimizer.param_groups[0]).state_keys:
         ours = join_flat([optimizer.state[p][slot] for p in params])
         others = [join_flat([state[slot] for state in states]) for _, states in (narrow, exact)]
-        found[slot] = (ours, *others)
-    if "z" in found:  # schedule-free: the result is x, the parameter was y
+        result[slot] = (ours, *others)
+    if "z" in result:  # schedule-free: the result is x, the parameter was y
         optimizer.eval()
         others = [join_flat([state["x"] for state in states]) for _, states in (narrow, exact)]
-        found["x"] = (join_flat(params), *others)
-    return found
+        result["x"] = (join_flat(params), *others)
+    return result
 
 
 @pytest.mark.parametrize("case", OURS, ids=get_name)
 def test_float32_is_as_accurate_as_numpy(case):
-    found = run_with_oracle(case, torch.float32)
-    for name, (ours, narrow, exact) in found.items():
+    result = run_with_oracle(case, torch.float32)
+    for name, (ours, narrow, exact) in result.items():
         assert_as_accurate(name, ours, narrow, exact)
 
 
 # the kernels have the reference's bits, in float64 too: test_kernels_vs_reference.py
 @pytest.mark.parametrize("case", OURS, ids=get_name)
 def test_float64_differs_from_the_paper_by_rounding_only(case):
-    found = run_with_oracle(case, torch.float64)
-    for ours, _, exact in found.values():
+    result = run_with_oracle(case, torch.float64)
+    for ours, _, exact in result.values():
         torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 
 

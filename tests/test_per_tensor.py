@@ -59,14 +59,14 @@ CASES = {
 
 
 def oracle_run(rule, options, start, steps, dtype):
-    found = []
+    result = []
     for i, tensor in enumerate(start):
         p, state = tensor.numpy().astype(dtype), {}
         for t in range(1, steps + 1):
             g = gradients(start, t)[i].numpy().astype(dtype)
             p = rule(p, g, state, t, **options) if p.size else p
-        found.append(torch.from_numpy(np.asarray(p, dtype)))
-    return found
+        result.append(torch.from_numpy(np.asarray(p, dtype)))
+    return result
 
 
 def gradients(start, t):
@@ -93,15 +93,15 @@ def test_against_the_paper(name, backend):
         if dtype is torch.float64:
             torch.testing.assert_close([p.detach() for p in params], exact, rtol=1e-11, atol=1e-12)
         else:
-            peer = oracle_run(rule, options, start, steps, np.float32)
+            narrow = oracle_run(rule, options, start, steps, np.float32)
             joined = [
-                torch.cat([p.detach().flatten() for p in run]) for run in (params, peer, exact)
+                torch.cat([p.detach().flatten() for p in run]) for run in (params, narrow, exact)
             ]
             assert_as_accurate(name, *joined)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_twins(name):
+def test_both_backends_agree(name):
     """Equal bits from float64 sums of another order: the scalars are rounded to float32."""
     runs = []
     for backend in BACKENDS:

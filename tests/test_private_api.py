@@ -67,11 +67,11 @@ OWN = {"_host"}.union(*map(defined, TREES.values()))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_private_names_stand_in_one_module(path):
-    found = list(foreign(TREES[path], OWN))
+    result = list(foreign(TREES[path], OWN))
     if path == OWNER:
-        assert found, "no private name is in use: this test and that module can go"
+        assert result, "no private name is in use: this test and that module can go"
     else:
-        assert not found, f"move these to {OWNER.relative_to(ROOT)}: {found}"
+        assert not result, f"move these to {OWNER.relative_to(ROOT)}: {result}"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_steps_have_the_same_bits_without(name, steps):
 
 def test_a_scaler_may_unscale_by_itself(monkeypatch):
     """Exact, for the scale is a power of two."""
-    found = []
+    result = []
     for knows in (True, False):
         if not knows:
             monkeypatch.delattr(
@@ -230,9 +230,9 @@ def test_a_scaler_may_unscale_by_itself(monkeypatch):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-        found.append([params[0].detach(), *optimizer.state[params[0]].values()])
-    assert len(found[0]) == 4
-    assert all(map(torch.equal, *found))
+        result.append([params[0].detach(), *optimizer.state[params[0]].values()])
+    assert len(result[0]) == 4
+    assert all(map(torch.equal, *result))
 
 
 def hide(monkeypatch, *names):
@@ -252,10 +252,10 @@ def test_whether_triton_is_interpreted_is_known_without_its_knobs(value, monkeyp
 def test_the_device_of_triton_is_that_of_torch_without_its_driver(monkeypatch):
     hide(monkeypatch, "driver")
     monkeypatch.setattr(private_api, "triton_is_interpreted", lambda: False)
-    found = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: found)
-    assert private_api.triton_device() == found
+    result = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: result)
+    assert private_api.triton_device() == result
     assert "on cuda" in triton_unavailable_reason(torch.device("cpu"))
-    assert triton_unavailable_reason(found) is None
+    assert triton_unavailable_reason(result) is None
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: None)
-    assert "no accelerator" in triton_unavailable_reason(found)
+    assert "no accelerator" in triton_unavailable_reason(result)

@@ -46,7 +46,7 @@ def compare(actual, expected):
             assert_same_bits("state", *pair)
 
 
-def alone(monkeypatch):
+def disable_packing(monkeypatch):
     """From now on every row is updated for itself, with its own scalars."""
     monkeypatch.setattr(small_tensors, "MAX_NUMEL", 0)
     monkeypatch.setattr(reference.ReferenceRunner, "_shared_bits", each_row)
@@ -63,7 +63,7 @@ def adamw(params):
 @pytest.mark.parametrize("numels", [SMALL, SMALL[::-1], [5], [0, 0], [0, 7]])
 def test_packed_rows_are_as_rows_alone(numels, monkeypatch):
     packed = stepped(adamw, numels)
-    alone(monkeypatch)
+    disable_packing(monkeypatch)
     compare(packed, stepped(adamw, numels))
 
 
@@ -75,7 +75,7 @@ def test_rows_that_come_and_go(monkeypatch):
             param.grad = None
 
     packed = stepped(adamw, SMALL, 6, lacking)
-    alone(monkeypatch)
+    disable_packing(monkeypatch)
     compare(packed, stepped(adamw, SMALL, 6, lacking))
 
 
@@ -98,7 +98,7 @@ def test_rows_of_any_strides(monkeypatch):
         return [params, [list(state_of(optimizer, p).values()) for p in params]]
 
     packed = strided()
-    alone(monkeypatch)
+    disable_packing(monkeypatch)
     compare(packed, strided())
 
 
@@ -141,10 +141,10 @@ def test_gradients_are_not_written():
 def test_threads_change_no_bit():
     """Each thread has its part of a piece, so pieces differ too."""
     numels = [3 * reference.CHUNK + 5, 7]
-    alone = stepped(adamw, numels)
+    expected = stepped(adamw, numels)
     torch.set_num_threads(2)
     try:
-        compare(stepped(adamw, numels), alone)
+        compare(stepped(adamw, numels), expected)
     finally:
         torch.set_num_threads(1)
 

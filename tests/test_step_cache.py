@@ -139,11 +139,11 @@ def test_what_does_not_fit_is_refused_as_ever(backend):
     (optimizer, _), small = pair.optimizers, torch.zeros(20)
     param = params_of(optimizer)[0]
     state = optimizer.state[param]
-    kept = state["exp_avg"]
-    state["exp_avg"] = kept[:20]
+    whole = state["exp_avg"]
+    state["exp_avg"] = whole[:20]
     with pytest.raises(ValueError, match="exp_avg"):
         optimizer.step()
-    state["exp_avg"] = kept
+    state["exp_avg"] = whole
     optimizer.step()
     param.data = param.data[:20]
     with pytest.raises(ValueError, match="gradient"):

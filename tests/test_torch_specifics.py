@@ -58,13 +58,13 @@ def test_extreme_gradients_end_where_torch_ends(case, request):
     grad = torch.tensor(EXTREME + NOT_FINITE)
     ours, theirs = parameters([torch.ones_like(grad)]), parameters([torch.ones_like(grad)])
     fused = case.fused(ours, **case.options, backend="reference")  # the kernel has the same bits
-    peer = case.torch_class(theirs, **case.options, foreach=False)
+    torch_optimizer = case.torch_class(theirs, **case.options, foreach=False)
     for _ in range(3):
         for given in (grad, torch.full_like(grad, 0.5)):
             set_grads(ours, [given])
             set_grads(theirs, [given])
             fused.step()
-            peer.step()
+            torch_optimizer.step()
             assert torch.equal(ours[0].isfinite(), theirs[0].isfinite())
 
 

@@ -168,10 +168,14 @@ def test_numeric_counts(case):
 def torch_takes(case, saved, key):
     """Whether torch can load and step without a group's ``key``; then what it takes for it."""
     params = parameters(values([(2,)], torch.float64))
-    peer = case.torch_class(params, **case.options)
+    torch_optimizer = case.torch_class(params, **case.options)
     del saved["param_groups"][0][key]
-    peer.load_state_dict(saved)
-    return (True, peer.param_groups[0][key]) if key in peer.param_groups[0] else (False, None)
+    torch_optimizer.load_state_dict(saved)
+    return (
+        (True, torch_optimizer.param_groups[0][key])
+        if key in torch_optimizer.param_groups[0]
+        else (False, None)
+    )
 
 
 @pytest.mark.feature("old formats")
@@ -179,13 +183,13 @@ def torch_takes(case, saved, key):
 def test_missing_keys(case):
     """An option that a checkpoint lacks is what it was before torch had the option."""
     params = parameters(values([(2,)], torch.float64))
-    peer = case.torch_class(params, **case.options)
+    torch_optimizer = case.torch_class(params, **case.options)
     tried = 0
-    for key in peer.param_groups[0].keys() - {"params"}:
-        taken, value = torch_takes(case, cloned(peer.state_dict()), key)
+    for key in torch_optimizer.param_groups[0].keys() - {"params"}:
+        taken, value = torch_takes(case, cloned(torch_optimizer.state_dict()), key)
         if not taken:
             continue
-        saved = cloned(peer.state_dict())
+        saved = cloned(torch_optimizer.state_dict())
         del saved["param_groups"][0][key]
         optimizer = case.fused(params, **case.options)
         optimizer.load_state_dict(saved)
@@ -203,8 +207,8 @@ def test_our_options_survive_a_checkpoint_of_torch(case):
     params = parameters(values([(2,), (3,)], torch.float64))
     groups = [{"params": params[:1], "l1": 0.5}, {"params": params[1:], "nonfinite": "skip"}]
     optimizer = case.fused(groups, max_grad_norm=2.0)
-    peer = case.torch_class([{"params": params[:1]}, {"params": params[1:]}])
-    optimizer.load_state_dict(peer.state_dict())
+    torch_optimizer = case.torch_class([{"params": params[:1]}, {"params": params[1:]}])
+    optimizer.load_state_dict(torch_optimizer.state_dict())
     assert [group["l1"] for group in optimizer.param_groups] == [0.5, 0.0]
     assert [group["nonfinite"] for group in optimizer.param_groups] == ["propagate", "skip"]
     assert optimizer.max_grad_norm == 2.0
@@ -278,8 +282,8 @@ def test_hooks_do_not_travel(case):
     pair = Pair(case)
     for optimizer in pair.optimizers:
         optimizer.register_step_pre_hook(lambda *_: pytest.fail("a hook of the original"))
-        twin = copy.deepcopy(optimizer)
-        twin.step()
+        copied = copy.deepcopy(optimizer)
+        copied.step()
 
 
 @pytest.mark.feature("Adam and AdamW")
@@ -304,11 +308,11 @@ def test_checkpoints_of_bf16(case):
     """What torch writes from low precision is loaded with the bits it has."""
     start = values([(40,)], torch.bfloat16)
     theirs, ours = parameters(start), parameters(start)
-    peer = case.torch_class(theirs)
+    torch_optimizer = case.torch_class(theirs)
     set_grads(theirs, values([(40,)], torch.bfloat16, 1))
-    peer.step()
+    torch_optimizer.step()
     optimizer = case.fused(ours)
-    saved = cloned(peer.state_dict())
+    saved = cloned(torch_optimizer.state_dict())
     optimizer.load_state_dict(saved)
     fresh = case.torch_class(theirs)
     fresh.load_state_dict(cloned(saved))

@@ -216,12 +216,12 @@ def test_lazy_state(case, default):
     with default_dtype(default):
         for dtype in (torch.float32, torch.bfloat16):
             pair = Pair(case, values([(3,), (2, 2)], dtype))
-            ours, peer = pair.optimizers
-            assert bool(ours.state) == bool(peer.state) == (case.fused.__name__ == "Adagrad")
+            ours, theirs = pair.optimizers
+            assert bool(ours.state) == bool(theirs.state) == (case.fused.__name__ == "Adagrad")
             pair.backward(only=[1])
             for optimizer in pair.optimizers:
                 optimizer.step()
-            assert len(ours.state) == len(peer.state)
+            assert len(ours.state) == len(theirs.state)
             mine, other = (state_of(o, params[1]) for o, params in pair.both)
             extra = {"step"} if case.options.get("dampening") else set()
             assert mine.keys() == other.keys() | extra

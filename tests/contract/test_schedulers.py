@@ -49,12 +49,12 @@ pytestmark = SEQUENTIAL_LR_WARNS
 @pytest.mark.feature("schedulers")
 def test_no_scheduler_is_left_out():
     bases = {"LRScheduler", "_LRScheduler"}
-    found = {
+    result = {
         name
         for name, cls in vars(lrs).items()
         if inspect.isclass(cls) and issubclass(cls, lrs.LRScheduler)
     }
-    assert found - bases == set(SCHEDULERS)
+    assert result - bases == set(SCHEDULERS)
 
 
 def rates(optimizer):

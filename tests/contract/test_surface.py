@@ -49,8 +49,8 @@ def test_positional_arguments(case):
     ]
     param = torch.zeros(2, requires_grad=True)
     positional[0] = 0.125
-    ours, peer = case.fused([param], *positional), case.torch_class([param], *positional)
-    assert described(ours.param_groups) == described(peer.param_groups)
+    ours, theirs = case.fused([param], *positional), case.torch_class([param], *positional)
+    assert described(ours.param_groups) == described(theirs.param_groups)
     with pytest.raises(TypeError, match="positional argument"):
         case.fused([param], *positional, None, None, None, None, None, None, None, None)
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
@@ -61,16 +61,16 @@ def test_positional_arguments(case):
 @each_case
 def test_defaults_groups_and_repr(case):
     pair = Pair(case)
-    ours, peer = pair.optimizers
+    ours, theirs = pair.optimizers
     assert isinstance(ours, torch.optim.Optimizer)
-    assert type(ours).__name__ == type(peer).__name__
-    assert without_additions(ours.defaults) == peer.defaults
-    assert ours.defaults.keys() == peer.defaults.keys() | GROUP_DEFAULTS.keys()
-    assert described(ours.param_groups) == described(peer.param_groups)
-    assert ours.param_groups[0].keys() == peer.param_groups[0].keys() | GROUP_DEFAULTS.keys()
+    assert type(ours).__name__ == type(theirs).__name__
+    assert without_additions(ours.defaults) == theirs.defaults
+    assert ours.defaults.keys() == theirs.defaults.keys() | GROUP_DEFAULTS.keys()
+    assert described(ours.param_groups) == described(theirs.param_groups)
+    assert ours.param_groups[0].keys() == theirs.param_groups[0].keys() | GROUP_DEFAULTS.keys()
     added = tuple(f"    {name}: " for name in GROUP_DEFAULTS)
     lines = [line for line in repr(ours).splitlines() if not line.startswith(added)]
-    assert lines == repr(peer).splitlines()
+    assert lines == repr(theirs).splitlines()
 
 
 WAYS = {
@@ -92,10 +92,10 @@ WAYS = {
 def test_ways_to_give_parameters(case, way):
     """Names are kept, in ``param_groups`` and in the checkpoint."""
     pair = Pair(case, group=WAYS[way])
-    ours, peer = pair.optimizers
-    assert described(ours.param_groups) == described(peer.param_groups)
+    ours, theirs = pair.optimizers
+    assert described(ours.param_groups) == described(theirs.param_groups)
     assert ("param_names" in ours.param_groups[0]) == ("name" in way)
-    for mine, other in zip(ours.param_groups, peer.param_groups, strict=True):
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
         assert [p.shape for p in mine["params"]] == [p.shape for p in other["params"]]
     pair.step(2)
     saved = [optimizer.state_dict()["param_groups"] for optimizer in pair.optimizers]
@@ -205,10 +205,10 @@ def test_zero_grad(case, foreach):
     pair = Pair(case, foreach=foreach)
     pair.step(1)
     for optimizer, params in pair.both:
-        kept = [p.grad for p in params]
+        gradients = [p.grad for p in params]
         optimizer.zero_grad(set_to_none=False)
-        assert all(p.grad is k for p, k in zip(params, kept, strict=True))
-        assert not any(k.any() for k in kept)
+        assert all(p.grad is k for p, k in zip(params, gradients, strict=True))
+        assert not any(k.any() for k in gradients)
         optimizer.step()  # a zero gradient is a gradient: momentum goes on
     pair.check()
     for optimizer, params in pair.both:

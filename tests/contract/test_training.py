@@ -56,7 +56,7 @@ def test_grad_scaler(case, way):
 
 def step_scaled(pair, scalers, way, bad):
     """One step of both, and the update of the scales; unscale_ comes with torch's clipping."""
-    ours, peer = pair.optimizers
+    ours, theirs = pair.optimizers
     if way == "unscale_":
         for scaler, optimizer, params in zip(scalers, pair.optimizers, pair.params, strict=True):
             scaler.unscale_(optimizer)
@@ -69,7 +69,7 @@ def step_scaled(pair, scalers, way, bad):
         assert ours.skipped == bad
     else:
         scalers[0].step(ours)
-    scalers[1].step(peer)
+    scalers[1].step(theirs)
     scalers[1].update()
     if way == "attributes":
         scalers[0].load_state_dict(scalers[1].state_dict())

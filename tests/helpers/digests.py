@@ -37,17 +37,17 @@ NAMES = [
 
 def digest(tensors: Sequence[Tensor]) -> str:
     """Of all bits."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        result.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()[:16]
 
 
 def uniform(sizes: Sequence[int], dtype: torch.dtype, seed: int) -> list[Tensor]:
     """In [-2, 2); ``torch.randn`` calls functions that depend on the processor."""
     generator = torch.Generator().manual_seed(seed)
-    found = (torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes)
-    return [(4.0 * x - 2.0).to(dtype) for x in found]
+    result = (torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes)
+    return [(4.0 * x - 2.0).to(dtype) for x in result]
 
 
 def steps(case: Case, dtype: torch.dtype, sizes: Sequence[int], **options: object) -> list[Tensor]:
@@ -68,34 +68,34 @@ def blocks() -> dict[str, str]:
     """Of the building blocks of the rules."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 100003, generator=generator, dtype=torch.float64)
-    found = {f"root {z.dtype}": common.sqrt_rn(z) for z in (x, x.float())}
-    found |= {"exp": common.exp(80.0 * (x - 0.5)), "log": common.log(x + y)}
-    found["real_power"] = common.pow_real(2.0 * x, 3.0 * y)
-    found["power"] = common.pow_int(x, (1e6 * y).long().double())
-    return {name: digest([tensor]) for name, tensor in found.items()}
+    result = {f"root {z.dtype}": common.sqrt_rn(z) for z in (x, x.float())}
+    result |= {"exp": common.exp(80.0 * (x - 0.5)), "log": common.log(x + y)}
+    result["real_power"] = common.pow_real(2.0 * x, 3.0 * y)
+    result["power"] = common.pow_int(x, (1e6 * y).long().double())
+    return {name: digest([tensor]) for name, tensor in result.items()}
 
 
 def digests() -> dict[str, str]:
     """Of the blocks, and of steps in float32, in float64 and in every storage format."""
-    found = blocks()
+    result = blocks()
     for case in CASES:
         if case.name in NAMES:
             for dtype in (torch.float32, torch.float64):
-                found[f"{case.name} {dtype}"] = digest(steps(case, dtype, SIZES))
+                result[f"{case.name} {dtype}"] = digest(steps(case, dtype, SIZES))
     for formats in FORMATS:
         case = Case("formats", "AdamW", {"lr": 0.1})
         name = "-".join(formats.values())
-        found[name] = digest(steps(case, torch.bfloat16, [70001], **formats))
-    return found
+        result[name] = digest(steps(case, torch.bfloat16, [70001], **formats))
+    return result
 
 
 def main() -> None:
     """Print ``{threads: digests}`` and what says on which processor."""
-    found: dict[str, object] = {"capability": torch.backends.cpu.get_cpu_capability()}
+    result: dict[str, object] = {"capability": torch.backends.cpu.get_cpu_capability()}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found[str(threads)] = digests()
-    sys.stdout.write(json.dumps(found) + "\n")
+        result[str(threads)] = digests()
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

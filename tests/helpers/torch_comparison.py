@@ -52,11 +52,11 @@ def run_both(case, start, dtype, backend, steps=STEPS):
 def compare_with_torch(case, start, dtype, backend, steps=STEPS):
     """Check parameters, states, their names and dtypes after ``steps`` steps."""
     runs = run_both(case, start, dtype, backend, steps)
-    (ours, fused), (theirs, native), (exact, oracle) = runs
+    (ours, fused), (theirs, torch_optimizer), (exact, oracle) = runs
     assert_as_accurate("params", join_flat(ours), join_flat(theirs), join_flat(exact))
     states = [
         [state_of(*pair) for pair in zip([o] * len(params), params, strict=True)]
-        for o, params in ((fused, ours), (native, theirs), (oracle, exact))
+        for o, params in ((fused, ours), (torch_optimizer, theirs), (oracle, exact))
     ]
     extra = {"step"} if case.options.get("dampening") else set()
     for mine, other in zip(states[0], states[1], strict=True):

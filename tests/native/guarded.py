@@ -36,8 +36,8 @@ class Guarded:
         self.memory = mmap.mmap(-1, size)
         whole = np.frombuffer(self.memory, np.uint8)
         self.data = whole[page:-page]
-        for place in (whole[:page], whole[-page:]):
-            address = ctypes.c_void_p(place.ctypes.data)
+        for edge in (whole[:page], whole[-page:]):
+            address = ctypes.c_void_p(edge.ctypes.data)
             assert LIBC.mprotect(address, ctypes.c_size_t(page), NO_ACCESS) == 0
 
     def put(self, values: np.ndarray, at_end: bool) -> int:
@@ -58,12 +58,12 @@ class Guarded:
 def columns(key: BucketKey, numel: int) -> list[np.ndarray]:
     """Some values for every column."""
     generator = torch.Generator().manual_seed(numel)
-    found = []
+    result = []
     for dtype, block in zip(key.dtypes, key.blocks, strict=True):
         count = -(-numel // block)
         values = torch.rand(count, generator=generator, dtype=torch.float64) * 100 + 1
-        found.append(values.to(dtype).view(torch.uint8).numpy())
-    return found
+        result.append(values.to(dtype).view(torch.uint8).numpy())
+    return result
 
 
 class Launch:

@@ -43,15 +43,15 @@ class Case(NamedTuple):
 def covering() -> list[Case]:
     """Every rule, every format and every kernel, each with one or two of the others."""
     names = list(FORMATS)
-    found = {Case("update", "adam", name) for name in names}
+    result = {Case("update", "adam", name) for name in names}
     for i, rule in enumerate(RULES):
-        found |= {Case("update", rule, names[i % len(names)]), Case("prepare", rule, "fp32")}
+        result |= {Case("update", rule, names[i % len(names)]), Case("prepare", rule, "fp32")}
     for i, rule in enumerate(PER_TENSOR):
-        found.add(Case("reduce", rule, names[i % len(names)]))
-        found.add(Case("reduce", rule, names[(i + 7) % len(names)]))
-        found.add(Case("finalize", rule, "fp64" if i % 2 else "fp32"))
-    found |= {Case("norm", "adam", name) for name in ("fp32", "bf16", "fp16", "fp64")}
-    return sorted(found | {Case("prepare", "adam", "fp64")})
+        result.add(Case("reduce", rule, names[i % len(names)]))
+        result.add(Case("reduce", rule, names[(i + 7) % len(names)]))
+        result.add(Case("finalize", rule, "fp64" if i % 2 else "fp32"))
+    result |= {Case("norm", "adam", name) for name in ("fp32", "bf16", "fp16", "fp64")}
+    return sorted(result | {Case("prepare", "adam", "fp64")})
 
 
 def some() -> list[Case]:

@@ -65,8 +65,8 @@ except RuntimeError as error:
 
 
 def test_the_interpreter_is_named():
-    found = run(PROGRAM, TRITON_INTERPRET="1")
-    assert "norm is no jit function: Triton's interpreter is on (TRITON_INTERPRET)" in found
+    result = run(PROGRAM, TRITON_INTERPRET="1")
+    assert "norm is no jit function: Triton's interpreter is on (TRITON_INTERPRET)" in result
 
 
 def test_the_writer_is_named():

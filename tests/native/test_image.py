@@ -27,7 +27,7 @@ def mapping(address):
     """The permissions of the memory at an address; "" if there is none."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, permissions = line.split()[:2]
-        start, end = (int(place, 16) for place in span.split("-"))
+        start, end = (int(bound, 16) for bound in span.split("-"))
         if start <= address < end:
             return permissions
     return ""
@@ -36,9 +36,9 @@ def mapping(address):
 def test_the_memory_is_read_and_executed_alone():
     kernel = by_hand(module(STORE, "%out: !tt.ptr<i32>"), level())
     assert mapping(kernel.address) == "r-xp"
-    found = ctypes.c_int32(0)
-    run(kernel, ctypes.addressof(found))
-    assert found.value == 7
+    result = ctypes.c_int32(0)
+    run(kernel, ctypes.addressof(result))
+    assert result.value == 7
 
 
 def test_the_memory_is_given_back():

@@ -24,7 +24,7 @@ NUMEL = 4096 + 77  # a whole chunk, a block and a tail
 def columns(key):
     """Values of every size for every column, and special ones in the first chunk."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    result = []
     for dtype, block in zip(key.dtypes, key.blocks, strict=True):
         count = -(-NUMEL // block)
         if dtype.is_floating_point:
@@ -35,8 +35,8 @@ def columns(key):
             values[some_places] = torch.tensor(SPECIAL, dtype=torch.float64)[choice]
         else:
             values = torch.randint(1, 127, (count,), generator=generator)
-        found.append(values.to(dtype))
-    return found
+        result.append(values.to(dtype))
+    return result
 
 
 def executed(case, level):
@@ -109,7 +109,7 @@ def begun(rule, level):
     addresses = counts.data_ptr() + 4 * torch.arange(rows * counters)
     tables = [*([addresses] if counters else []), groups, hyper, one, zero, scalars, report]
     run(loaded(case, level), partials, *tables, len(partials), rows, programs=2)
-    found = [counts, scalars.clone(), report]
+    result = [counts, scalars.clone(), report]
     if rule in PER_TENSOR:
         table, chunks = torch.full((rows, 2 + len(key.dtypes)), 1000), 70
         firsts = torch.arange(rows + 1) * chunks
@@ -123,8 +123,8 @@ def begun(rule, level):
             scalars,
             programs=rows,
         )
-        found.append(scalars)
-    return found
+        result.append(scalars)
+    return result
 
 
 @pytest.mark.skipif(len(HERE) < 2, reason="there is one level")

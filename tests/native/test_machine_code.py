@@ -39,9 +39,9 @@ def assembly(case, level):
 def instructions(listing):
     """Mnemonic and operands of every instruction."""
     for line in listing.splitlines():
-        found = re.match(r"\t(?:lock\t+|rep\w*\t+)?([a-z][\w.]*)(?:\s+(.*))?$", line)
-        if found and not found[1].startswith("."):
-            yield found[1], found[2] or ""
+        result = re.match(r"\t(?:lock\t+|rep\w*\t+)?([a-z][\w.]*)(?:\s+(.*))?$", line)
+        if result and not result[1].startswith("."):
+            yield result[1], result[2] or ""
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -84,16 +84,16 @@ def inner_loop(listing):
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
     stores = [i for i, line in enumerate(lines) if re.match(WHOLE, line)]
     start = max(at for at in labels.values() if at < stores[0])
-    found, at = [], start
-    while not found or at != start:
+    result, at = [], start
+    while not result or at != start:
         line = lines[at]
         mnemonic, operand = [*line.strip().split(maxsplit=1), ""][:2]
         if not line.endswith(":"):
-            found.append(line.strip())
+            result.append(line.strip())
         # the loop goes on; a comparison with 0 says equal, and so not unordered
         at = labels[operand] if mnemonic in ("jmp", "jnp", "je") else at + 1
-        assert len(found) < 1000
-    return found
+        assert len(result) < 1000
+    return result
 
 
 def test_adamw_takes_few_instructions():
@@ -124,12 +124,12 @@ def test_the_image_stays_in_itself(kernel, level, tmp_path):
     command = ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "--no-show-raw-insn", path]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     code = listing[listing.index(f"{image.entry:x}:") : listing.rindex("ret") + 3]
-    constants = [int(place, 16) for place in re.findall(r"\(%rip\).*# 0x([0-9a-f]+)", code)]
-    jumps = [int(place, 16) for place in re.findall(r"\tj\w+\s+0x([0-9a-f]+)", code)]
+    constants = [int(address, 16) for address in re.findall(r"\(%rip\).*# 0x([0-9a-f]+)", code)]
+    jumps = [int(address, 16) for address in re.findall(r"\tj\w+\s+0x([0-9a-f]+)", code)]
     last = int(re.findall(r"^\s*([0-9a-f]+):\t.*$", code, re.MULTILINE)[-1], 16)
     assert len(jumps) > 5
-    assert all(image.entry <= place <= last for place in jumps)
-    assert all(last < place < len(image.code) for place in constants)
+    assert all(image.entry <= address <= last for address in jumps)
+    assert all(last < address < len(image.code) for address in constants)
     assert kernel in ("norm", "finalize") or len(constants) > 1
 
 
@@ -140,7 +140,7 @@ def test_the_constants_of_aarch64_are_found(kernel):
     listing = assembly(case, "aarch64")
     image = make_code(ir(parse(text(case)), "aarch64"), kernel, "aarch64")
     words = [word for (word,) in struct.iter_unpack("<I", image.code[: len(image.code) // 4 * 4])]
-    pages, places = {}, []
+    pages, addresses = {}, []
     for at, word in enumerate(words):
         if word & 0x9F000000 == 0x90000000:  # adrp
             distance = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
@@ -148,10 +148,10 @@ def test_the_constants_of_aarch64_are_found(kernel):
             pages[word & 31] = at * 4 // 4096 * 4096 + distance * 4096
         elif word & 0x3F000000 == 0x3D000000 and word >> 5 & 31 in pages:  # ldr of a vector
             size = (word >> 30 & 3) | (word >> 23 & 1) << 2
-            places.append(pages.pop(word >> 5 & 31) + ((word >> 10 & 0xFFF) << size))
+            addresses.append(pages.pop(word >> 5 & 31) + ((word >> 10 & 0xFFF) << size))
     end = max(i for i, word in enumerate(words) if word == 0xD65F03C0) * 4  # ret
-    assert len(places) >= len(re.findall(r":lo12:", listing)) // 2 > 0
-    assert all(end < place < len(image.code) for place in places)
+    assert len(addresses) >= len(re.findall(r":lo12:", listing)) // 2 > 0
+    assert all(end < address < len(image.code) for address in addresses)
 
 
 def test_a_call_of_a_library_is_refused_by_name():
