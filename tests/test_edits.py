@@ -5,12 +5,11 @@ remainder that counts beside a zero; twice the bound of kahan's compensation.
 """
 
 import copy
-import itertools
 import math
 
 import pytest
 import torch
-from helpers.format_runs import random_grads, trained, weight
+from helpers.format_runs import WITH_EXTRA_KEYS, random_grads, train_shards, trained, weight
 from helpers.models import BACKENDS, parameters, set_grads, values
 from helpers.tolerances import assert_same_bits
 from torch import nn
@@ -20,7 +19,6 @@ from fused_optim.formats import conversion
 from fused_optim.formats.registry import WEIGHTS
 
 BF16 = torch.bfloat16
-WITH_EXTRA_KEYS = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 each = pytest.mark.parametrize("name", WITH_EXTRA_KEYS)
 on_each = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -93,21 +91,11 @@ def test_an_edit_costs_no_full_step(backend, monkeypatch):
 def test_shards_keep_what_the_whole_keeps():
     start, grads = values([20_000], BF16)[0], random_grads([20_000], 3)
     options = {"weights": "split24", "states": "fp32", "lr": 1e-4, "backend": "reference"}
-    result = []
+    weights = []
     for cuts in ([0, 20_000], [0, 6400, 20_000]):
-        parts = []
-        for begin, end in itertools.pairwise(cuts):
-            params = parameters([start[begin:end]])
-            optimizer = AdamW(params, **options)
-            optimizer.shard(params[0], index=0, offset=begin, numel=20_000)
-            for given in grads:
-                set_grads(params, [given[0][begin:end]])
-                optimizer.step()
-                with torch.no_grad():
-                    params[0].clamp_(-1, 1)
-            parts.append(weight(optimizer, params[0]))
-        result.append(torch.cat(parts))
-    assert_same_bits("weight", *result)
+        shards = train_shards(start, grads, cuts, options, edit=lambda p: p.clamp_(-1, 1))
+        weights.append(torch.cat([weight(optimizer, param) for param, optimizer in shards]))
+    assert_same_bits("weight", *weights)
 
 
 @each

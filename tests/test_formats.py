@@ -1,12 +1,11 @@
 """Storage formats: what they keep, to the bit or in the mean, and how one leads to another."""
 
-import itertools
 import math
 
 import pytest
 import torch
 from helpers.cases import ONE_PER_CLASS, get_name
-from helpers.format_runs import random_grads, trained, weight
+from helpers.format_runs import random_grads, train_shards, trained, weight
 from helpers.models import parameters, set_grads, values
 from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
@@ -18,7 +17,6 @@ from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e38, 1e-30, 1.0]
-WITH_EXTRA_KEYS = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 
 
 # ---- lossless
@@ -202,20 +200,12 @@ def test_shards_round_as_the_whole(shards, options):
     options = {**options, "lr": 0.1, "backend": "reference"}
     (whole,), optimizer = trained([start], grads, options)
     cuts = [(20_000 * i // shards) // 64 * 64 for i in range(shards)] + [20_000]
-    parts = []
-    for begin, end in itertools.pairwise(cuts):
-        params = parameters([start[begin:end]])
-        part = AdamW(params, **options)
-        part.shard(params[0], index=0, offset=begin, numel=20_000)
-        for given in grads:
-            set_grads(params, [given[0][begin:end]])
-            part.step()
-        parts.append((params[0].detach(), part.state[params[0]]))
-    assert_same_bits("param", torch.cat([p for p, _ in parts]), whole.detach())
+    parts = train_shards(start, grads, cuts, options)
+    assert_same_bits("param", torch.cat([param.detach() for param, _ in parts]), whole.detach())
     for name, value in optimizer.state[whole].items():
         if name != "step":
             assert torch.equal(
-                torch.cat([state[name] for _, state in parts]).view(torch.uint8),
+                torch.cat([part.state[param][name] for param, part in parts]).view(torch.uint8),
                 value.view(torch.uint8),
             ), name
 

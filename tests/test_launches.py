@@ -150,7 +150,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     ((kind, launch),) = optimizer._engine.plan.buckets.items()
-    launch.kind = kind._replace(device=torch.device("cuda"))
+    launch.key = kind._replace(device=torch.device("cuda"))
     tables = ["table", "firsts", "spans", "groups", "hyper", "scalars", "counter_table"]
     for name in tables:
         setattr(launch, name, Table())
@@ -158,7 +158,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
         held.clear()
         launch._record_streams()
         assert [(getattr(launch, name), stream) for name in tables] == sorted(
-            held, kind=lambda pair: [getattr(launch, n) for n in tables].index(pair[0])
+            held, key=lambda pair: [getattr(launch, n) for n in tables].index(pair[0])
         )
 
 

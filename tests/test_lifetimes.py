@@ -9,58 +9,44 @@ import weakref
 
 import pytest
 import torch
+from helpers.cases import Case
 from helpers.models import BACKENDS, KERNELS, parameters, set_grads, values
+from helpers.torch_pair import Pair
 
 from fused_optim import SGD, AdamW
 
 SHAPES = [(40,), (3, 500), (1025,)]
 
 
-class Pair:
-    """Ours and torch's on equal parameters; every event happens to both."""
-
-    def __init__(self, shapes, backend, cls="AdamW", **options):
-        start = values(shapes, torch.float32)
-        self.ours, self.theirs = parameters(start), parameters(start)
-        self.fused = {"AdamW": AdamW, "SGD": SGD}[cls](self.ours, **options, backend=backend)
-        self.torch_class = getattr(torch.optim, cls)(self.theirs, **options)
-        self.seed = 0
-
-    def step(self, only=None):
-        self.seed += 1
-        grads = values([p.shape for p in self.ours], torch.float32, self.seed)
-        if only is not None:
-            grads = [g if i in only else None for i, g in enumerate(grads)]
-        set_grads(self.ours, grads)
-        set_grads(self.theirs, grads)
-        self.fused.step()
-        self.torch_class.step()
-        torch.testing.assert_close(self.ours, self.theirs, rtol=1e-5, atol=1e-6)
+def make_pair(shapes, backend, name="AdamW", **options):
+    """Return ours on a backend and torch's, in float32."""
+    start = values(shapes, torch.float32)
+    return Pair(Case(name, name), start, backend=backend, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_replaced_every_step(backend):
-    pair = Pair(SHAPES, backend)
+    pair = make_pair(SHAPES, backend)
     for _ in range(4):
-        pair.fused.zero_grad(set_to_none=True)
+        pair.optimizers[0].zero_grad(set_to_none=True)
         pair.step()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_appear_and_disappear(backend):
     """Also guards the count of each parameter: a late one has its own bias correction."""
-    pair = Pair(SHAPES, backend)
+    pair = make_pair(SHAPES, backend)
     for only in ([1], [0, 1], [], [2], [0, 1, 2], [0, 2]):
-        pair.step(only)
-    counts = [pair.fused.state[p]["step"].item() for p in pair.ours]
+        pair.step(only=only)
+    counts = [pair.optimizers[0].state[p]["step"].item() for p in pair.params[0]]
     assert counts == [3, 3, 3]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_parameters_moved(backend):
-    pair = Pair(SHAPES, backend)
+    pair = make_pair(SHAPES, backend)
     pair.step()
-    for param in pair.ours:
+    for param in pair.params[0]:
         old = param.data
         param.data = param.data.clone()
         old.fill_(torch.nan)
@@ -69,14 +55,14 @@ def test_parameters_moved(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_group_added_and_removed_in_training(backend):
-    pair = Pair(SHAPES, backend)
+    pair = make_pair(SHAPES, backend)
     pair.step()
     new = values([(77,)], torch.float32, 9)
-    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.torch_class)):
+    for optimizer, params in pair.both:
         params += parameters(new)
         optimizer.add_param_group({"params": params[-1:], "lr": 0.1})
     pair.step()
-    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.torch_class)):
+    for optimizer, params in pair.both:
         optimizer.param_groups[0]["params"].pop(0)
         del params[0]
     pair.step()
@@ -105,7 +91,7 @@ def test_a_parameter_freed_and_another_at_its_address(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_optimizers_on_disjoint_parameters(backend):
-    first, second = Pair(SHAPES, backend), Pair(SHAPES, backend, "SGD", momentum=0.9)
+    first, second = make_pair(SHAPES, backend), make_pair(SHAPES, backend, "SGD", momentum=0.9)
     for _ in range(3):
         first.step()
         second.step()
@@ -133,19 +119,19 @@ def test_nothing_of_the_user_is_kept_alive(backend):
 @pytest.mark.parametrize("offset", [0, 1, 2, 3])
 def test_alignment_changes_from_step_to_step(offset):
     """Gradients that are views into a flat bucket are aligned to their element only."""
-    pair = Pair([(1025,), (300,)], KERNELS)
+    pair = make_pair([(1025,), (300,)], KERNELS)
     pair.step()
-    aligned = list(pair.fused._engine.plan.buckets)
+    aligned = list(pair.optimizers[0]._engine.plan.buckets)
     assert [key.vector for key in aligned] == [4 if KERNELS == "triton" else 1]
     grads = values([(1025,), (300,)], torch.float32, 5)
     flat = torch.cat([torch.zeros(offset), grads[0], grads[1]])
-    pair.ours[0].grad = flat[offset : offset + 1025]
-    pair.ours[1].grad = flat[offset + 1025 :]
-    set_grads(pair.theirs, grads)
-    pair.fused.step()
-    pair.torch_class.step()
-    torch.testing.assert_close(pair.ours, pair.theirs)
-    vectors = {key.vector for key in pair.fused._engine.plan.buckets}
+    pair.params[0][0].grad = flat[offset : offset + 1025]
+    pair.params[0][1].grad = flat[offset + 1025 :]
+    set_grads(pair.params[1], grads)
+    pair.optimizers[0].step()
+    pair.optimizers[1].step()
+    torch.testing.assert_close(pair.params[0], pair.params[1])
+    vectors = {key.vector for key in pair.optimizers[0]._engine.plan.buckets}
     # for the CPU code is compiled once, for any alignment
     wide = {4, 1} if KERNELS == "triton" else {1}
     assert vectors == (wide if offset in (0, 3) else {1})

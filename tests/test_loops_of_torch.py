@@ -22,7 +22,7 @@ BF16 = torch.bfloat16
 
 
 class QuantizedWeight(torch.Tensor):
-    """A frozen weight of codes and scales, as of a base model with adapters."""
+    """A frozen weight of codes and scales, like a quantized base model under adapters."""
 
     @staticmethod
     def __new__(cls, codes, scale):
@@ -42,7 +42,7 @@ class QuantizedWeight(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach.default:
             return cls(args[0].codes, args[0].scale)
-        raise NotImplementedError(f"{func} of a Coded tensor")
+        raise NotImplementedError(f"QuantizedWeight does not implement {func}")
 
 
 FROZEN = {
@@ -122,7 +122,7 @@ def test_what_is_unfrozen_is_checked_then_and_named():
             ]
         )
     coded = nn.Parameter(QuantizedWeight(torch.zeros(6, dtype=torch.uint8), torch.ones(1)))
-    with pytest.raises(ValueError, match=r"got .*\.Coded, torch\.strided"):
+    with pytest.raises(ValueError, match=r"got .*\.QuantizedWeight, torch\.strided"):
         AdamW([coded])
     param = nn.Parameter(torch.zeros(3))
     optimizer = AdamW([("name", param)])

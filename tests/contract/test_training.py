@@ -84,7 +84,7 @@ def step_scaled(pair, scalers, way, bad):
 def test_a_scaler_of_cuda_without_cuda(case):
     """It disables itself, with torch's warning, and the script goes on."""
     if torch.cuda.is_available():
-        pytest.skip("a GPU is there")
+        pytest.skip("with a GPU the scaler does not disable itself")
     pair = Pair(case)
     with pytest.warns(UserWarning, match="CUDA is not available"):
         scaler = torch.amp.GradScaler("cuda")

@@ -18,6 +18,9 @@ from fused_optim.backends.native.executor import GEOMETRY
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, torch.inf, -torch.inf, torch.nan, 1.0]
+needs_two_levels = pytest.mark.skipif(
+    len(HERE) < 2, reason=f"this processor executes the code of one level alone, {HERE}"
+)
 NUMEL = 4096 + 77  # a whole chunk, a block and a tail
 
 
@@ -80,7 +83,7 @@ def assert_all_same(ours, theirs):
 ELEMENTS = [case for case in covering() if case.kernel not in ("prepare", "finalize")]
 
 
-@pytest.mark.skipif(len(HERE) < 2, reason="there is one level")
+@needs_two_levels
 @pytest.mark.parametrize("case", ELEMENTS, ids=str)
 def test_all_levels_give_the_same_bits(case):
     first = executed(case, HERE[0])
@@ -127,7 +130,7 @@ def begun(rule, level):
     return result
 
 
-@pytest.mark.skipif(len(HERE) < 2, reason="there is one level")
+@needs_two_levels
 @pytest.mark.parametrize("rule", sorted({case.rule for case in covering()}))
 def test_begin_and_finish(rule):
     first = begun(rule, HERE[0])
@@ -198,10 +201,11 @@ def test_the_environment_chooses_among_them(monkeypatch, tmp_path):
         levels.level()
 
 
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="/proc/cpuinfo has a line of flags on x86-64 alone"
+)
 def test_the_flags_are_those_of_numpy():
-    """numpy asks the processor itself."""
-    if platform.machine() != "x86_64":
-        pytest.skip("flags are those of x86-64")
+    """Guard against flags read wrongly: numpy asks the processor itself."""
     features = np._core._multiarray_umath.__cpu_features__
     flags = levels.cpu_flags(levels.CPUINFO.read_text())
     for ours, theirs in (("avx2", "AVX2"), ("avx512bw", "AVX512BW"), ("f16c", "F16C")):

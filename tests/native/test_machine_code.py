@@ -112,7 +112,10 @@ def test_adamw_takes_few_instructions():
     assert len(loop) - len(vectors) <= 12, [line for line in loop if "zmm" not in line]
 
 
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+@pytest.mark.skipif(
+    shutil.which("objdump") is None,
+    reason="objdump (binutils) is not installed",
+)
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
 @pytest.mark.parametrize("kernel", ["norm", "prepare", "update", "reduce", "finalize"])
 def test_the_image_stays_in_itself(kernel, level, tmp_path):
