@@ -1,4 +1,4 @@
-"""Unscaling inside the step, and the average of the parameters."""
+"""Gradient scaling inside the step, and the exponential moving average of parameters."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ from fused_optim import SGD, AdamW
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_grad_scaler(backend, clip):
-    """Beside torch: scaled losses, an Inf at the first and at a later step, skips not counted.
+    """Guard against clipping scaled gradients, writing gradients, and counting skipped steps.
 
     Guards the norm of the unscaled gradients, the untouched gradient and the scale's own updates.
     """
@@ -49,7 +49,7 @@ def test_grad_scaler(backend, clip):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unscale_and_external_clipping(backend):
-    """After ``unscale_`` the step must not unscale again: ``found_inf`` comes without a scale."""
+    """Guard against unscaling twice: after ``unscale_``, ``found_inf`` comes without a scale."""
     ours, theirs = (parameters(values([(30,)], torch.float32)) for _ in range(2))
     fused = SGD(ours, lr=0.1, fused=True, backend=backend)
     torch_optimizer = torch.optim.SGD(theirs, lr=0.1)
@@ -69,7 +69,7 @@ def test_unscale_and_external_clipping(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("cls", [SGD, AdamW])
 def test_average_is_that_of_averaged_model(backend, cls):
-    """Guards the first value (a copy), the weight of the new one, and a skipped step."""
+    """Guard against a wrong first value (a copy), a wrong weight, and skipped steps averaged in."""
     model = torch.nn.Linear(7, 5)
     optimizer = cls(model.parameters(), lr=0.1, ema_decay=0.9, nonfinite="skip", backend=backend)
     torch_optimizer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -90,6 +90,7 @@ def test_average_is_that_of_averaged_model(backend, cls):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_swap_ema(backend):
+    """Guard against parameters lost in the context, which an exception ends too."""
     params = parameters(values([(9,), (3, 3)], torch.float32))
     groups = [{"params": params[:1], "ema_decay": 0.5}, {"params": params[1:]}]
     optimizer = SGD(groups, lr=0.1, backend=backend)
@@ -138,7 +139,7 @@ FORMATS_OF_EMA = [
 
 
 def averaging(dtype, options):
-    """A model of one tensor after three steps, and its optimizer with an average."""
+    """Return a parameter after three steps, and its optimizer with an average."""
     params = parameters(values([(9,)], dtype))
     optimizer = AdamW(params, lr=0.1, ema_decay=0.5, backend="reference", **options)
     for step in range(3):
@@ -148,7 +149,7 @@ def averaging(dtype, options):
 
 
 def snapshot(optimizer):
-    """Everything that is saved, in both formats, and the averages."""
+    """Return both checkpoint formats and the average, copied."""
     packed = [optimizer.state_dict(format=f)["state"][0] for f in ("own", "torch")]
     return copy.deepcopy([*packed, {"ema": next(optimizer.ema_parameters())}])
 
@@ -161,7 +162,7 @@ def assert_same_snapshot(result, expected):
 
 @pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
 def test_what_is_saved_within_swap_ema_is_what_is_saved_outside(dtype, options):
-    """A resume goes on from there as from a checkpoint taken outside."""
+    """Guard against a checkpoint that holds the average instead of the parameter."""
     params, optimizer = averaging(dtype, options)
     before, own = snapshot(optimizer), params[0].detach().clone()
     with optimizer.swap_ema():
@@ -195,7 +196,7 @@ COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda pack: pickle.loads(pickle.
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize(("dtype", "options"), FORMATS_OF_EMA)
 def test_a_copy_within_swap_ema_is_a_copy_from_outside(way, dtype, options):
-    """The copy has the parameters' own values, is outside of the context, and goes on equally."""
+    """Guard against a copy with the average's values, or one inside of the context."""
     params, optimizer = averaging(dtype, options)
     with optimizer.swap_ema():
         others, copied = COPIES[way]((params, optimizer))
@@ -207,7 +208,7 @@ def test_a_copy_within_swap_ema_is_a_copy_from_outside(way, dtype, options):
 
 
 def test_a_shallow_copy_shares_the_context():
-    """It has the same parameters: neither may step within, and both may after."""
+    """Guard against steps within the context through a shallow copy, which shares parameters."""
     params, optimizer = averaging(torch.float32, {})
     own = params[0].detach().clone()
     with optimizer.swap_ema():
@@ -222,7 +223,7 @@ def test_a_shallow_copy_shares_the_context():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("missing", [("exp_avg", "exp_avg_sq"), ("exp_avg", "exp_avg_sq", "step")])
 def test_moments_that_are_taken_away_start_anew_and_the_average_goes_on(backend, missing):
-    """The first step of AdamW moves by lr; the average is no moment, and does not begin again."""
+    """Guard against an average that starts again with the moments."""
     params = parameters([torch.zeros(40)])
     optimizer = AdamW(params, lr=0.25, weight_decay=0, eps=0, ema_decay=0.75, backend=backend)
     for _ in range(5):
@@ -248,7 +249,7 @@ def test_moments_that_are_taken_away_start_anew_and_the_average_goes_on(backend,
     [(torch.float32, {}), (torch.bfloat16, {"weights": "split"}), (torch.complex64, {})],
 )
 def test_the_average_of_a_frozen_layer_goes_on(backend, freeze, dtype, options):
-    """To the bit as if its gradient were zero, under which SGD does not move; with late skips."""
+    """Guard against a frozen layer whose average differs from that of a zero gradient."""
     start, runs = values([(40,), (7, 3)], dtype), []
     for frozen in (True, False):
         params = parameters(start)
@@ -274,7 +275,7 @@ def test_the_average_of_a_frozen_layer_goes_on(backend, freeze, dtype, options):
 
 
 def test_pairs_leave_out_what_has_no_average_and_say_so():
-    """A parameter that was never updated, and a group without ``ema_decay``."""
+    """Guard against pairs of parameters that were never updated, or without ``ema_decay``."""
     params = parameters(values([(5,), (5,), (5,)], torch.float32))
     groups = [{"params": params[:2]}, {"params": params[2:], "ema_decay": None}]
     optimizer = SGD(groups, lr=0.1, ema_decay=0.5)

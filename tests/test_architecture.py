@@ -1,4 +1,4 @@
-"""The architecture: imports in one direction, equal functions in torch and Triton, short files."""
+"""The architecture: imports in one direction, counterparts in torch and Triton, short files."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Clipping, the non-finite skip and what a step reports."""
+"""Clipping, the non-finite skip, and the attributes that report them."""
 
 import math
 
@@ -14,7 +14,7 @@ SHAPES = [(5,), (3, 700), (0,)]
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_norm_and_factor_are_those_of_torch(backend):
-    """Guards the 1e-6 of torch's formula, the norm over all groups, and the untouched gradient."""
+    """Guard against another epsilon than torch's, a norm of one group, and written gradients."""
     params = parameters(values(SHAPES, torch.float32))
     params += parameters(values([(9,)], torch.bfloat16))
     groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.5}]
@@ -31,7 +31,7 @@ def test_norm_and_factor_are_those_of_torch(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_results_are_new_tensors_each_step(backend):
-    """Norms appended to a list for a later log must not all become the last one."""
+    """Guard against a log of norms that all become the last one."""
     params = parameters(values(SHAPES, torch.float32))
     optimizer = SGD(params, max_grad_norm=1.0, backend=backend)
     assert (optimizer.grad_norm, optimizer.clip_factor, optimizer.skipped) == (None, None, None)
@@ -67,7 +67,7 @@ def test_an_infinite_bound_measures_and_never_clips(backend):
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("where", [(0, 0), (1, 2099), (1, 1024)])
 def test_skip_changes_nothing(backend, bad, where):
-    """Guards parameters, states and counts, at the first and at a later step."""
+    """Guard against skipped steps that move parameters, states or counts."""
     params = parameters(values(SHAPES, torch.float32))
     optimizer = AdamW(params, nonfinite="skip", max_grad_norm=1.0, backend=backend)
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_skip_changes_nothing(backend, bad, where):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_skipped_first_step_leaves_dampened_momentum_fresh(backend):
-    """torch's fused SGD then starts from an uninitialised buffer; ours must start over."""
+    """Guard against torch's fault: its fused SGD then starts from an uninitialised buffer."""
     start = values([(40,)], torch.float32)
     ours, theirs = parameters(start), parameters(start)
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
@@ -140,7 +140,7 @@ def test_nonfinite_gradients_propagate_as_in_torch(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_term_that_is_off_is_left_out(backend):
-    """``0 * inf`` must not turn an infinite parameter into NaN."""
+    """Guard against ``0 * inf``, which turns an infinite parameter into NaN."""
     for cls, options in ((SGD, {"lr": 0.1}), (AdamW, {"weight_decay": 0.0})):
         params = parameters([torch.tensor([1.0, math.inf, -math.inf])])
         optimizer = cls(params, backend=backend, **options)
@@ -151,7 +151,7 @@ def test_a_term_that_is_off_is_left_out(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_gradients_have_a_finite_norm(backend):
-    """Squares of 1e30 overflow float32 and squares of 1e-30 vanish in it."""
+    """Guard against squares in float32: those of 1e30 overflow, those of 1e-30 vanish."""
     for scale in (1e30, 1e-30):
         params = parameters([torch.zeros(1000)])
         optimizer = SGD(params, lr=1.0, max_grad_norm=1.0, backend=backend)

@@ -1,6 +1,6 @@
-"""Parameters that are written from outside, in formats that keep more than the parameter.
+"""Parameters written outside a step, in formats that store more of a weight than the parameter.
 
-What is guaranteed is written in docs/formats.md. Tried by hand: none dropped on request; a
+What is guaranteed is written in docs/formats.md. Faults tried by hand: none dropped on request; a
 remainder that counts beside a zero; twice the bound of kahan's compensation.
 """
 
@@ -27,23 +27,24 @@ on_each = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def clamped(param, optimizer):
+    """Clamp to bounds that no element reaches."""
     param.clamp_(-5, 5)
 
 
 def perturbed(param, optimizer):
-    """As SAM: away, a gradient there, and back."""
+    """Move away and back, as SAM does."""
     bound = param.clone()
     param.add_(0.125)
     param.copy_(bound)
 
 
 def constrained(param, optimizer):
-    """One row is bounded, the others are written as they are."""
+    """Bound one row, and write the others as they are."""
     param.copy_(torch.cat([param[:1].clamp(max=1.0), param[1:]]))
 
 
 def saved_and_loaded(param, optimizer):
-    """The model and its optimizer, in either order."""
+    """Load a checkpoint of the model and the optimizer."""
     model, packed = param.clone(), copy.deepcopy(optimizer.state_dict())
     param.copy_(torch.randn(param.shape))
     optimizer.load_state_dict(packed)
@@ -54,7 +55,7 @@ def saved_and_loaded(param, optimizer):
 @pytest.mark.parametrize("edit", [clamped, perturbed, constrained, saved_and_loaded])
 @each
 def test_small_steps_add_up_between_writes(name, edit, backend):
-    """200 steps of 2e-4 from 1.0, where half an ulp of bf16 is 2e-3 below and 4e-3 above."""
+    """Guard against lost extra bits: 200 steps of 2e-4 are each below half an ulp of bf16."""
     runs = []
     for change in (edit, None):
         params = parameters([torch.ones(64, 64, dtype=BF16)])
@@ -74,7 +75,7 @@ def test_small_steps_add_up_between_writes(name, edit, backend):
 
 @on_each
 def test_an_edit_costs_no_full_step(backend, monkeypatch):
-    """The step after a write goes on from the last one, as without."""
+    """Guard against a write that ends the cached step."""
     params = parameters(values([(40,), (70,)], BF16))
     optimizer = AdamW(params, weights="split", backend=backend)
     for step in range(4):
@@ -100,7 +101,7 @@ def test_shards_keep_what_the_whole_keeps():
 
 @each
 def test_two_optimizers_that_share_a_parameter_both_learn(name):
-    """Each sees what the other writes, and keeps what it has learned itself."""
+    """Guard against a master that ignores what another optimizer writes."""
     params = parameters([torch.ones(4096, dtype=BF16)])
     options = {"lr": 2e-4, "weights": name, "backend": "reference"}
     first, second = SGD(params, **options), SGD(params, **options)
@@ -120,7 +121,7 @@ def test_two_optimizers_that_share_a_parameter_both_learn(name):
 @on_each
 @each
 def test_the_step_goes_on_from_what_was_written(name, backend):
-    """To less than half an ulp of bf16, which reads the same; to the bit where it is zero."""
+    """Guard against stale extra bits of half an ulp or more, or any beside a zero."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     options = {"lr": 1e-3, "weights": name, "states": "fp32", "backend": backend}
     params, optimizer = trained(start, grads[:2], options)
@@ -145,7 +146,7 @@ def test_the_step_goes_on_from_what_was_written(name, backend):
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_a_stale_compensation_is_at_most_half_an_ulp(dtype):
-    """Of the largest there was, beside every parameter of 16 bits."""
+    """Guard against a larger bound, for every 16-bit parameter."""
     codec = WEIGHTS["kahan"].codec
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     param = bits.view(dtype)
@@ -161,7 +162,7 @@ def test_a_stale_compensation_is_at_most_half_an_ulp(dtype):
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_kahan_keeps_its_own_compensation(dtype):
-    """Beside every parameter but zero, denormals too: what it stores comes back."""
+    """Guard against a compensation that the codec stores and then rejects."""
     codec = WEIGHTS["kahan"].codec
     # from where on what is lost can be had in the same dtype
     least = -37 if dtype is BF16 else -8
@@ -185,7 +186,7 @@ MASKED = {
 @pytest.mark.parametrize("write", MASKED)
 @each
 def test_a_masked_weight_stays_zero(name, write, backend):
-    """Without a gradient there, and with a rule that would make a step of any sign (L1)."""
+    """Guard against masked weights that move, under a rule with a step of either sign (L1)."""
     params = parameters(values([4096], BF16))
     mask = (torch.arange(4096) % 3 != 0).to(BF16)
     options = {"lr": 1e-3, "weights": name, "backend": backend}
@@ -207,6 +208,7 @@ def test_a_masked_weight_stays_zero(name, write, backend):
 
 
 def moved_by_hand(name, **options):
+    """Return parameters and optimizer after three steps."""
     params, optimizer = trained(
         values([5000, 50], BF16),
         random_grads([5000, 50], 3),
@@ -234,7 +236,7 @@ def test_weights_replaced_starts_at_the_parameter(name):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_replaced_by_a_hook_of_the_model(name):
-    """What the docs say to write, for models whose weights come from elsewhere in mid-training."""
+    """Guard against the hook of docs/formats.md without effect."""
     model = nn.Linear(70, 90, dtype=BF16)
     optimizer = AdamW(model.parameters(), weights=name, lr=1e-3, backend="reference")
     model.register_load_state_dict_post_hook(lambda *_: optimizer.weights_replaced())
@@ -260,7 +262,7 @@ def test_weights_replaced_within_swap_ema_leaves_the_average_in_place():
 
 @each
 def test_our_own_writes_keep_the_remainder(name):
-    """The two modes of schedule-free: there and back between steps is as if nothing was."""
+    """Guard against extra bits lost by ``eval`` and ``train`` of schedule-free optimizers."""
     start, grads = values([5000], BF16), random_grads([5000], 4)
     options = {"weights": name, "lr": 1e-3}
     params, optimizer = trained(start, grads[:2], options, ScheduleFreeAdamW)

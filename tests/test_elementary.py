@@ -1,7 +1,7 @@
-"""The building blocks of the rules: equal on both pages, and right to a few ulp.
+"""The building blocks of the rules: equal bits in torch and Triton, accurate to a few ulp.
 
-Tried by hand, each seen to fail: 13 for 14 terms in ``exp``, 33 for 35 in ``log``, ``torch.exp``
-for ``exp``, ``torch.log`` for ``log`` (whose accuracy fails too), one root in a thousand a bit off.
+Faults tried by hand: 13 for 14 terms in ``exp``, 33 for 35 in ``log``, ``torch.exp`` for ``exp``,
+``torch.log`` for ``log`` (whose accuracy fails too), one root in a thousand a bit off.
 """
 
 from functools import cache
@@ -65,7 +65,7 @@ EXACT = {"pow_int": np.power, "exp": np.exp, "log": np.log, "pow_real": np.power
 
 
 def arguments(name, count=COUNT):
-    """What the rules give it, of every size, and what is special; float64."""
+    """Return float64 arguments of every size that the rules pass, and special ones."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, count, dtype=torch.float64, generator=generator)
     special = [1.0, 2.0, 0.5, 1e-300, 1e300, 1e7]
@@ -90,13 +90,14 @@ def arguments(name, count=COUNT):
 
 @cache
 def computed(name):
+    """Return the results of the torch function."""
     return HOST[name](*arguments(name))
 
 
 @pytest.mark.interpreted(only=True)
 @pytest.mark.parametrize("name", HOST)
-def test_both_pages_give_the_same_bits(name):
-    """Triton's interpreter computes with numpy: two libraries, a million values."""
+def test_torch_and_triton_give_the_same_bits(name):
+    """Guard against bits that differ between torch and numpy, which the interpreter computes with."""
     x, y = arguments(name)
     out = torch.empty_like(x)
     elementary[(1,)](x, y, out, name, COUNT)
@@ -109,7 +110,7 @@ def test_both_pages_give_the_same_bits(name):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_accuracy(name):
-    """Relative to the result, or where the logarithm is near 0, to the argument's size."""
+    """Guard against errors above a few ulp, relative to the result or to the size of its terms."""
     x, y = (z.numpy().astype(np.longdouble) for z in arguments(name))
     exact = EXACT[name](x, y) if "pow_int" in name else EXACT[name](x)
     error = np.abs(computed(name).numpy() - exact)

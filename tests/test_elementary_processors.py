@@ -1,13 +1,13 @@
-"""The same bits on every processor, with any number of threads, whatever a library rounds to.
+"""Equal bits on every processor, with any number of threads, whatever a library rounds to.
 
 Every other processor is one that this one can stand in for: torch, numpy, MKL and the C library
 choose their code by what the processor has, and can be told that it has less. What this one lacks
 cannot be had; a library that errs there is imitated.
 
-Tried by hand, each seen to fail: ``.sqrt()`` for ``root`` in adam.py, lamb.py, lars.py,
-stable_adamw.py and in the norm of reference.py, ``torch.exp`` in ``exp``, ``torch.log`` in ``log``,
-``.sum()`` for the sums of each tensor (one bit off); ``.sum()`` for the sum of squares, and pieces
-of ``CHUNK * threads + 1`` elements (threads); gradients from ``torch.randn`` (processors).
+Faults tried by hand: ``.sqrt()`` for ``root`` in adam.py, lamb.py, lars.py, stable_adamw.py and in
+the norm of reference.py, ``torch.exp`` in ``exp``, ``torch.log`` in ``log``, ``.sum()`` for the
+sums of each tensor (one bit off); ``.sum()`` for the sum of squares, and pieces of ``CHUNK *
+threads + 1`` elements (threads); gradients from ``torch.randn`` (processors).
 """
 
 import json
@@ -34,13 +34,13 @@ mean norm dot var std lerp addcmul addcdiv hypot sin cos tan tanh sigmoid"""
 
 
 def without(*features):
-    """The names under which numpy knows such instructions, where it uses them here."""
+    """Return numpy's names of the given instruction sets, as far as it uses them here."""
     result = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     return " ".join(name for name in result if name.startswith(features))
 
 
 def processors():
-    """The environment of each processor that this one can stand in for, the oldest first."""
+    """Return the environment of each processor that this one can imitate, the oldest first."""
     own = torch.backends.cpu.get_cpu_capability().lower()
     last = CAPABILITIES.index(own) if own in CAPABILITIES else 0
     result = {name: {"ATEN_CPU_CAPABILITY": name} for name in CAPABILITIES[: last + 1]}
@@ -58,7 +58,7 @@ def processors():
 
 
 def start(processor):
-    """Run tests/helpers/digests.py in the environment of a processor."""
+    """Start helpers/digests.py in the environment of a processor."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     # threads that wait must not count meanwhile, for the processes share the cores
     environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "passive", **processor}
@@ -68,7 +68,7 @@ def start(processor):
 
 
 def test_processors_and_threads():
-    """One process for each processor; each computes with one thread, then with two."""
+    """Guard against bits that depend on the processor or the number of threads."""
     started = {name: start(processor) for name, processor in processors().items()}
     outputs = {name: process.communicate() for name, process in started.items()}
     result = {}
@@ -84,7 +84,7 @@ def test_processors_and_threads():
 
 
 def one_bit_off(function):
-    """``function`` with its floating results one unit in the last place too large."""
+    """Return ``function`` with floating results one unit in the last place too large."""
 
     def wrong(*args, **kwargs):
         result = function(*args, **kwargs)
@@ -96,7 +96,7 @@ def one_bit_off(function):
 
 
 def make_wrong(monkeypatch):
-    """Make torch as it is on a processor where its library is a bit off."""
+    """Replace torch's library functions by those that are one bit off."""
     for place in (torch, torch.Tensor):
         for name in LIBRARY.split():
             if hasattr(place, name):

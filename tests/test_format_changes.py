@@ -1,4 +1,4 @@
-"""Storage formats from outside: checkpoints, changes of format, refusals and warnings."""
+"""Checkpoints of storage formats, changes of format, refusals and warnings."""
 
 import copy
 import warnings
@@ -47,7 +47,7 @@ def test_a_checkpoint_comes_back_exactly(weights, states):
 @pytest.mark.parametrize(("weights", "states"), EVERY)
 @pytest.mark.parametrize("source", [("plain", "param"), ("plain", "int8"), ("split", "fp32")])
 def test_live_optimizers_share_all_of_a_state_or_nothing(source, weights, states):
-    """Loaded from one another in one process, in formats that are cast, converted or kept.
+    """Guard against two optimizers that share a part of a state after loading.
 
     In torch's formats they share all, as in torch; else each goes on as if it were alone.
     """
@@ -77,6 +77,7 @@ def test_live_optimizers_share_all_of_a_state_or_nothing(source, weights, states
 
 
 def assert_same_state(ours, theirs):
+    """Check that two checkpoints have the same bits."""
     assert ours["state"].keys() == theirs["state"].keys()
     for index, state in ours["state"].items():
         assert state.keys() == theirs["state"][index].keys()
@@ -95,7 +96,7 @@ LOSSLESS = [("master", "fp32"), ("split", "fp32")]
 @pytest.mark.parametrize("target", EVERY)
 @pytest.mark.parametrize("source", LOSSLESS)
 def test_a_run_can_change_its_format(source, target):
-    """Through its own checkpoint or torch's, and back without loss where the format has none."""
+    """Guard against losses by a change of format through either checkpoint."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     options = {"lr": 1e-2, "backend": "reference"}
     params, optimizer = trained(start, grads, options, weights=source[0], states=source[1])
@@ -129,12 +130,13 @@ def test_a_run_can_change_its_format(source, target):
 
 
 def formats_of(optimizer, param):
+    """Return the formats of a parameter's weight and states."""
     group = optimizer.param_groups[0]
     return formats_for(optimizer.rule(group), param.dtype, False, group["weights"], group["states"])
 
 
 def test_to_torch_and_back():
-    """A torch.optim optimizer of float32 parameters loads ``format="torch"``, and is loaded."""
+    """Guard against a ``format="torch"`` that torch.optim cannot load, or that is lossy."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     params, optimizer = trained(start, grads, {"weights": "split", "states": "int8", "lr": 1e-2})
     wide = [Parameter(weight(optimizer, params[0]))]
@@ -157,7 +159,7 @@ def test_to_torch_and_back():
 
 
 def test_a_float32_run_takes_up_a_bf16_run():
-    """What stood beside the bf16 parameter becomes the parameter."""
+    """Guard against lost extra bits: parameter and remainder become the float32 parameter."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     params, optimizer = trained(start, grads, {"weights": "split", "states": "fp32", "lr": 1e-2})
     exact = weight(optimizer, params[0])
@@ -184,8 +186,8 @@ def test_an_optimizer_without_states_takes_up_a_weight_too():
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32, torch.float64], ids=str)
-def test_a_place_is_kept_as_wide_as_the_parameter_or_wider(dtype):
-    """The average and z move by as little as the parameter does."""
+def test_averages_and_z_are_as_wide_as_the_parameter(dtype):
+    """Guard against an average or z that is narrower than the parameter, and stalls."""
     options = {"states": "int8", "ema_decay": 0.9}
     start, grads = values([5000], dtype), random_grads([5000], 1, dtype)
     params, optimizer = trained(start, grads, options, fused_optim.ScheduleFreeAdamW)
@@ -195,7 +197,7 @@ def test_a_place_is_kept_as_wide_as_the_parameter_or_wider(dtype):
 
 
 def test_channels_last_codes_follow_their_layout():
-    """Codes are in the order of memory: another layout needs other scales."""
+    """Guard against codes loaded into another layout, which needs other scales."""
     start = values([(4, 64, 8, 8)], BF16)[0]
     params = [Parameter(start.to(memory_format=torch.channels_last))]
     optimizer = AdamW(params, states="int8", lr=1e-2, backend="reference")
@@ -334,7 +336,7 @@ def test_stochastic_rounding_is_counted_and_not_warned_of():
 
 
 def test_swapping_the_average_loses_nothing():
-    """The parameter comes back with all that stands beside it."""
+    """Guard against extra bits lost by ``swap_ema``."""
     for name in WEIGHTS:
         options = {"weights": name, "ema_decay": 0.5, "lr": 0.1, "backend": "reference"}
         params, optimizer = trained(values([5000], BF16), random_grads([5000], 2), options)

@@ -1,4 +1,4 @@
-"""Storage formats: what they keep, to the bit or in the mean, and how one leads to another."""
+"""Storage formats: exactness, unbiased rounding, shards, and the range of 8-bit scales."""
 
 import math
 
@@ -24,7 +24,7 @@ SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e3
 
 @pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_split_is_a_float32_master(case):
-    """Bit for bit over many steps, and the parameter is the float32 rounded half up."""
+    """Guard against split weights that differ from a float32 master rounded half up."""
     steps = 1000 if case.fused is AdamW else 200
     options = {**case.options, **case.additions, "states": "fp32", "backend": "reference"}
     special = torch.tensor(SPECIAL, dtype=BF16)
@@ -51,7 +51,7 @@ def test_split_is_a_float32_master(case):
 
 
 def all_bits(count=1_000_000, seed=0):
-    """Float32 of every exponent, NaN and infinities among them."""
+    """Return float32 values of every exponent, with NaN and infinities."""
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(-(2**31), 2**31, (count,), generator=generator)
     special = torch.tensor([*SPECIAL, 3.4028234663852886e38, -3.3961775292304957e38])
@@ -60,7 +60,7 @@ def all_bits(count=1_000_000, seed=0):
 
 @pytest.mark.parametrize("name", ["split", "split24", "kahan", "master"])
 def test_every_float32_is_kept(name):
-    """To the bit by split and master; by the others as far as their bits go."""
+    """Guard against more rounding than the bits of a format require."""
     value = all_bits()
     codec = WEIGHTS[name].codec
     decoded = conversion.decode(
@@ -85,7 +85,7 @@ def test_every_float32_is_kept(name):
 
 @pytest.mark.parametrize("name", ["kahan", "split", "split24", "stochastic", "master"])
 def test_decay_survives(name):
-    """Each step takes 1e-4 of the weight, where half an ulp of bf16 is 2e-3."""
+    """Guard against a decay of 1e-4 a step lost below half an ulp of bf16."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-3, "weight_decay": 0.1, "weights": name, "backend": "reference"}
     params, optimizer = trained(start, [[torch.zeros(4096)]] * 1000, options)
@@ -105,7 +105,7 @@ def test_decay_does_not_survive_in_plain_bf16():
 
 @pytest.mark.parametrize("name", ["kahan", "split", "split24", "stochastic", "master"])
 def test_tiny_updates_add_up(name):
-    """1,000 steps of 1e-5 from 1.0, each 1/200 of half an ulp."""
+    """Guard against steps of 1e-5 lost, each 1/200 of half an ulp."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-5, "weights": name, "backend": "reference"}
     params, optimizer = trained(start, [[torch.ones(4096)]] * 1000, options, fused=fused_optim.SGD)
@@ -120,7 +120,7 @@ def test_tiny_updates_add_up(name):
 
 
 def test_bf16_squares_decay():
-    """Rounded to nearest, exp_avg_sq would stay where the first gradient has put it."""
+    """Guard against rounding to nearest, under which exp_avg_sq cannot decay."""
     start = [torch.ones(4096, dtype=BF16)]
     grads = [[torch.ones(4096)], *[[torch.zeros(4096)]] * 700]
     means = {}
@@ -139,7 +139,7 @@ def test_bf16_squares_decay():
 
 
 def draws(codec, value, count):
-    """``count`` values of the same element, each with its own random bits."""
+    """Return ``count`` values of one element, each with its own random bits."""
     start = torch.full((count,), value)
     tensors = conversion.encode(codec, start, start.to(BF16))
     return conversion.decode(codec, tensors, torch.float32).double()
@@ -158,7 +158,7 @@ def test_stochastic_rounding_is_unbiased(codec, value):
 @pytest.mark.parametrize("states", ["int8", "fp8", "bf16"])
 @pytest.mark.parametrize("kind", ["signed", "unsigned"])
 def test_states_are_unbiased(states, kind):
-    """Over a block of many sizes; what is too small for any code but one is not negative."""
+    """Guard against a mean error over a block of many sizes."""
     codec = getattr(STATES[states], kind)
     generator = torch.Generator().manual_seed(0)
     block = torch.rand(64, generator=generator) + 0.01
@@ -195,7 +195,7 @@ def test_what_can_be_represented_is_not_rounded(states):
     ],
 )
 def test_shards_round_as_the_whole(shards, options):
-    """Each shard in an optimizer of its own, as on another rank."""
+    """Guard against random bits that depend on the shard."""
     start, grads = values([20_000], BF16)[0], random_grads([20_000], 3)
     options = {**options, "lr": 0.1, "backend": "reference"}
     (whole,), optimizer = trained([start], grads, options)
@@ -254,7 +254,7 @@ def test_rounding_depends_on_the_seed_the_parameter_and_the_step():
 
 
 def test_no_update_explodes():
-    """Columns whose gradients differ by lognormal factors, in the same blocks."""
+    """Guard against codes of 0 for small squares in a block with large ones."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.randn(1 << 16, generator=generator).exp()
     largest = {}

@@ -1,10 +1,10 @@
-"""What is read in C is what is read in Python: the same addresses, and the same decision always.
+"""The guard of the cached step in C, compared with the guard in Python.
 
 The oracle is the guard that asks each tensor for each attribute.
 
-Tried by hand: in csrc/snapshot.c, one at a time, without the comparison of the type, the number of
-dims, the dtype, the shape, the strides, the address, the negative bit (of all, and of a single
-element), the keys, the names, the counts, the parameters, whether there is a gradient.
+Faults tried by hand: in csrc/snapshot.c, one at a time, without the comparison of the type, the
+number of dims, the dtype, the shape, the strides, the address, the negative bit (of all, and of a
+single element), the keys, the names, the counts, the parameters, whether there is a gradient.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ def test_the_c_module_is_built():
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Makes the guard that reads each attribute in Python."""
+    """Return the guard that reads each attribute in Python."""
     monkeypatch.setattr(guards, "TENSOR_GUARDS", None)
     return guards.PythonGuard
 
 
 def assert_alike(inputs, host, plain):
-    """Return whether both guards say that a step may go on."""
+    """Check that both guards agree; return whether a step may go on."""
     result, expected = (guard.check(inputs.groups, inputs.state) for guard in (host, plain))
     assert (result is None) == (expected is None)
     if result is None:
@@ -70,7 +70,7 @@ def test_each_change_is_seen_as_in_python(event, plain):
 
 @NEEDS_C_MODULE
 def test_many_changes_are_seen_as_in_python(plain):
-    """In any order, and with objects that get the memory of others."""
+    """Guard against faults that need several changes, or objects at reused addresses."""
     went_on = 0
     for seed in range(400):
         inputs = StepInputs(seed)
@@ -89,7 +89,7 @@ def test_many_changes_are_seen_as_in_python(plain):
 @NEEDS_C_MODULE
 @pytest.mark.parametrize("event", CHANGES)
 def test_steps_with_and_without_the_c_module(event, monkeypatch):
-    """The same bits, and as many full steps; every other optimizer test runs with the module."""
+    """Guard against other bits or more full steps without the C module."""
     result = []
     for module in (True, False):
         if not module:

@@ -1,10 +1,11 @@
-"""The reference and the kernel give the same bits.
+"""Bits of the kernels, compared with those of the reference.
 
-Gradients are small multiples of 1/8, so that both form the same norm whatever the order of the
-sum, and clipping is compared bit for bit too. What these tests guard, each tried by hand: a scalar
-that differs between the pages (``lr`` for ``step_size``), a missing bias correction, an operation
-reordered on one page, a codec that rounds otherwise, a row that takes another row's options in the
-kernel. What both backends share, such as the plan, only the tests against torch can guard.
+Gradients are small multiples of 1/8, so that both form the same norm whatever the order of the sum,
+and clipping is compared bit for bit too. Faults tried by hand: a scalar that differs between the
+torch and Triton modules (``lr`` for ``step_size``), a missing bias correction, an operation
+reordered in one of them, a codec that rounds otherwise, a row that takes another row's options in
+the kernel. Faults of code that both backends share, such as the plan, only the tests against torch
+detect.
 """
 
 import math
@@ -32,12 +33,16 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def assert_same_but_for_sums(name, actual, expected):
-    """Sums over a tensor are float64 and their order differs: in float64 the last bits show it."""
+    """Check float64 results up to the order of their float64 sums, which shows in the last bits."""
     torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15, equal_nan=True, msg=name)
 
 
 def compare_backends(make, start, steps, grads=None, make_params=parameters):
-    """Run both backends on equal parameters and compare everything they leave behind."""
+    """Take the same steps on both backends and compare all results.
+
+    ``make(params, backend)`` constructs the optimizer, ``make_params(start)`` its parameters. Those
+    of the kernels are returned, with their optimizer.
+    """
     runs = []
     for backend in (KERNELS, "reference"):
         params = make_params(start)
@@ -66,7 +71,7 @@ def compare_backends(make, start, steps, grads=None, make_params=parameters):
 
 
 def misaligned(tensors):
-    """Parameters one element into their memory."""
+    """Return parameters one element into their memory."""
     memory = [torch.cat([tensor[:1], tensor]) for tensor in tensors]
     return [torch.nn.Parameter(tensor[1:]) for tensor in memory]
 
@@ -85,7 +90,7 @@ def test_every_case_and_dtype(case, dtype):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer(case):
-    """The small choice of these that is interpreted."""
+    """Guard against the interpreter's own faults with one case of each optimizer."""
 
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
@@ -96,7 +101,7 @@ def test_every_optimizer(case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer_misaligned(case, dtype):
-    """Rows beside each other, aligned and not, of every length around a vector."""
+    """Guard against rows that share an alignment or a vector with their neighbours."""
 
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
@@ -118,14 +123,14 @@ def test_every_optimizer_in_every_format(case, formats):
 @pytest.mark.interpreted(only=True)
 @pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
 def test_every_format_interpreted(formats):
-    """Each with another optimizer."""
+    """Guard against formats that the interpreter computes otherwise."""
     test_every_optimizer_in_every_format(ONE_PER_CLASS[FORMATS.index(formats)], formats)
 
 
 @pytest.mark.parametrize("states", STATES)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_pair_of_formats(weights, states):
-    """With a shard, whose elements are counted from far on."""
+    """Guard against random bits that differ for a shard far into its parameter."""
 
     def make(params, backend):
         from fused_optim import AdamW
@@ -148,7 +153,7 @@ def test_large_tensor(name):
 
 @pytest.mark.interpreted
 def test_200_tensors_in_3_groups_of_mixed_dtypes():
-    """Rows of one launch keep their own group, dtype and count."""
+    """Guard against rows that take another row's group, dtype or count."""
     sizes = [(7 * i) % 331 for i in range(200)]
     start = [v.to(DTYPES[i % 3]) for i, v in enumerate(values(sizes, torch.float32))]
 
@@ -167,7 +172,7 @@ def test_200_tensors_in_3_groups_of_mixed_dtypes():
 
 @pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_special_values(case):
-    """Inf, NaN, denormals and signed zeros take the same way through both."""
+    """Guard against other results for Inf, NaN, denormals and signed zeros."""
     special = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3e38, 1e-30, 1e30, 1.0]
     start = torch.tensor(special * len(special))
     grad = torch.tensor(special).repeat_interleave(len(special))
@@ -193,7 +198,7 @@ def test_randomly_valued_gradients_without_clipping():
 
 @pytest.mark.interpreted
 def test_step_counts_of_ten_million():
-    """``beta ** step`` by squaring, with different counts in one launch."""
+    """Guard against a wrong ``beta ** step`` by squaring, with different counts in one launch."""
     counts = [0.0, 1.0, 999.0, 65535.0, 1e7]
 
     def make(params, backend):

@@ -1,4 +1,4 @@
-"""How many kernels a step runs, and what is uploaded when."""
+"""Kernel launches and uploads of a step."""
 
 import contextlib
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.interpreted(only=True)
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Names and grids of the kernels that run."""
+    """Record names and grids of the kernels that run."""
     calls = []
     run = kernel_runner.KernelRunner._run
 
@@ -31,7 +31,7 @@ def launched(monkeypatch):
 
 @pytest.fixture
 def uploaded(monkeypatch):
-    """Shapes and dtypes of the tables that are uploaded."""
+    """Record shapes and dtypes of the tables that are uploaded."""
     calls = []
     upload = kernel_runner.upload
 
@@ -90,7 +90,7 @@ def test_only_empty_tensors_need_no_update(launched):
 
 
 def test_only_what_changed_is_uploaded(uploaded):
-    """Nothing when nothing changed; a schedule uploads the options, new gradients addresses."""
+    """Guard against uploads without change, and missing ones of options or addresses."""
     params, optimizer = three_groups(9, max_grad_norm=1.0)
     set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
@@ -112,7 +112,7 @@ def test_only_what_changed_is_uploaded(uploaded):
 
 
 def test_options_change_no_kernel():
-    """A schedule, other betas, another norm: the same kinds, so the same compiled kernels."""
+    """Guard against options that choose another kernel, and so compile again."""
     params, optimizer = three_groups(9, max_grad_norm=1.0)
     seen = []
     for lr, betas, norm in (
@@ -136,7 +136,7 @@ def test_options_change_no_kernel():
 
 
 def test_tables_outlive_the_work_of_every_stream(monkeypatch):
-    """A table made on one stream and read on another must not be given out again too early."""
+    """Guard against tables freed while another stream reads them."""
     held = []
 
     class Table:
@@ -163,7 +163,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
 
 
 def test_a_tensor_on_the_device_is_copied_there():
-    """It must not be read on the host: that would wait for the device."""
+    """Guard against reading a device tensor on the host, which would wait for the device."""
     params, optimizer = three_groups(3)
     set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
@@ -179,7 +179,7 @@ def test_a_tensor_on_the_device_is_copied_there():
 
 
 def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
-    """A launch goes to the current device, which may be another GPU."""
+    """Guard against launches on the current device, which may be another GPU."""
     entered = []
     module = SimpleNamespace(device=lambda device: contextlib.nullcontext(entered.append(device)))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
@@ -193,7 +193,7 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
 
 
 def test_the_norm_has_at_most_1024_programs(launched):
-    """Fixed by the sizes alone, so that every device sums in the same order."""
+    """Guard against a number of programs that depends on the device, and so the order of sums."""
     params = parameters([torch.ones(1100 * triton.GEOMETRY.block)])
     optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
     set_grads(params, [torch.ones_like(params[0])])
@@ -203,7 +203,7 @@ def test_the_norm_has_at_most_1024_programs(launched):
 
 
 def launch_norm_only(optimizer):
-    """A step whose update is left out: thousands of programs take long in the interpreter."""
+    """Take a step without updates, whose thousands of programs take long in the interpreter."""
     original = kernel_runner.KernelRunner.update
     kernel_runner.KernelRunner.update = lambda self: None
     try:

@@ -1,7 +1,8 @@
-"""Addresses, lifetimes and layouts: a kernel that gets one wrong corrupts a model silently.
+"""Addresses, lifetimes and layouts, whose faults corrupt a model silently.
 
-Every test runs torch.optim beside ours on the same events. Tried by hand: an address table that is
-not rebuilt, alignment left unchecked, masks one long, no version bump, gradients kept alive.
+Every test runs torch.optim beside ours on the same events. Faults tried by hand: an address table
+that is not rebuilt, alignment left unchecked, masks one long, no version bump, gradients kept
+alive.
 """
 
 import gc
@@ -34,7 +35,7 @@ def test_gradients_replaced_every_step(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_appear_and_disappear(backend):
-    """Also guards the count of each parameter: a late one has its own bias correction."""
+    """Guard against a count shared by parameters: a late one has its own bias correction."""
     pair = make_pair(SHAPES, backend)
     for only in ([1], [0, 1], [], [2], [0, 1, 2], [0, 2]):
         pair.step(only=only)
@@ -70,7 +71,7 @@ def test_group_added_and_removed_in_training(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_parameter_freed_and_another_at_its_address(backend):
-    """The new parameter has the memory of the old one, half as many elements and no state."""
+    """Guard against a state or size remembered by address."""
     memory = torch.zeros(64)
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9, backend=backend)
     for size in (64, 32):
@@ -98,8 +99,8 @@ def test_two_optimizers_on_disjoint_parameters(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_of_the_user_is_kept_alive(backend):
-    """Gradients, removed parameters and dropped states must be freed when the user frees them."""
+def test_no_reference_to_tensors_of_the_user_remains(backend):
+    """Guard against references to gradients, removed parameters and dropped states."""
     params = parameters(values(SHAPES, torch.float32))
     optimizer = AdamW(params, backend=backend, max_grad_norm=1.0)
     set_grads(params, values(SHAPES, torch.float32))
@@ -118,7 +119,7 @@ def test_nothing_of_the_user_is_kept_alive(backend):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("offset", [0, 1, 2, 3])
 def test_alignment_changes_from_step_to_step(offset):
-    """Gradients that are views into a flat bucket are aligned to their element only."""
+    """Guard against vector accesses to gradients aligned to their element only."""
     pair = make_pair([(1025,), (300,)], KERNELS)
     pair.step()
     aligned = list(pair.optimizers[0]._engine.plan.buckets)
@@ -138,6 +139,7 @@ def test_alignment_changes_from_step_to_step(offset):
 
 
 def layouts():
+    """Return tensors in different layouts, by name."""
     base = torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(0))
     return {
         "channels_last": base.clone().to(memory_format=torch.channels_last),
@@ -152,7 +154,7 @@ def layouts():
 @pytest.mark.parametrize("name", layouts())
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend, name):
-    """Pairs by element, not by address: gradient and states come in every other layout too."""
+    """Guard against pairing by address of tensors in different layouts."""
     ours, theirs = torch.nn.Parameter(layouts()[name]), torch.nn.Parameter(layouts()[name])
     fused = AdamW([ours], lr=0.1, backend=backend, max_grad_norm=1.0)
     torch_optimizer = torch.optim.AdamW([theirs], lr=0.1, foreach=False)
@@ -190,7 +192,7 @@ def test_neighbours_of_a_strided_parameter_are_untouched(backend):
 
 @pytest.mark.parametrize("size", [1, 2, 31, 1023, 1024, 1025])
 def test_guards_around_each_tensor(size):
-    """A mask that is one long writes the guard; the interpreter does not see it, this does."""
+    """Guard against masks one too long, which the interpreter does not detect."""
     memory = {name: torch.full((size + 2,), 77.0) for name in ("p", "g", "m", "v")}
     views = {name: tensor[1 : 1 + size] for name, tensor in memory.items()}
     for name, view in views.items():
@@ -211,7 +213,7 @@ def test_guards_around_each_tensor(size):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_version_counters_and_storages(backend):
-    """Autograd must refuse to use a parameter that it saved before the step."""
+    """Guard against updates that autograd does not see."""
     param = torch.nn.Parameter(torch.ones(5))
     optimizer = SGD([param], backend=backend)
     loss = (param * param).sum()
@@ -225,7 +227,7 @@ def test_version_counters_and_storages(backend):
 
 
 def test_devices_are_routed_apart():
-    """Parameters on two devices: each gets its own launch, and the norm that has values."""
+    """Guard against one launch for parameters on two devices."""
     params = parameters(values([(5,), (7,)], torch.float32))
     params.append(torch.nn.Parameter(torch.zeros(6, device="meta")))
     optimizer = AdamW(params, max_grad_norm=1.0, nonfinite="skip")

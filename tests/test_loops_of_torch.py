@@ -1,6 +1,6 @@
-"""Training scripts that run with torch.optim run here: frozen layers, lazy ones, other modes.
+"""Training scripts for torch.optim: frozen, lazy and complex parameters, inference mode, devices.
 
-Tried by hand: a gradient taken without its conjugation.
+Faults tried by hand: a gradient taken without its conjugation.
 """
 
 import copy
@@ -60,7 +60,7 @@ BYTES = {"float8": 6, "sparse": 3 * 16 + 3 * 4, "expanded": 48, "fp16": 12, "com
 
 
 def with_adapter(kind):
-    """A model of a frozen base and two trained tensors."""
+    """Return a frozen parameter and two trained ones."""
     base = nn.Parameter(FROZEN[kind](), requires_grad=False)
     return [base, *parameters(values([(40,), (3, 7)], BF16))]
 
@@ -68,7 +68,7 @@ def with_adapter(kind):
 @pytest.mark.parametrize("kind", FROZEN)
 @pytest.mark.parametrize("cls", [AdamW, Adagrad, SGD])
 def test_frozen_parameters_of_any_kind(kind, cls):
-    """In formats, and averages, that they could not have; the others as if they were alone."""
+    """Guard against refusing a frozen parameter, or changing the others because of it."""
     options = {"weights": "split", "states": "int8", "ema_decay": 0.5, "max_grad_norm": 1.0}
     params = with_adapter(kind)
     with_base = cls(params, lr=0.1, backend="reference", **options)
@@ -98,7 +98,7 @@ def test_memory_and_conversion_with_frozen_parameters(kind, capsys):
 
 
 def test_what_is_unfrozen_is_checked_then_and_named():
-    """By the name that it was given, and by its class; nothing has been changed."""
+    """Guard against an error without name and class, or after changes."""
     model = nn.ModuleDict({"first": nn.Linear(3, 4), "second": nn.Linear(4, 2).half()})
     model["second"].requires_grad_(False)
     optimizer = AdamW(model.named_parameters(), weights="split")
@@ -133,7 +133,7 @@ def test_what_is_unfrozen_is_checked_then_and_named():
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_lazy_modules(trained):
-    """The optimizer is made before the first forward pass gives the parameters a shape."""
+    """Guard against shapes read before the first forward pass."""
     runs = []
     for cls in (AdamW, torch.optim.AdamW):
         torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_lazy_modules(trained):
 
 @each_class
 def test_conjugate_gradients(case):
-    """Lazily conjugated, as from ``p.conj() * x``, and negated, as the imaginary part of one."""
+    """Guard against lazily conjugated or negated gradients read from memory."""
     factor = torch.randn(30, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
     start = torch.randn(30, dtype=torch.complex64, generator=torch.Generator().manual_seed(2))
     runs = []
@@ -175,7 +175,7 @@ def test_conjugate_gradients(case):
 
 @pytest.mark.parametrize("view", [lambda x: x.conj(), lambda x: x.conj().imag])
 def test_a_parameter_that_is_a_lazy_view_is_refused(view):
-    """Its memory has other values than it shows."""
+    """Guard against updating memory whose values differ from the parameter's."""
     with pytest.raises(ValueError, match="got a conjugate or negative view"):
         AdamW([nn.Parameter(view(torch.ones(3, dtype=torch.complex64)))])
 
@@ -185,7 +185,7 @@ def test_a_parameter_that_is_a_lazy_view_is_refused(view):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_schedule_free_modes_within_inference_mode(name):
-    """A step after that goes on as after modes that were set outside."""
+    """Guard against inference tensors left by a change of mode."""
     runs = []
     for inference in (True, False):
         params = parameters(values([5000], BF16))
@@ -203,7 +203,7 @@ def test_schedule_free_modes_within_inference_mode(name):
 
 @pytest.mark.parametrize("states", ["param", "fp32", "int8"])
 def test_checkpoints_within_inference_mode(states):
-    """Read and loaded there, whether or not something is cast; then a step outside."""
+    """Guard against inference tensors left by loading, with casts and without."""
     params = parameters(values([5000], BF16))
     options = {"lr": 0.1, "states": states, "weights": "split", "ema_decay": 0.5}
     optimizer = AdamW(params, backend="reference", **options)
@@ -236,7 +236,7 @@ def test_a_first_step_within_inference_mode():
 
 @each_class
 def test_another_default_device(case):
-    """Nothing of ours is made on it: meta would lose every value."""
+    """Guard against own tensors on the default device: meta would lose every value."""
     runs = []
     for device in ("cpu", "meta"):
         params = parameters(values([4500, 3], BF16))
@@ -266,7 +266,7 @@ def test_another_default_device(case):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("before", [0, 2])
 def test_results_of_a_step_without_gradients(backend, before):
-    """Those of ``clip_grad_norm_`` of nothing, which a logger can read."""
+    """Guard against other results than ``clip_grad_norm_`` of nothing."""
     params = parameters(values([5], torch.float32))
     optimizer = AdamW(params, max_grad_norm=1.0, count_stalled=True, backend=backend)
     set_grads(params, [torch.ones(5)])
@@ -298,7 +298,7 @@ def test_results_of_a_step_without_gradients(backend, before):
 )
 @pytest.mark.parametrize("cls", [AdamW, SGD])
 def test_a_scaler_unscales_unless_the_step_has_reason_to(cls, options, says):
-    """Either way the same steps, an Inf at one of them; trainers that clip read the attribute."""
+    """Guard against steps that depend on who unscales."""
     start = values([30], torch.float32)
     runs = []
     for scale in (1024.0, None):

@@ -1,4 +1,4 @@
-"""What ``memory`` says before a training is what the training then takes."""
+"""The estimate of ``memory``, compared with the memory of real optimizers."""
 
 import re
 from pathlib import Path
@@ -28,14 +28,14 @@ PRESETS = {
 
 
 def taken(optimizer):
-    """Bytes of all states but the counts."""
+    """Return the bytes of all states but the counts."""
     states = optimizer.state.values()
     return sum(v.nbytes for state in states for k, v in state.items() if k != "step")
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=str)
 def test_the_presets(preset, capsys):
-    """In a real optimizer, and in the forecast."""
+    """Guard against other bytes than documented, in a real optimizer and in the estimate."""
     weights, states, dtype = preset
     held, moved = PRESETS[preset]
     param = Parameter(torch.zeros(6400, dtype=dtype))
@@ -56,7 +56,7 @@ def test_the_presets(preset, capsys):
 @pytest.mark.parametrize("states", STATES)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_format(weights, states):
-    """Blocks that are not full, tensors too small for them, an average, other optimizers."""
+    """Guard against partial blocks, small tensors and averages left out of the estimate."""
     shapes = [(5000,), (3, 1400), (7,), (0,)]
     for fused, options in ((AdamW, {"amsgrad": True}), (fused_optim.Lion, {})):
         options |= {"weights": weights, "states": states, "ema_decay": 0.9}
@@ -70,7 +70,7 @@ def test_every_format(weights, states):
 
 
 def test_a_model_too_large_for_any_machine(capsys):
-    """A module on the meta device, some of it frozen; groups and pairs are taken too."""
+    """Guard against allocations: a module on the meta device, some of it frozen."""
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(1 << 17, 1 << 17, bias=False), nn.Linear(1 << 17, 8))
     model[1].weight.requires_grad_(False)
@@ -98,14 +98,14 @@ def test_what_an_optimizer_refuses_is_refused():
 
 
 def test_the_pairs_of_formats_are_all_formats():
-    """Tests that take their formats from FORMATS leave none out."""
+    """Guard against formats that tests over FORMATS leave out."""
     assert {f["weights"] for f in FORMATS} == set(WEIGHTS)
     assert {f["states"] for f in FORMATS} == set(STATES)
     assert FORMATS[0] == {"weights": "plain", "states": "param"}
 
 
 def test_the_readme_has_these_bytes():
-    """Its table of formats, line by line."""
+    """Guard against other bytes in the README's table of formats."""
     lines = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
     rows = [line.split("|")[1:-1] for line in lines if re.match(r'\| `"\w+"`, `"\w+"`', line)]
     assert len(rows) == len(PRESETS)

@@ -24,7 +24,7 @@ import fused_optim
 from fused_optim import backends
 from fused_optim.backends.base import CompileError
 
-pytestmark = pytest.mark.skipif(KERNELS != "native", reason="the interpreter is on")
+pytestmark = pytest.mark.skipif(KERNELS != "native", reason="Triton's interpreter runs the kernels")
 
 if KERNELS == "native":
     from fused_optim.backends.native import executor, image, threads
@@ -41,7 +41,7 @@ def two_threads():
 
 
 def run(steps=3, sizes=SIZES, cls=fused_optim.AdamW, **options):
-    """All that some steps leave behind."""
+    """Return parameters and states after some steps."""
     params = parameters(values(sizes, torch.float32))
     optimizer = cls(params, lr=0.1, max_grad_norm=1.0, backend="native", **options)
     for step in range(steps):
@@ -82,7 +82,7 @@ def test_small_work_runs_in_the_caller(two_threads, monkeypatch):
 
 @pytest.mark.parametrize("openmp", [True, False])
 def test_every_program_runs_once_whoever_runs_it(two_threads, monkeypatch, openmp):
-    """Many small rows, so that threads take turns often; a program run twice moves a count by 2."""
+    """Guard against a program run twice or never, with many small rows."""
     monkeypatch.setattr(executor, "NS_PER_THREAD", 1.0)
     if not openmp:
         monkeypatch.setattr(threads, "_openmp_parallel", lambda: None)
@@ -108,7 +108,7 @@ def test_the_openmp_of_torch_goes_before_those_of_others():
 
 
 def test_an_interrupt_does_not_leave_threads_behind():
-    """A thread that still writes while the caller goes on would corrupt whatever comes next."""
+    """Guard against threads that still write after the caller went on."""
     done = threading.Event()
     caller = threading.get_ident()
 
@@ -124,7 +124,7 @@ def test_an_interrupt_does_not_leave_threads_behind():
 
 
 def test_a_forked_process_steps_too(two_threads):
-    """As in gunicorn's workers; GNU's OpenMP, and so torch's own large operations, hang there."""
+    """Guard against a pool used after a fork, where GNU's OpenMP hangs."""
     expected = run()
     param = parameters(values([300_000], torch.float32))[0]
     param.grad = values([300_000], torch.float32, 1)[0]
@@ -167,7 +167,7 @@ def test_optimizers_step_in_several_threads_at_once(two_threads):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_gil_is_released(count, two_threads):
-    """Another Python thread runs while machine code does, here the C library's usleep."""
+    """Guard against holding the GIL while machine code runs."""
     moved, stop = [0], threading.Event()
 
     def work():
@@ -289,7 +289,7 @@ def test_a_gpu_has_no_native_backend():
 
 
 def test_one_compilation_serves_every_step(monkeypatch):
-    """With and without a norm, a scaler and a report: what is absent has a neutral value."""
+    """Guard against a compilation for absent norms, scalers or reports."""
     names = []
     original = executor.NativeExecutor._compile
     spy = lambda self, name, constexprs: names.append(name) or original(self, name, constexprs)  # noqa: E731

@@ -1,6 +1,6 @@
-"""Numbers among the options in every kind that is accepted: each is read at each step.
+"""Types of numbers among the options, each read at every step.
 
-Tried by hand: the bound on the norm not made one object again after a checkpoint was loaded.
+Faults tried by hand: the bound on the norm not made one object again after a checkpoint was loaded.
 """
 
 import copy
@@ -34,11 +34,12 @@ KINDS = {
 
 
 def snapshot(params, optimizer):
+    """Return copies of the parameters, and the averages."""
     return [*(p.detach().clone() for p in params), *optimizer.ema_parameters()]
 
 
 def run(make, change, name, backend, extra):
-    """Four steps, the option changed after the second; values after the last."""
+    """Take four steps, change the option after the second, and return the values after the last."""
     params = parameters(values(SHAPES, torch.bfloat16))
     options = {"ema_decay": 0.5, "lr": 0.1, "weights": "stochastic", **extra}
     optimizer = AdamW(params, backend=backend, **{**options, name: make(NUMBERS[name][0])})
@@ -51,7 +52,7 @@ def run(make, change, name, backend, extra):
 
 
 def set_to(optimizer, name):
-    """The change that always worked: another object."""
+    """Replace the option by another object."""
     new = NUMBERS[name][1]
     if name == "max_grad_norm":
         optimizer.max_grad_norm = new
@@ -60,6 +61,7 @@ def set_to(optimizer, name):
 
 
 def set_in_place(optimizer, name):
+    """Change the value of the option's tensor or array."""
     value = optimizer.param_groups[0][name]
     value[...] = NUMBERS[name][1]
 
@@ -69,7 +71,7 @@ def set_in_place(optimizer, name):
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_change_in_place_is_seen(backend, name, kind, extra):
-    """Whether or not another option is a tensor."""
+    """Guard against options read once, with another option that is a tensor and without."""
 
     def make(value):
         # float64, so that the number is the same
@@ -154,7 +156,7 @@ def test_the_bound_travels_with_a_checkpoint():
 
 
 def test_a_checkpoint_without_a_bound_leaves_it():
-    """One of torch, one from before it was kept, and one that does not clip."""
+    """Guard against a bound removed by checkpoints of torch, older ones, or without clipping."""
     params, plain = clipped(None)
     before = copy.deepcopy(plain.state_dict())
     for group in before["param_groups"]:
@@ -191,7 +193,7 @@ def test_a_loaded_tensor_is_one_for_all_groups():
 
 
 def test_groups_that_disagree_about_the_bound_are_refused():
-    """Whichever is edited, whether or not the step goes on from the last one."""
+    """Guard against a bound of one group that is ignored."""
     for index in (0, 1):
         for steps in (0, 2):
             params, optimizer = clipped(0.5)

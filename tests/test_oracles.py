@@ -1,9 +1,9 @@
-"""The optimizers that torch.optim lacks: against their papers in numpy, and at their limits.
+"""The optimizers that torch.optim lacks, compared with oracles in numpy and at their limits.
 
 In float64 ours differ by rounding only; in float32 they are as close to float64 as numpy's float32.
-What this guards, each tried by hand: the two betas of Lion exchanged, a
-slow average that is bias-corrected, a schedule linear in beta3, a first difference of Adan that is
-the gradient itself, decay before the step for decay after it, an average x of the old z.
+Faults tried by hand: the two betas of Lion exchanged, a slow average that is bias-corrected, a
+schedule linear in beta3, a first difference of Adan that is the gradient itself, decay before the
+step for decay after it, an average x of the old z.
 """
 
 import copy
@@ -35,17 +35,19 @@ def test_every_oracle_is_used():
 
 
 def gradients(dtype):
+    """Return the gradients of all steps."""
     return [values(SHAPES, dtype, seed=100 + step) for step in range(STEPS)]
 
 
 def run(optimizer, params, grads):
+    """Take a step for each of ``grads``."""
     for given in grads:
         set_grads(params, given)
         optimizer.step()
 
 
 def run_oracle(case, start, grads, dtype):
-    """The parameters and states after all steps, in ``dtype``."""
+    """Return the oracle's parameters and states after all steps, in ``dtype``."""
     options = dict(case.options)
     sign = -1 if options.pop("maximize", False) else 1
     params = [p.numpy().astype(dtype) for p in start]
@@ -59,7 +61,7 @@ def run_oracle(case, start, grads, dtype):
 
 
 def run_with_oracle(case, dtype):
-    """By name of the state, or "param": ours, the oracle in ``dtype``, the oracle in float64."""
+    """Return results of ours, the oracle in ``dtype`` and the oracle in float64, by state name."""
     start, grads = values(SHAPES, dtype), gradients(dtype)
     params = parameters(start)
     optimizer = case.fused(params, **copy.deepcopy(case.options), backend="reference")
@@ -117,7 +119,7 @@ def test_lion_stands_still_without_a_gradient_and_shows_nan(backend):
 
 
 def assert_same_path(make, other, grads=None):
-    """Two optimizers that must agree, after 50 steps in float64."""
+    """Check that two optimizers agree after 50 steps in float64."""
     start = values(SHAPES, torch.float64)
     ours, theirs = parameters(start), parameters(start)
     grads = gradients(torch.float64) if grads is None else grads
@@ -135,7 +137,7 @@ def test_ademamix_without_its_slow_average_is_adamw():
 
 
 def test_ademamix_with_a_beta1_of_zero_is_its_limit():
-    """The rule that keeps no fast average, and the rule that keeps one."""
+    """Guard against two rules, with and without a fast average, that differ at 0."""
     options = {"lr": 0.03, "alpha_warmup": 30, "eps": 1e-3, "backend": "reference"}
     assert_same_path(
         lambda p: AdEMAMix(p, betas=(0.0, 0.99, 0.999), **options),
@@ -144,7 +146,7 @@ def test_ademamix_with_a_beta1_of_zero_is_its_limit():
 
 
 def test_adan_without_differences_is_adamw():
-    """With a second beta of 0 no difference of gradients enters the step."""
+    """Guard against differences of gradients that enter with a second beta of 0."""
     shared = {"lr": 0.03, "eps": 1e-3, "weight_decay": 0.3, "backend": "reference"}
     assert_same_path(
         lambda p: Adan(p, betas=(0.9, 0.0, 0.99), no_prox=True, **shared),

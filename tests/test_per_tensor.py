@@ -1,9 +1,10 @@
-"""Rules that need sums over each tensor: LAMB, LARS, StableAdamW.
+"""LAMB, LARS and StableAdamW, whose rules need sums over each tensor.
 
-Against oracles written from the papers in float64 numpy, and against each other's limits. The sums
-are float64 in both backends but in another order, so twins in float64 agree to the last bits only.
-Guards, each tried by hand: a sum that stops a chunk early or takes another row's chunks, a trust
-ratio that is inverted, decay left out of LAMB's direction, the norm of the unclipped gradient.
+They are compared with oracles in float64 numpy, written from the papers, and with each other's
+limits. The sums are float64 in both backends but in another order, so float64 results agree to the
+last bits only. Faults tried by hand: a sum that stops a chunk early or takes another row's chunks,
+a trust ratio that is inverted, decay left out of LAMB's direction, the norm of the unclipped
+gradient.
 """
 
 import math
@@ -20,7 +21,7 @@ SHAPES = [(1,), (33, 65), (0,), (3, 341), (2049,)]
 
 
 def lamb(p, g, s, t, lr, betas, eps, weight_decay):
-    """You et al. 2020, algorithm 2."""
+    """Update by LAMB, You et al. 2020, algorithm 2."""
     s["m"] = betas[0] * s.get("m", 0) + (1 - betas[0]) * g
     s["v"] = betas[1] * s.get("v", 0) + (1 - betas[1]) * g * g
     m, v = s["m"] / (1 - betas[0] ** t), s["v"] / (1 - betas[1] ** t)
@@ -30,7 +31,7 @@ def lamb(p, g, s, t, lr, betas, eps, weight_decay):
 
 
 def lars(p, g, s, t, lr, momentum, weight_decay, trust_coefficient, eps):
-    """You, Gitman and Ginsburg 2017, algorithm 1."""
+    """Update by LARS, You, Gitman and Ginsburg 2017, algorithm 1."""
     norms = np.linalg.norm(p), np.linalg.norm(g)
     local = trust_coefficient * norms[0] / (norms[1] + weight_decay * norms[0] + eps)
     s["v"] = momentum * s.get("v", 0) + lr * local * (g + weight_decay * p)
@@ -38,7 +39,7 @@ def lars(p, g, s, t, lr, momentum, weight_decay, trust_coefficient, eps):
 
 
 def stable_adamw(p, g, s, t, lr, betas, eps, weight_decay):
-    """Wortsman et al. 2023, algorithm 2."""
+    """Update by StableAdamW, Wortsman et al. 2023, algorithm 2."""
     b1, b2 = ((b * (1 - b ** (t - 1)) / (1 - b**t)) for b in betas)
     s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
     s["v"] = b2 * s.get("v", 0) + (1 - b2) * g * g
@@ -70,7 +71,7 @@ def oracle_run(rule, options, start, steps, dtype):
 
 
 def gradients(start, t):
-    """Some steps are much larger than others, so that updates are clipped."""
+    """Return gradients, some steps much larger than others so that updates are clipped."""
     return [
         g * (10.0 if t % 3 == 0 else 1.0)
         for g in values([p.shape for p in start], torch.float32, t)
@@ -102,7 +103,7 @@ def test_against_the_paper(name, backend):
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_backends_agree(name):
-    """Equal bits from float64 sums of another order: the scalars are rounded to float32."""
+    """Guard against bits that depend on the order of float64 sums."""
     runs = []
     for backend in BACKENDS:
         params = parameters(values(SHAPES, torch.float32))
@@ -138,7 +139,7 @@ def test_lamb_with_trust_1_is_adamw(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_norms_leave_the_rate_alone(backend):
-    """A parameter of zeros would never move, one without gradient would divide by zero."""
+    """Guard against a rate of 0 for zero parameters, and division by a gradient norm of 0."""
     for cls in (fused_optim.LAMB, fused_optim.LARS):
         params = parameters([torch.zeros(3), torch.ones(3)])
         optimizer = cls(params, lr=0.5, weight_decay=0, backend=backend)
@@ -160,7 +161,7 @@ def test_bounds_of_the_norm():
 
 
 def test_stable_adamw_is_adamw_while_its_updates_are_small():
-    """With gradients that shrink, the mean square stays below 1 and nothing is clipped."""
+    """Guard against clipping where the mean square stays below 1."""
     runs = []
     for cls in (fused_optim.StableAdamW, fused_optim.AdamW):
         params = parameters(values([(50,)], torch.float64))

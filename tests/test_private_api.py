@@ -1,8 +1,8 @@
-"""Private names of torch and Triton: in one module, and nothing depends on any of them.
+"""Private names of torch and Triton: found in one module, and dispensable one by one.
 
-Tried by hand: each fallback changed (copies in the wrong order, a decorator that does not disable,
-wrappers that are not seen), the import of a private name put into fused_optim/optimizers/base.py,
-and ``param._version`` put back.
+Faults tried by hand: each fallback changed (copies in the wrong order, a decorator that does not
+disable, wrappers that are not seen), the import of a private name put into
+fused_optim/optimizers/base.py, and ``param._version`` put back.
 """
 
 import ast
@@ -32,7 +32,7 @@ def is_private(name):
 
 
 def defined(tree):
-    """The names that a file defines or assigns, and the methods of NamedTuple."""
+    """Return the names that a file defines or assigns, and the methods of NamedTuple."""
     names = {"_replace", "_make", "_fields", "_asdict"}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -43,7 +43,7 @@ def defined(tree):
 
 
 def foreign(tree, own):
-    """Every private name in ``tree`` that ``own`` does not hold, with its line."""
+    """Yield every private name in ``tree`` that ``own`` lacks, with its line."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             names = [node.attr]
@@ -199,7 +199,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def steps():
-    """What the same steps lead to without each of the names."""
+    """Return the results of the same steps without each of the names."""
     command = [sys.executable, "-W", "ignore", "-c", STEPS, json.dumps(TAKEN)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -213,7 +213,7 @@ def test_steps_have_the_same_bits_without(name, steps):
 
 
 def test_a_scaler_may_unscale_by_itself(monkeypatch):
-    """Exact, for the scale is a power of two."""
+    """Guard against other bits where the scaler unscales: the scale is a power of two."""
     result = []
     for knows in (True, False):
         if not knows:
@@ -236,7 +236,7 @@ def test_a_scaler_may_unscale_by_itself(monkeypatch):
 
 
 def hide(monkeypatch, *names):
-    """Have ``private_api`` find none of ``names``."""
+    """Make ``private_api`` find none of ``names``."""
     original = private_api.find
     monkeypatch.setattr(private_api, "find", lambda m, n: None if n in names else original(m, n))
 

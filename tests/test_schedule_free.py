@@ -1,7 +1,7 @@
 """The two modes of the schedule-free optimizers, and the limits of their average.
 
-What this guards, each tried by hand: a switch made twice, ``1 - momentum`` in both directions, a
-z that starts at zero, weights that loading rounds to the dtype of the parameter.
+Faults tried by hand: a switch made twice, ``1 - momentum`` in both directions, a z that starts at
+zero, weights that loading rounds to the dtype of the parameter.
 """
 
 import copy
@@ -40,7 +40,7 @@ def close(ours, theirs, bound=1e-12):
 
 
 def test_sgd_averages_the_iterates_of_plain_sgd():
-    """With equal weights x is the mean of all z, and z is gradient descent."""
+    """Guard against other weights: with equal ones x is the mean of all z."""
     plain = parameters(values(SHAPES, torch.float64))
     descent = SGD(plain, 0.1)
     total = [torch.zeros_like(p) for p in plain]
@@ -123,7 +123,7 @@ def test_modes_before_the_first_step_change_nothing():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", CLASSES)
 def test_resuming_from_a_checkpoint_in_eval_mode(cls, dtype):
-    """Bit for bit, and the mode is part of the checkpoint."""
+    """Guard against a mode that a checkpoint loses."""
     params, optimizer = trained(cls, dtype, warmup_steps=30, r=0.5, backend="reference")
     optimizer.eval()
     file = io.BytesIO()
@@ -143,7 +143,7 @@ def test_resuming_from_a_checkpoint_in_eval_mode(cls, dtype):
 
 
 def test_a_rate_of_zero_moves_nothing():
-    """And its weight of 0 / 0 is no NaN."""
+    """Guard against NaN from a weight of 0 / 0."""
     params = parameters(values(SHAPES, torch.float32))
     before = copied(params)
     optimizer = ScheduleFreeSGD(params, 0.0)

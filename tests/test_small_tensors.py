@@ -1,4 +1,4 @@
-"""The reference updates small rows as one, and large ones in pieces: no bit depends on either."""
+"""Small rows that the reference updates together, and large ones in pieces, with equal bits."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ SMALL = [
 
 
 def stepped(make, numels, steps=3, before=lambda step, params: None):
-    """Parameters and states after some steps."""
+    """Return parameters and states after some steps."""
     params = parameters(values(numels, torch.float32))
     optimizer = make(params)
     for step in range(steps):
@@ -38,7 +38,7 @@ def stepped(make, numels, steps=3, before=lambda step, params: None):
 
 
 def compare(actual, expected):
-    """Parameters and states."""
+    """Compare parameters and states bit for bit."""
     for mine, theirs in zip(actual[0], expected[0], strict=True):
         assert_same_bits("parameter", mine, theirs)
     for mine, theirs in zip(actual[1], expected[1], strict=True):
@@ -47,16 +47,18 @@ def compare(actual, expected):
 
 
 def disable_packing(monkeypatch):
-    """From now on every row is updated for itself, with its own scalars."""
+    """Make the reference update every row by itself, with its own scalars."""
     monkeypatch.setattr(small_tensors, "MAX_NUMEL", 0)
     monkeypatch.setattr(reference.ReferenceRunner, "_shared_bits", each_row)
 
 
 def each_row(launch):
+    """Return a different value for each row."""
     return range(len(launch.bucket.rows))
 
 
 def adamw(params):
+    """Return an AdamW with every column."""
     return AdamW(params, lr=0.1, amsgrad=True, ema_decay=0.5, backend="reference")
 
 
@@ -68,7 +70,7 @@ def test_packed_rows_are_as_rows_alone(numels, monkeypatch):
 
 
 def test_rows_that_come_and_go(monkeypatch):
-    """A pack is for the rows of one step: those with gradients, with their own counts."""
+    """Guard against buffers of rows that have no gradient in this step."""
 
     def lacking(step, params):
         for param in params[step::3]:
@@ -80,7 +82,7 @@ def test_rows_that_come_and_go(monkeypatch):
 
 
 def test_rows_of_any_strides(monkeypatch):
-    """Rows are in the order of the parameter's memory; gradients come in another."""
+    """Guard against gradients copied in another order than the parameter's memory."""
 
     def strided():
         params = [
@@ -103,7 +105,7 @@ def test_rows_of_any_strides(monkeypatch):
 
 
 def test_groups_are_not_packed_together():
-    """Their scalars may be the same, and the limit another."""
+    """Guard against rows of one buffer with different limits but equal scalars."""
     params, limits = parameters(values(SMALL, torch.float32)), (0.1, 0.2, 0.3)
     groups = [{"params": params[i::3], "max_grad_value": limits[i]} for i in range(3)]
     optimizer = SGD(groups, lr=1.0, backend="reference")
@@ -118,7 +120,7 @@ def test_groups_are_not_packed_together():
 
 
 def test_more_counters_than_a_pack_has_elements(monkeypatch):
-    """At first 40 and then 50."""
+    """Guard against a buffer that is too small, for 40 counters and then 50."""
 
     def lacking(step, params):
         for param in params[: 0 if step else 10]:
@@ -139,7 +141,7 @@ def test_gradients_are_not_written():
 
 
 def test_threads_change_no_bit():
-    """Each thread has its part of a piece, so pieces differ too."""
+    """Guard against bits that depend on the pieces, which depend on the threads."""
     numels = [3 * reference.CHUNK + 5, 7]
     expected = stepped(adamw, numels)
     torch.set_num_threads(2)
@@ -164,7 +166,7 @@ def test_packs_without_use_are_dropped():
 
 
 def test_what_is_kept_does_not_grow_with_the_tensors():
-    """All packs are places in the same memory."""
+    """Guard against memory for every buffer."""
     params = parameters(values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer = adamw(params)
     set_grads(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))

@@ -1,9 +1,8 @@
-"""The step after a step: what it goes on from, and that it sees whatever has changed.
+"""The cached step: the changes that it survives, and those that end it.
 
-Every event happens to two optimizers. One goes on from its last step where it can, the other looks
-at everything in each step; they must have the same bits. Tried by hand: each comparison in
-fused_optim/optimizers/again.py and guards.py left out. What is read in C is compared with what is
-read in Python in test_guards.py.
+Every event happens to two optimizers. One uses its cached step where it can, the other takes a full
+step always; they must have the same bits. Faults tried by hand: each comparison in fused_optim/step
+left out. The guards in C and in Python are compared in test_guards.py.
 """
 
 import copy
@@ -34,7 +33,7 @@ RUNS = [("fp32", "reference"), ("fp32", KERNELS), ("formats", "reference")]
 
 @pytest.fixture
 def full(monkeypatch):
-    """The optimizers that have looked at everything, one entry a step."""
+    """Record the optimizers that take a full step, one entry a step."""
     steps = []
     original = StepEngine._full_step
 
@@ -49,6 +48,7 @@ def full(monkeypatch):
 @pytest.mark.parametrize(("setup", "backend"), RUNS)
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_change_is_seen(event, setup, backend, full):
+    """Guard against changes that the cached step ignores."""
     pair = CachePair(setup, backend)
     change, goes_on = EVENTS[event]
     for _ in range(2):
@@ -85,7 +85,7 @@ GRADIENTS = {
 @pytest.mark.parametrize(("setup", "backend"), RUNS)
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_another_gradient_is_seen(name, setup, backend, full):
-    """Each in turn for one parameter, then for all."""
+    """Guard against gradients with other addresses or strides, of one parameter and of all."""
     pair = CachePair(setup, backend)
     change, goes_on = GRADIENTS[name]
     pair.step()
@@ -133,7 +133,7 @@ def test_a_gradient_of_another_dtype(full):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_does_not_fit_is_refused_as_ever(backend):
-    """At the address of before, with another shape: a kernel would not notice."""
+    """Guard against another shape at the same address, which a kernel would not notice."""
     pair = CachePair("fp32", backend)
     pair.step()
     (optimizer, _), small = pair.optimizers, torch.zeros(20)
@@ -154,8 +154,8 @@ def test_what_does_not_fit_is_refused_as_ever(backend):
 
 
 @pytest.mark.parametrize("travel", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_goes_its_own_way(travel):
-    """It must not write to the memory of the original."""
+def test_a_copy_is_independent(travel):
+    """Guard against a copy that writes to the memory of the original."""
     pair = CachePair("fp32", KERNELS)
     pair.step()
     before = copy.deepcopy([params_of(optimizer) for optimizer in pair.optimizers])
@@ -190,7 +190,7 @@ def test_what_cannot_be_compiled_is_done_anew(full):
 
 
 def test_versions_move_each_step(full):
-    """Autograd must see every step; an edit in between asks for no other step."""
+    """Guard against steps that autograd does not see, and full steps after an edit."""
     param = Parameter(torch.ones(5000, dtype=torch.bfloat16))
     optimizer = AdamW([param], weights="split", backend="reference")
     for _ in range(3):
@@ -204,8 +204,8 @@ def test_versions_move_each_step(full):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_kept_alive(backend, full):
-    """Neither what the step before has seen, nor what the last one has."""
+def test_no_reference_to_tensors_remains(backend, full):
+    """Guard against references to tensors of the last step or the one before."""
     params = parameters(values(SHAPES, torch.float32))
     optimizer = AdamW(params, lr=torch.tensor(0.1), backend=backend)
     seen = []
@@ -228,7 +228,7 @@ def test_nothing_is_kept_alive(backend, full):
 
 @PROFILER_WARNS
 def test_allocations_do_not_grow_with_the_tensors(full):
-    """As many tensors for 300 parameters as for 10."""
+    """Guard against a tensor for each parameter: 300 take as many as 10."""
     counts = []
     for tensors in (10, 300):
         params = parameters(values([(5,)] * tensors, torch.float32))
@@ -242,8 +242,8 @@ def test_allocations_do_not_grow_with_the_tensors(full):
     assert len(full) == 2
 
 
-def test_a_step_keeps_nothing(full, monkeypatch):
-    """Of Python's memory, and whether its gradients are new ones or not."""
+def test_a_step_leaks_no_memory(full, monkeypatch):
+    """Guard against leaked Python memory, with new gradients and old ones."""
     # a mock would keep its calls
     monkeypatch.setattr(
         "fused_optim.backends.kernel_runner.KernelRunner._run", lambda *arguments: None
@@ -281,7 +281,7 @@ FACTS = {
 @pytest.mark.parametrize("has_guards", [True, False])
 @pytest.mark.parametrize("fact", FACTS)
 def test_tensors_are_told_apart(fact, has_guards, monkeypatch):
-    """By what torch has for it, and without."""
+    """Guard against tensors taken for equal, by torch's function and without it."""
     if not has_guards:
         monkeypatch.setattr(guards, "TENSOR_GUARDS", None)
     assert has_guards == (guards.TENSOR_GUARDS is not None), (

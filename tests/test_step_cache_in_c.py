@@ -1,8 +1,8 @@
-"""The C module beyond what it compares: errors, references, the version of DLPack, the log.
+"""The C module's errors, references, memory, DLPack versions and log.
 
-Tried by hand, in csrc/: an exception left set after a tensor that cannot be read; a reference
-too many and one too few to a gradient, to a name and to the types; no look at the version; a size
-of the state that is not looked at again.
+Faults tried by hand, in csrc/: an exception left set after a tensor that cannot be read; a
+reference too many and one too few to a gradient, to a name and to the types; no look at the
+version; a size of the state that is not looked at again.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ pytestmark = NEEDS_C_MODULE
 
 
 class Broken(TorchFunctionMode):
-    """Within it, ``action`` runs whenever an attribute of a tensor is read."""
+    """A mode that calls ``action`` whenever an attribute of a tensor is read."""
 
     def __init__(self, action):
         super().__init__()
@@ -60,7 +60,7 @@ def test_an_error_passes_through():
 
 @pytest.mark.parametrize("complete", [False, True])
 def test_what_changes_meanwhile_does_no_harm(complete):
-    """Code of a user may run while the gradients are read."""
+    """Guard against user code that runs while gradients are read, and changes everything."""
     inputs = StepInputs()
     calls, last = [], 3 if complete else 12  # the first 8 of 12 are made in Python
     if complete:
@@ -83,7 +83,7 @@ def test_what_changes_meanwhile_does_no_harm(complete):
 
 
 def references(inputs):
-    """Of all that the inputs alone has: strings like "step" are not counted."""
+    """Return the reference counts of all objects that the inputs alone hold."""
     entries = list(inputs.state.values())
     own = [v for entry in entries for v in (entry, *entry.values())]
     grads = [param.grad for param in inputs.params if param.grad is not None]
@@ -92,12 +92,13 @@ def references(inputs):
 
 
 def shared_references():
-    """Of what others hold too, and let go of at any time."""
+    """Return the reference counts of objects that others hold too."""
     own = find("fused_optim._host", "Snapshot"), sys.intern("grad")
     return list(map(sys.getrefcount, [None, guards.READABLE, Tensor.is_neg, *own]))
 
 
 def refuse(inputs, value, reason):
+    """Check that a state tensor is refused with a reason."""
     inputs.state[inputs.params[0]]["more"] = value
     with pytest.raises(ValueError, match=reason):
         guards.HostGuard(inputs.groups, inputs.state)
@@ -105,7 +106,7 @@ def refuse(inputs, value, reason):
 
 
 def test_no_reference_is_left_or_lost():
-    """Neither by comparisons that succeed, nor by those that fail in every way."""
+    """Guard against reference leaks of comparisons that succeed or fail."""
     inputs = StepInputs()
     for i, entry in enumerate(inputs.state.values()):
         entry[f"a {i}"] = torch.ones(2)
@@ -131,7 +132,7 @@ def test_no_reference_is_left_or_lost():
 
 
 def test_no_memory_is_left():
-    """Of Python's; what others take or free is little beside an object for each comparison."""
+    """Guard against leaked Python memory, an object for each comparison."""
     inputs, shorter, meta = StepInputs(), StepInputs(), StepInputs()
     pairs = [(w, guards.HostGuard(w.groups, w.state)) for w in (inputs, shorter, meta)]
     shorter.groups[1]["params"].pop()
@@ -179,7 +180,7 @@ def test_no_tensor_is_kept_alive():
 
 
 class DLTensor(ctypes.Structure):
-    """As DLPack defines it."""
+    """The struct of DLPack."""
 
     _fields_ = [
         ("data", ctypes.c_uint64),
@@ -194,7 +195,7 @@ class DLTensor(ctypes.Structure):
 
 
 class ExchangeAPI(ctypes.Structure):
-    """As DLPack defines it."""
+    """The struct of DLPack."""
 
     _fields_ = [
         ("major", ctypes.c_uint32),
@@ -220,7 +221,7 @@ def real_api():
 
 
 def test_the_version_of_the_api_is_heeded():
-    """Another major version may have other layouts, but may offer this one as well."""
+    """Guard against another major version, which may have other layouts."""
     from fused_optim._host import Snapshot
 
     real, inputs = real_api(), StepInputs()
@@ -260,7 +261,7 @@ OTHERS = {
 
 
 class Reader:
-    """An exchange API whose reader changes what torch's own gives by ``change(out)``."""
+    """An exchange API whose reader changes torch's result by ``change(out)``."""
 
     def __init__(self, change):
         real = real_api()
@@ -284,7 +285,7 @@ class Reader:
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("at_first", [False, True])
 def test_what_this_machine_does_not_have(name, at_first):
-    """Other devices and other producers of DLPack."""
+    """Guard against tensors of other devices and of other producers of DLPack."""
     fields, same = OTHERS[name]
     inputs, changed = StepInputs(shapes=[(4,)]), [at_first]
 
@@ -306,7 +307,7 @@ def test_what_this_machine_does_not_have(name, at_first):
 
 
 def test_a_gradient_that_turns_negative_in_place_of_the_last():
-    """An imaginary part is dense if it has one element, and may get the memory of the last one.
+    """Guard against a negative bit missed at the same address.
 
     So may the objects of Python and of torch; here they are the same ones.
     """

@@ -1,7 +1,7 @@
-"""What is peculiar to one namesake of torch.optim, beyond the cases that all share.
+"""Peculiarities of single optimizers of torch, beyond the cases that all share.
 
-What these tests guard, each tried by hand: a counter that a checkpoint loses, a variance that
-rounding makes negative, an Adagrad whose state appears at the first step.
+Faults tried by hand: a counter that a checkpoint loses, a variance that rounding makes negative, an
+Adagrad whose state appears at the first step.
 """
 
 import copy
@@ -21,14 +21,15 @@ NOT_FINITE = [torch.inf, -torch.inf, torch.nan]
 
 
 def take_steps(params, optimizer, steps):
+    """Take a step for each seed in ``steps``."""
     for step in steps:
         set_grads(params, values([p.shape for p in params], torch.float32, seed=step))
         optimizer.step()
 
 
 @pytest.mark.parametrize("case", CLASSES, ids=get_name)
-def test_goes_on_from_torch_and_back(case):
-    """Counters travel both ways: after 5 steps of one, 5 of the other are as 10 of one."""
+def test_resumes_from_torch_and_back(case):
+    """Guard against counters lost between torch and ours: 5 steps of each are as 10 of one."""
     start = values([(33,)], torch.float32)
     runs = []
     for first, second in (
@@ -52,7 +53,7 @@ def test_goes_on_from_torch_and_back(case):
 
 @pytest.mark.parametrize("case", IN_TORCH, ids=get_name)
 def test_extreme_gradients_end_where_torch_ends(case, request):
-    """Finite where torch is finite, and Inf or NaN where it is not."""
+    """Guard against Inf or NaN where torch is finite, and the reverse."""
     if case.options.get("centered"):
         request.applymarker(CENTERED_OVERFLOWS)
     grad = torch.tensor(EXTREME + NOT_FINITE)
@@ -94,7 +95,7 @@ def test_adagrad_has_its_state_from_the_start():
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_constant_gradient_has_no_negative_variance(alpha, backend):
-    """Its centered variance is rounding alone, where torch may take the root of less than 0."""
+    """Guard against the root of a rounding error below 0."""
     steps = 400 if backend == "reference" else 40
     params = parameters([torch.zeros(6)])
     optimizer = RMSprop(params, alpha=alpha, eps=1e-3, centered=True, backend=backend)
@@ -105,7 +106,7 @@ def test_a_constant_gradient_has_no_negative_variance(alpha, backend):
 
 
 def test_radam_waits_for_the_variance():
-    """Five steps are those of momentum alone: the length of the average is not above 5 yet."""
+    """Guard against rectified steps before the sixth."""
     params = parameters([torch.zeros(3)])
     optimizer = RAdam(params, lr=1.0)
     for step in range(1, 8):

@@ -1,7 +1,7 @@
-"""ci/versions.sh: which versions it takes, and that nothing that goes wrong passes for success.
+"""ci/versions.sh: the versions it takes, and failures that must not count as success.
 
-Tried by hand: the last status of ``main`` always 0, a report that is missing taken for one without
-failures, the version that is imported not compared.
+Faults tried by hand: the last status of ``main`` always 0, a report that is missing taken for one
+without failures, the version that is imported not compared.
 """
 
 from pathlib import Path
@@ -49,9 +49,10 @@ def test_an_index_that_cannot_be_reached_is_one_line_and_a_failure(monkeypatch, 
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a check of one file of tests, with the Triton of this process."""
+    """Run a check of one test file, with the Triton of this process."""
 
     def run(text):
+        """Run a check of one test file, with the Triton of this process."""
         file = tmp_path / "test_it.py"
         file.write_text(text)
         variables = versions_run.environment(tmp_path / "none", tmp_path / "cache")

@@ -1,7 +1,7 @@
-"""Checkpoints of torch.optim and ours are each other's, mid-training.
+"""Checkpoints between torch.optim and ours, in both directions and mid-training.
 
-Guards: loading that writes into the dict, a cast of the count, a group option lost on the
-way, a copy that shares its state with the original.
+Faults guarded against: loading that writes into the dict, a cast of the count, a group option lost
+on the way, a copy that shares its state with the original.
 """
 
 import copy
@@ -20,12 +20,12 @@ ADAMS = [case for case in IN_TORCH if case.fused.__name__ in ("Adam", "AdamW")]
 
 
 def cloned(value):
-    """A copy of a checkpoint that shares no tensor with it."""
+    """Return a copy of a checkpoint that shares no tensor with it."""
     return copy.deepcopy(value)
 
 
 def same(one, other):
-    """Whether two checkpoints hold the same keys, kinds and bits."""
+    """Return whether two checkpoints hold the same keys, types and bits."""
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -38,7 +38,7 @@ def same(one, other):
 @pytest.mark.feature("checkpoints of torch")
 @each_case
 def test_torch_to_ours_mid_training(case):
-    """The next 10 steps are those of torch, which goes on without a break."""
+    """Guard against a loaded state that goes on otherwise than torch without a break."""
     pair = Pair(case)
     pair.step(4)
     saved = pair.optimizers[1].state_dict()
@@ -63,7 +63,7 @@ def test_ours_to_torch_mid_training(case):
 @pytest.mark.feature("checkpoints for torch")
 @each_case
 def test_the_checkpoint_is_that_of_torch(case):
-    """Keys, order of the parameters, plain containers; after no step, and after some."""
+    """Guard against other keys, another order or other containers, before and after steps."""
     pair = Pair(case, group=lambda p: [{"params": p[:2]}, {"params": p[2:], "lr": 0.25}])
     for steps in (0, 2):
         for _ in range(steps):
@@ -80,7 +80,7 @@ def test_the_checkpoint_is_that_of_torch(case):
 @each_class
 @pytest.mark.parametrize("flag", [None, "fused", "capturable"])
 def test_loading_casts_and_aliases_as_torch(case, flag):
-    """Floats take the parameter's dtype, except ``step``; without a cast all is shared.
+    """Guard against casts of ``step``, and against copies where torch shares.
 
     Where torch casts the states of a parameter it shares the count alone, with which two live
     optimizers would count each other's steps: then nothing is shared here.
@@ -117,7 +117,7 @@ def test_loading_casts_and_aliases_as_torch(case, flag):
 @pytest.mark.feature("casting, moving, aliasing")
 @each_class
 def test_an_option_of_the_checkpoint_is_not_shared(case):
-    """Groups are copied, so that a schedule of one optimizer leaves the other."""
+    """Guard against a schedule of one optimizer that changes the other through its groups."""
     pair = Pair(case, lr=torch.tensor(0.1, dtype=torch.float64))
     for optimizer in pair.optimizers:
         saved = optimizer.state_dict()
@@ -132,7 +132,7 @@ def test_an_option_of_the_checkpoint_is_not_shared(case):
 @pytest.mark.feature("casting, moving, aliasing")
 @each_class
 def test_loading_moves_to_the_device_of_the_parameter(case):
-    """Meta stands in for an accelerator."""
+    """Guard against states on another device; meta is used for an accelerator."""
     pair = Pair(case)
     pair.step(2)
     devices = []
@@ -148,7 +148,7 @@ def test_loading_moves_to_the_device_of_the_parameter(case):
 @pytest.mark.feature("old formats")
 @each_case
 def test_numeric_counts(case):
-    """Checkpoints of years ago: counts are Python numbers."""
+    """Guard against refusing old checkpoints, whose counts are Python numbers."""
     pair = Pair(case)
     pair.step(3)
     saved = cloned(pair.optimizers[1].state_dict())
@@ -166,7 +166,7 @@ def test_numeric_counts(case):
 
 
 def torch_takes(case, saved, key):
-    """Whether torch can load and step without a group's ``key``; then what it takes for it."""
+    """Return whether torch loads and steps without a group's ``key``, and the value it uses."""
     params = parameters(values([(2,)], torch.float64))
     torch_optimizer = case.torch_class(params, **case.options)
     del saved["param_groups"][0][key]
@@ -181,7 +181,7 @@ def torch_takes(case, saved, key):
 @pytest.mark.feature("old formats")
 @each_case
 def test_missing_keys(case):
-    """An option that a checkpoint lacks is what it was before torch had the option."""
+    """Guard against another value than torch's for an option that a checkpoint lacks."""
     params = parameters(values([(2,)], torch.float64))
     torch_optimizer = case.torch_class(params, **case.options)
     tried = 0
@@ -203,7 +203,7 @@ def test_missing_keys(case):
 @pytest.mark.feature("old formats")
 @each_class
 def test_our_options_survive_a_checkpoint_of_torch(case):
-    """Each group keeps those it has; torch's dict does not know them."""
+    """Guard against options of a group lost by loading a dict that lacks them."""
     params = parameters(values([(2,), (3,)], torch.float64))
     groups = [{"params": params[:1], "l1": 0.5}, {"params": params[1:], "nonfinite": "skip"}]
     optimizer = case.fused(groups, max_grad_norm=2.0)
@@ -217,7 +217,7 @@ def test_our_options_survive_a_checkpoint_of_torch(case):
 @pytest.mark.feature("mismatched groups")
 @each_class
 def test_mismatched_groups(case):
-    """torch's error, and nothing has changed."""
+    """Guard against another error than torch's, or one that leaves changes."""
     pair = Pair(case)
     pair.step(2)
     fewer, more = pair.params[0][:-1], [{"params": [p]} for p in pair.params[0]]
@@ -237,7 +237,7 @@ def test_mismatched_groups(case):
 @pytest.mark.feature("torch.save and torch.load")
 @each_case
 def test_save_and_load_weights_only(case):
-    """Everything in a checkpoint is what ``weights_only=True`` lets through."""
+    """Guard against objects that ``weights_only=True`` refuses."""
     pair = Pair(case)
     pair.step(2)
     for i, (optimizer, params) in enumerate(pair.both):
@@ -255,7 +255,7 @@ def test_save_and_load_weights_only(case):
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 @each_case
 def test_copies_mid_training(case, way):
-    """A copy trains parameters of its own as torch's does; the original is left alone."""
+    """Guard against a copy that shares parameters or state with the original."""
     pair = Pair(case)
     pair.step(2)
     before = cloned(pair.optimizers[0].state_dict())
@@ -278,7 +278,7 @@ def test_copies_mid_training(case, way):
 @pytest.mark.feature("deepcopy and pickle")
 @each_class
 def test_hooks_do_not_travel(case):
-    """Neither do torch's: an optimizer's copy starts without."""
+    """Guard against hooks that a copy takes along, which torch's does not."""
     pair = Pair(case)
     for optimizer in pair.optimizers:
         optimizer.register_step_pre_hook(lambda *_: pytest.fail("a hook of the original"))
@@ -289,7 +289,7 @@ def test_hooks_do_not_travel(case):
 @pytest.mark.feature("Adam and AdamW")
 @pytest.mark.parametrize("case", ADAMS, ids=get_name)
 def test_adam_and_adamw_take_each_other(case):
-    """As in torch: AdamW stays decoupled, and Adam becomes what the checkpoint says."""
+    """Guard against an AdamW that becomes coupled; Adam follows the checkpoint, as in torch."""
     other = find_case("AdamW" if case.class_name == "Adam" else "Adam")
     pair = Pair(case)
     pair.step(2)
@@ -305,7 +305,7 @@ def test_adam_and_adamw_take_each_other(case):
 @pytest.mark.feature("checkpoints of torch")
 @each_class
 def test_checkpoints_of_bf16(case):
-    """What torch writes from low precision is loaded with the bits it has."""
+    """Guard against casts of the low-precision states that torch writes."""
     start = values([(40,)], torch.bfloat16)
     theirs, ours = parameters(start), parameters(start)
     torch_optimizer = case.torch_class(theirs)

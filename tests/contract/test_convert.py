@@ -1,7 +1,7 @@
-"""A live optimizer of torch becomes ours and the reverse, and training goes on.
+"""Conversions of a live optimizer from torch and to torch, after which training goes on.
 
-Guards: a state that is left behind, fp32 states cast to the parameter's dtype, an option
-that torch lacks dropped in silence.
+Faults guarded against: a state that is left behind, fp32 states cast to the parameter's dtype, an
+option that torch lacks dropped in silence.
 """
 
 import copy
@@ -24,7 +24,7 @@ def in_groups(params):
 @pytest.mark.feature("from_torch and to_torch")
 @each_case
 def test_from_torch(case):
-    """Groups with all their entries, defaults, names and state; the next 5 steps agree."""
+    """Guard against entries, defaults, names or state that a conversion loses."""
     pair = Pair(case, group=in_groups)
     pair.step(3)
     params, live = copy.deepcopy((pair.params[1], pair.optimizers[1]))
@@ -58,7 +58,7 @@ def test_to_torch(case):
 @pytest.mark.feature("from_torch and to_torch")
 @each_class
 def test_states_are_shared_with_their_dtypes(case):
-    """fp32 moments of bf16 parameters stay, where a checkpoint would cast them."""
+    """Guard against casts of fp32 moments of bf16 parameters, which loading would cast."""
     (param,) = parameters(values([(3,)], torch.bfloat16))
     live = case.torch_class([param])
     set_grads([param], values([(3,)], torch.bfloat16, 1))
@@ -117,7 +117,7 @@ def test_without_a_namesake():
 
 @pytest.mark.feature("from_torch and to_torch")
 def test_a_dampened_momentum_whose_steps_were_skipped():
-    """Ours has a count for it; torch tells a first step by the missing buffer."""
+    """Guard against a lost first step: ours has a count, torch a missing buffer."""
     pair_of = [parameters(values([(3,)], torch.float64)) for _ in range(2)]
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
     ours = fused_optim.SGD(pair_of[0], **options, nonfinite="skip")

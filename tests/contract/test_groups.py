@@ -1,7 +1,7 @@
-"""Groups and states in the user's hands, between steps, beside torch's.
+"""Groups and states that the user edits between steps, compared with torch's.
 
-Guards: options read once, at the first step; a rule chosen once for a group; a state kept by
-the identity of its tensor; counts in float32 whatever the default dtype.
+Faults guarded against: options read once, at the first step; a rule chosen once for a group; a
+state kept by the identity of its tensor; counts in float32 whatever the default dtype.
 """
 
 import copy
@@ -35,7 +35,7 @@ EDITS = {
 
 
 def can_be_edited(case, group, name):
-    """What torch itself can change in training, with the state it has."""
+    """Return whether torch itself can change an option in training, with the state it has."""
     if name == "momentum" and case.fused.__name__ == "RMSprop":
         return group["momentum"] > 0
     if name == "nesterov":
@@ -78,7 +78,7 @@ def test_edits_of_one_group_leave_the_other(case):
 @pytest.mark.feature("group surgery")
 @each_class
 def test_moved_and_removed(case):
-    """A parameter takes its state along; one without a group rests."""
+    """Guard against a state lost with a move, and a parameter without group that moves."""
 
     def apart(params):
         return [{"params": params[:1], "lr": 0.2}, {"params": params[1:], "weight_decay": 0.3}]
@@ -99,7 +99,7 @@ def test_moved_and_removed(case):
 @pytest.mark.feature("group surgery")
 @each_class
 def test_added_mid_training(case, request):
-    """With an option of its own; a parameter that comes late has its own count."""
+    """Guard against a shared count: a parameter that comes late has its own."""
     if case.fused.__name__ == "Adagrad":
         request.applymarker(NEEDS_LAZY_ADAGRAD)
     pair = Pair(case)
@@ -116,7 +116,7 @@ def test_added_mid_training(case, request):
 @pytest.mark.feature("Tensor lr")
 @each_case
 def test_tensor_lr(case):
-    """One tensor for all groups, changed in place or replaced; it is never written."""
+    """Guard against a Tensor lr that is copied or written; it may be filled or replaced."""
     rate = torch.tensor(0.04, dtype=torch.float64)
     pair = Pair(case)
     for optimizer in pair.optimizers:
@@ -134,7 +134,7 @@ def test_tensor_lr(case):
 @pytest.mark.feature("Tensor lr")
 @each_class
 def test_a_tensor_lr_of_one_element_and_a_dimension(case):
-    """Some of torch's take only 0-dim ones: beside a float it must be the same here."""
+    """Guard against another result than with a float; some of torch's take 0-dim ones only."""
     results = []
     for rate in (0.25, torch.tensor([0.25])):
         pair = Pair(case, lr=0.25)
@@ -149,7 +149,7 @@ def test_a_tensor_lr_of_one_element_and_a_dimension(case):
     "case", [c for c in CLASSES if c.fused.__name__ in ("Adam", "AdamW")], ids=lambda c: c.name
 )
 def test_tensor_betas(case):
-    """Where torch allows them, changed in place."""
+    """Guard against betas read once: where torch allows tensors they are changed in place."""
     betas = [torch.tensor(b, dtype=torch.float64) for b in (0.8, 0.9)]
     pair = Pair(case)
     for optimizer in pair.optimizers:
@@ -212,7 +212,7 @@ def test_deleted_states_start_over(case, request):
 @pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
 @each_case
 def test_lazy_state(case, default):
-    """Empty before the first step, for those with a gradient after it: torch's keys and dtypes."""
+    """Guard against states before the first step, and other keys or dtypes than torch's."""
     with default_dtype(default):
         for dtype in (torch.float32, torch.bfloat16):
             pair = Pair(case, values([(3,), (2, 2)], dtype))
@@ -244,7 +244,7 @@ def test_state_follows_the_layout_of_the_parameter(case):
 @pytest.mark.feature("lazy state")
 @each_class
 def test_groups_are_not_those_of_the_caller(case):
-    """The dicts are the optimizer's, as in torch; the defaults are not shared among groups."""
+    """Guard against defaults shared among groups, and against dicts other than torch keeps."""
     pair = Pair(case)
     for optimizer, params in pair.both:
         given = {"params": parameters(values([(2,)], torch.float64))}

@@ -1,6 +1,6 @@
-"""Numbers that break optimizers, beside torch's: ours overflow nowhere else.
+"""Extreme, infinite and NaN gradients and long runs, compared with torch's.
 
-Guards: ``g * g`` formed before the weight, counts in float32 added to, ``0 * inf``.
+Faults guarded against: ``g * g`` formed before the weight, counts in float32 added to, ``0 * inf``.
 """
 
 import math
@@ -18,7 +18,7 @@ from helpers.versions import CENTERED_OVERFLOWS
 @pytest.mark.parametrize("scale", [1e30, 1e19, 1e-19, 1e-30], ids=str)
 @each_case
 def test_extreme_gradients(case, scale, request):
-    """In float32, where squares of 1e19 and 1e-19 just fit and those of 1e30 and 1e-30 do not."""
+    """Guard against overflow in float32, in which squares of 1e19 and 1e-19 just fit."""
     if case.options.get("centered") and scale == 1e30:
         request.applymarker(CENTERED_OVERFLOWS)
     if case.fused.__name__ == "NAdam" and scale == 1e19:
@@ -36,7 +36,7 @@ def test_extreme_gradients(case, scale, request):
 
 
 def compare_with_nan(pair):
-    """Inf and NaN stand at the same places in parameters and states."""
+    """Check that Inf and NaN are at the same elements of parameters and states."""
     for mine, other in zip(*pair.params, strict=True):
         torch.testing.assert_close(mine, other, equal_nan=True)
         states = state_of(pair.optimizers[0], mine), state_of(pair.optimizers[1], other)
@@ -45,7 +45,7 @@ def compare_with_nan(pair):
 
 
 def compare_finite(mine, other):
-    """The same elements are finite, and equal."""
+    """Check that the same elements are finite, and equal."""
     finite = other.isfinite()
     assert torch.equal(mine.isfinite(), finite)
     torch.testing.assert_close(mine[finite], other[finite])
@@ -54,7 +54,7 @@ def compare_finite(mine, other):
 @pytest.mark.feature("Inf and NaN gradients")
 @each_case
 def test_inf_and_nan_propagate_as_in_torch(case):
-    """The same parameters in the step they come; later the same elements are not finite.
+    """Guard against other parameters in the step of an Inf, and other finite elements later.
 
     Where torch interpolates with lerp, an Inf in a state turns into NaN; ours stays Inf.
     """
@@ -122,7 +122,7 @@ def test_a_thousand_steps(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @each_class
 def test_half_precision(case, dtype):
-    """No further from float64 after 50 steps than twice torch's own distance and one rounding."""
+    """Guard against an error after 50 steps above twice torch's own plus one rounding."""
     # an eps of 1e-8 is 0 in fp16, where torch divides by it
     safe = [c for c in IN_TORCH if c.fused is case.fused and c.options.get("eps", 0) > 1e-4]
     case = (*safe, case)[0]

@@ -1,7 +1,7 @@
-"""Every scheduler of torch, which edits groups between steps, beside torch's optimizer.
+"""Every scheduler of torch, which edits groups between steps, on ours and on torch's.
 
-Guards: a Tensor lr read once, betas kept from the first step, a step that ``LRScheduler``
-does not see.
+Faults guarded against: a Tensor lr read once, betas kept from the first step, a step that
+``LRScheduler`` does not see.
 """
 
 import copy
@@ -80,7 +80,7 @@ def with_groups(params):
 @pytest.mark.parametrize("name", SCHEDULERS)
 @each_class
 def test_scheduler(case, name):
-    """Six steps in two groups, and a resume from the checkpoints in the middle."""
+    """Guard against options read once: six steps in two groups, resumed in the middle."""
     pair = Pair(case, START, with_groups, lr=0.3)
     schedulers = [SCHEDULERS[name](optimizer) for optimizer in pair.optimizers]
     scheduled(pair, schedulers, 3)
@@ -112,7 +112,7 @@ def test_scheduler(case, name):
 )
 @each_class
 def test_scheduler_of_a_tensor(case, name):
-    """It is filled in place: the group keeps its tensor."""
+    """Guard against a Tensor lr that is replaced: schedulers fill it."""
     pair = Pair(case, START, lr=torch.tensor(0.3, dtype=torch.float64))
     tensors = [optimizer.param_groups[0]["lr"] for optimizer in pair.optimizers]
     schedulers = [SCHEDULERS[name](optimizer) for optimizer in pair.optimizers]
@@ -130,7 +130,7 @@ def can_cycle(case):
 @pytest.mark.parametrize("name", CYCLES)
 @pytest.mark.parametrize("case", [c for c in CLASSES if can_cycle(c)], ids=lambda c: c.name)
 def test_cycled_momentum(case, name):
-    """``momentum`` or ``betas[0]`` moves with the rate; from 0 on, for SGD and RMSprop."""
+    """Guard against a momentum or ``betas[0]`` read once, from 0 on for SGD and RMSprop."""
     pair = Pair(case, START)
     schedulers = [CYCLES[name](optimizer) for optimizer in pair.optimizers]
     seen = set()
@@ -146,7 +146,7 @@ def test_cycled_momentum(case, name):
 @pytest.mark.feature("schedulers")
 @each_class
 def test_schedulers_in_a_row(case):
-    """Two schedulers that step one after the other, on the same groups."""
+    """Guard against options lost between two schedulers of the same groups."""
     pair = Pair(case, START, lr=0.3)
     schedulers = [
         make(optimizer)
@@ -159,7 +159,7 @@ def test_schedulers_in_a_row(case):
 @pytest.mark.feature("schedulers")
 @each_class
 def test_a_scheduler_sees_our_steps(case):
-    """torch warns if the scheduler steps first, for it counts the optimizer's steps."""
+    """Guard against steps that torch does not count: it warns if the scheduler steps first."""
     pair = Pair(case)
     for optimizer in pair.optimizers:
         scheduler = SCHEDULERS["StepLR"](optimizer)

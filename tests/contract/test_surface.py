@@ -1,7 +1,7 @@
-"""What a user's code sees of an optimizer before and around its steps, beside torch's.
+"""The constructor, attributes, errors, hooks and closures of an optimizer, compared with torch's.
 
-Guards: another default, a missing group key, a hook that is not called, ``step`` without
-``enable_grad`` for the closure.
+Faults guarded against: another default, a missing group key, a hook that is not called, ``step``
+without ``enable_grad`` for the closure.
 """
 
 import inspect
@@ -22,14 +22,14 @@ def without_additions(group):
 
 
 def described(groups):
-    """Groups without their parameters, which differ in identity only."""
+    """Return groups without their parameters, which differ in identity only."""
     return [{n: v for n, v in without_additions(g).items() if n != "params"} for g in groups]
 
 
 @pytest.mark.feature("signature")
 @each_class
 def test_signature(case):
-    """torch's arguments in torch's order, then ours by keyword."""
+    """Guard against torch's arguments in another order, or ours by position."""
     mine, theirs = (
         list(inspect.signature(c).parameters.values()) for c in (case.fused, case.torch_class)
     )
@@ -90,7 +90,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @each_class
 def test_ways_to_give_parameters(case, way):
-    """Names are kept, in ``param_groups`` and in the checkpoint."""
+    """Guard against names lost in ``param_groups`` or in the checkpoint."""
     pair = Pair(case, group=WAYS[way])
     ours, theirs = pair.optimizers
     assert described(ours.param_groups) == described(theirs.param_groups)
@@ -118,7 +118,7 @@ def test_ways_to_give_parameters(case, way):
     ids=["nothing", "tensor", "set", "half named", "non-leaf", "none", "no params"],
 )
 def test_what_torch_refuses(case, given):
-    """With the kind and the words of torch's error."""
+    """Guard against another error type or message than torch's."""
     errors = []
     for cls in (case.fused, case.torch_class):
         with pytest.raises((TypeError, ValueError, KeyError)) as error:
@@ -130,7 +130,7 @@ def test_what_torch_refuses(case, given):
 @pytest.mark.feature("step hooks")
 @each_class
 def test_step_hooks(case):
-    """Local and global, in torch's order; a pre hook may replace the arguments."""
+    """Guard against hooks that are not called, in another order, or with the old arguments."""
     pair, calls = Pair(case), []
     logs = []
     for optimizer in pair.optimizers:
@@ -163,7 +163,7 @@ def test_step_hooks(case):
 @pytest.mark.feature("checkpoint hooks")
 @each_class
 def test_checkpoint_hooks(case):
-    """``state_dict`` and ``load_state_dict``, before and after; a hook may replace the dict."""
+    """Guard against hooks of ``state_dict`` and ``load_state_dict`` that have no effect."""
     pair, logs = Pair(case), []
     pair.step(1)
     for optimizer in pair.optimizers:
@@ -221,7 +221,7 @@ def test_zero_grad(case, foreach):
 @pytest.mark.feature("closures")
 @each_class
 def test_closures(case):
-    """The gradient is enabled inside, whatever it is outside; the loss comes back as it is."""
+    """Guard against a closure without gradients enabled, and a changed loss."""
     pair = Pair(case)
     losses = []
     for optimizer, params in pair.both:
@@ -246,7 +246,7 @@ def test_closures(case):
 @pytest.mark.feature("subclasses")
 @each_class
 def test_subclasses(case):
-    """With an overridden ``step``; its hooks are called as often as torch's are."""
+    """Guard against hooks of a subclass with its own ``step`` called more or less than torch's."""
     logs = []
     pair = Pair(case)
     for i, parent in enumerate((case.fused, case.torch_class)):

@@ -36,7 +36,7 @@ NAMES = [
 
 
 def digest(tensors: Sequence[Tensor]) -> str:
-    """Of all bits."""
+    """Return a hash of the bits of all tensors."""
     result = hashlib.sha256()
     for tensor in tensors:
         result.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -44,14 +44,14 @@ def digest(tensors: Sequence[Tensor]) -> str:
 
 
 def uniform(sizes: Sequence[int], dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """In [-2, 2); ``torch.randn`` calls functions that depend on the processor."""
+    """Return uniform values in [-2, 2); the bits of ``torch.randn`` depend on the processor."""
     generator = torch.Generator().manual_seed(seed)
     result = (torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes)
     return [(4.0 * x - 2.0).to(dtype) for x in result]
 
 
 def steps(case: Case, dtype: torch.dtype, sizes: Sequence[int], **options: object) -> list[Tensor]:
-    """What two steps leave behind, with a norm that has roundings."""
+    """Return parameters, states and norms after two steps that clip."""
     params = parameters(uniform(sizes, dtype, 0))
     options = {**case.options, **case.additions, "max_grad_norm": 1.0, **options}
     optimizer = case.fused(params, **options, backend="reference")
@@ -65,7 +65,7 @@ def steps(case: Case, dtype: torch.dtype, sizes: Sequence[int], **options: objec
 
 
 def blocks() -> dict[str, str]:
-    """Of the building blocks of the rules."""
+    """Return a digest for each building block of the rules."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 100003, generator=generator, dtype=torch.float64)
     result = {f"root {z.dtype}": common.sqrt_rn(z) for z in (x, x.float())}
@@ -76,7 +76,7 @@ def blocks() -> dict[str, str]:
 
 
 def digests() -> dict[str, str]:
-    """Of the blocks, and of steps in float32, in float64 and in every storage format."""
+    """Return digests of the blocks, and of steps in float32, float64 and every storage format."""
     result = blocks()
     for case in CASES:
         if case.name in NAMES:
@@ -90,7 +90,7 @@ def digests() -> dict[str, str]:
 
 
 def main() -> None:
-    """Print ``{threads: digests}`` and what says on which processor."""
+    """Print ``{threads: digests}`` and the processor's capability as JSON."""
     result: dict[str, object] = {"capability": torch.backends.cpu.get_cpu_capability()}
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Parameters and gradients for tests, and the loops that run optimizers on them."""
+"""Values, parameters and gradients for tests, and the rules, backends and formats they run."""
 
 import importlib
 import os
@@ -39,12 +39,13 @@ LARGE = 65537
 
 
 def values(shapes: Sequence[Any], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    """Return normally distributed tensors, formed in float32."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def exact_values(shapes: Sequence[Any], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """Small multiples of 1/8: the sum of their squares has no rounding, in any order."""
+    """Return multiples of 1/8, the sum of whose squares has no rounding in any order."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.randint(-16, 17, shape, generator=generator) / 8.0).to(dtype)
@@ -53,6 +54,7 @@ def exact_values(shapes: Sequence[Any], dtype: torch.dtype, seed: int = 0) -> li
 
 
 def parameters(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Parameter]:
+    """Return new parameters with copies of ``tensors``."""
     return [Parameter(tensor.detach().clone().to(dtype or tensor.dtype)) for tensor in tensors]
 
 
@@ -63,4 +65,5 @@ def set_grads(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
 
 
 def state_of(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
+    """Return the state of a parameter without the entries that are None."""
     return {k: v for k, v in optimizer.state.get(param, {}).items() if v is not None}

@@ -1,4 +1,4 @@
-"""Tensors of all kinds as a step may meet them, and what may happen to them between two steps."""
+"""Tensors of every sort that a step may meet, and events that change them between two steps."""
 
 import collections
 import random
@@ -12,11 +12,11 @@ HALF = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
 
 
 class Own(Tensor):
-    """A subclass without anything of its own."""
+    """A subclass of Tensor without additions."""
 
 
 class StepInputs:
-    """Parameters in two groups, their gradients and states: every dtype that a step may meet."""
+    """Parameters in two groups, their gradients and states, of every dtype that a step may meet."""
 
     def __init__(self, seed=0, shapes=SHAPES):
         self.random = random.Random(seed)
@@ -36,17 +36,20 @@ class StepInputs:
 
     @property
     def params(self):
+        """Parameters of all groups."""
         return [param for group in self.groups for param in group["params"]]
 
     def param(self):
+        """Choose a parameter with a gradient and several elements."""
         return self.random.choice([p for p in self.params if p.grad is not None and p.numel() > 1])
 
     def entry(self):
+        """Choose the state of a parameter."""
         return self.random.choice(list(self.state.values()))
 
 
 def with_grad(change):
-    """Another gradient for one parameter."""
+    """Return an event that replaces the gradient of one parameter by ``change(gradient)``."""
 
     def event(inputs):
         param = inputs.param()
@@ -58,10 +61,13 @@ def with_grad(change):
 
 
 def with_param(change):
+    """Return an event that changes one parameter."""
     return lambda inputs: change(inputs.param())
 
 
 def with_data(change):
+    """Return an event that replaces ``param.data`` by ``change(param.data)``."""
+
     def event(inputs):
         param = inputs.param()
         param.data = change(param.data)
@@ -70,6 +76,8 @@ def with_data(change):
 
 
 def with_value(name, change):
+    """Return an event that replaces a state tensor by ``change(tensor)``."""
+
     def event(inputs):
         entry = inputs.entry()
         entry[name] = change(entry[name])
@@ -78,40 +86,49 @@ def with_value(name, change):
 
 
 def swap(param):
+    """Swap a parameter with a new one, as ``module.to`` does."""
     torch.utils.swap_tensors(param, Parameter(torch.zeros_like(param)))
 
 
 def toggle_grad(inputs):
+    """Remove a gradient, or set one where there is none."""
     param = inputs.random.choice(inputs.params)
     param.grad = None if param.grad is not None else torch.zeros_like(param)
 
 
 def other_grad_dtype(param):
+    """Set a gradient of another dtype than the parameter's."""
     param.grad = None
     param.grad_dtype = torch.float32 if param.dtype is torch.float64 else torch.float64
     param.grad = torch.zeros(param.shape, dtype=param.grad_dtype)
 
 
 def regroup(inputs):
+    """Move a parameter to the second group."""
     first, second = inputs.groups
     second["params"].insert(0, first["params"].pop())
 
 
 def exchange(inputs):
+    """Exchange two parameters of one group."""
     params = inputs.groups[1]["params"]
     params[0], params[1] = params[1], params[0]
 
 
 def add_param(inputs):
+    """Add a parameter to the second group."""
     inputs.groups[1]["params"].append(Parameter(torch.ones(2)))
 
 
 def as_tuples(inputs):
+    """Turn the lists of parameters into tuples."""
     for group in inputs.groups:
         group["params"] = tuple(group["params"])
 
 
 def in_state(change):
+    """Return an event that replaces the state by ``change(state)``."""
+
     def event(inputs):
         inputs.state = change(inputs.state)
 
@@ -119,12 +136,15 @@ def in_state(change):
 
 
 def other_order(state):
+    """Return the state with its first entry last."""
     ordered = collections.OrderedDict(state)
     ordered.move_to_end(next(iter(ordered)))
     return ordered
 
 
 def in_entry(change):
+    """Return an event that replaces the state of a parameter by ``change(state)``."""
+
     def event(inputs):
         key = inputs.random.choice(list(inputs.state))
         inputs.state[key] = change(inputs.state[key])
@@ -133,39 +153,46 @@ def in_entry(change):
 
 
 def without(entry):
+    """Remove the last name."""
     entry.popitem()
     return entry
 
 
 def renamed(entry):
+    """Return the state with ``exp_avg`` under another name."""
     return {"other" if name == "exp_avg" else name: value for name, value in entry.items()}
 
 
 def spelled(entry):
-    """The same names, other strings."""
+    """Return the state under equal names that are other strings."""
     return {"".join(list(name)): value for name, value in entry.items()}
 
 
 def negated(tensor):
+    """Return a view with the negative bit."""
     return torch._neg_view(tensor)
 
 
 def enlarge(param):
+    """Enlarge the storage of a parameter by 1 MiB."""
     storage = param.untyped_storage()
     storage.resize_(storage.nbytes() + (1 << 20))
 
 
 def reset(param):
+    """Give a parameter another storage by ``set_``."""
     with torch.no_grad():
         param.set_(torch.zeros_like(param).untyped_storage(), 0, param.shape, param.stride())
 
 
 def aliased(param):
+    """Give a parameter its own storage by ``set_``."""
     with torch.no_grad():
         param.set_(param.untyped_storage(), param.storage_offset(), param.shape, param.stride())
 
 
 def transposed_memory(tensor):
+    """Return a copy whose memory is transposed."""
     return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor.clone()
 
 

@@ -1,4 +1,4 @@
-"""What differs by the version of a package: named conditions, each with its reason.
+"""Conditions on versions of packages and on the processor, each with its reason.
 
 A test that cannot pass is marked by :func:`refused`, which is strict: where the condition holds the
 test must fail, so that a reason that no longer holds is found out. Where a package can be asked
@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 
 def installed(package: str) -> tuple[int, ...]:
-    """The release that is imported: (3, 7, 1) for 3.7.1."""
+    """Return the installed release of a package, such as (3, 7, 1) for 3.7.1."""
     return Version(metadata.version(package)).release
 
 
@@ -29,7 +29,7 @@ TRITON = installed("triton")
 
 
 def has_amd_linker() -> bool:
-    """Whether there is one: in Triton from 3.5 on; before, a program of ROCm had to be found."""
+    """Return whether Triton can link for AMD; before 3.5 it needs ROCm's ld.lld."""
     if TRITON >= (3, 5):
         return True
     from triton.backends.amd.compiler import HIPBackend
@@ -70,7 +70,7 @@ SEQUENTIAL_LR_WARNS = pytest.mark.filterwarnings("ignore:The epoch parameter in:
 
 
 def adagrad_is_lazy() -> bool:
-    """Whether the step of torch's Adagrad makes a state that is missing, as other optimizers do."""
+    """Return whether a step of torch's Adagrad creates a state that is missing."""
     param = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.Adagrad([param])
     optimizer.state.clear()

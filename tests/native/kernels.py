@@ -1,4 +1,4 @@
-"""What the tests of the compiler compile: kernels as the executor has them, and TTIR by hand."""
+"""Kernels for the tests of the native compiler, as the executor makes them and as TTIR by hand."""
 
 import ctypes
 from functools import cache
@@ -24,7 +24,7 @@ PER_TENSOR = [name for name, rule in RULES.items() if rule.reduction is not None
 
 
 class Case(NamedTuple):
-    """A kernel to compile."""
+    """A kernel to compile, of a rule in a format."""
 
     kernel: str
     rule: str
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> BucketKey:
-        """What the rows have in common."""
+        """Bucket key of the rows."""
         key = FORMATS[self.format](RULES[self.rule])
         return key._replace(backend="native", device=torch.device("cpu"), aligned=False)
 
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def covering() -> list[Case]:
-    """Every rule, every format and every kernel, each with one or two of the others."""
+    """Return cases with every rule, every format and every kernel, each with one or two others."""
     names = list(FORMATS)
     result = {Case("update", "adam", name) for name in names}
     for i, rule in enumerate(RULES):
@@ -55,12 +55,12 @@ def covering() -> list[Case]:
 
 
 def some() -> list[Case]:
-    """Fewer, for what takes long: every format, every kernel."""
+    """Return fewer cases for slow tests: every format and every kernel."""
     return [case for case in covering() if case.rule in ("adam", "lamb")]
 
 
 def source(key: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """What Triton compiles, as the executor asks for it."""
+    """Return the function, types and constants that the executor asks Triton to compile."""
     absent = ["state_ptr"] if kernel == "prepare" and key.scalar_state_dtype is None else []
     absent += ["count_ptr"] if kernel == "update" and not key.count_stalled else []
     function, types = triton.KERNELS[kernel], argument_types(key.compute)
@@ -71,22 +71,23 @@ def source(key: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, 
 
 @cache
 def text(case: Case) -> str:
-    """The TTIR of a kernel, by the Triton that is installed."""
+    """Return the TTIR of a kernel by the installed Triton."""
     return frontend.make_ttir(*source(case.key, case.kernel))
 
 
 def ir(function: Function, level: str) -> str:
+    """Return the LLVM IR of a function for a level."""
     return lower(function, codegen.LEVELS[level].target)
 
 
 @cache
 def loaded(case: Case, level: str) -> Kernel:
-    """A kernel, ready to run."""
+    """Return a kernel that is ready to run."""
     return by_hand(text(case), level)
 
 
 def by_hand(ttir: str, level: str) -> Kernel:
-    """The kernel of a text."""
+    """Compile the kernel of a TTIR text."""
     function = parse(ttir)
     return Kernel(codegen.make_code(ir(function, level), function.name, level))
 
@@ -99,7 +100,7 @@ def run(kernel: Kernel, *arguments: Any, programs: int = 1, grain: int = 1) -> N
 
 
 def module(body: str, arguments: str, name: str = "kernel") -> str:
-    """A module with one function."""
+    """Return the TTIR of a module with one function."""
     return f"""module {{
   tt.func public @{name}({arguments}) attributes {{noinline = false}} {{
 {body}

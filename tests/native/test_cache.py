@@ -1,7 +1,7 @@
-"""Machine code on disk: who may write it, what is believed, and what a warm start needs.
+"""The cache of machine code on disk: owners, damage, concurrency and warm starts.
 
-Tried by hand: the checksum not compared; the key not compared; files of other users taken; links
-followed; a lock that a forked child inherits; a version of llvmlite that is not in the key.
+Faults tried by hand: the checksum not compared; the key not compared; files of other users taken;
+links followed; a lock that a forked child inherits; a version of llvmlite that is not in the key.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """A folder of its own, and no kernel in memory."""
+    """Set an empty cache folder, and forget the kernels in memory."""
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiler.MADE, "kernels", {})
     return tmp_path / "cache"
@@ -125,7 +125,7 @@ def test_without_a_home(monkeypatch):
 
 
 def made(calls, describe="as it is"):
-    """A kernel, compiled if need be."""
+    """Return a kernel, compiled if need be."""
     case = Case("norm", "sgd", "fp32")
 
     def make_source():
@@ -211,7 +211,7 @@ print(p.sum().item(), optimizer.backend_used, "llvmlite" in sys.modules)
 
 
 def process(program, *arguments):
-    """What a program prints, in a process of its own."""
+    """Run a program in its own process; return its output."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -223,7 +223,7 @@ def test_a_warm_start_imports_no_compiler(folder):
 
 
 def test_a_step_with_all_code_on_disk_needs_no_compiler(folder):
-    """torch imports triton for its own ends, but nothing needs llvmlite."""
+    """Guard against an import of llvmlite where all code is on disk."""
     value, used, compiled = process(STEP).stdout.split()
     assert (used, compiled) == ("native", "True")
     assert len(list(folder.iterdir())) == 3
@@ -239,7 +239,7 @@ def racing(barrier, connection):
 
 @FORKS
 def test_eight_processes_at_once(folder):
-    """All may compile; the file is whole whenever any of them looks."""
+    """Guard against readers that see half a file while eight processes compile."""
     context = multiprocessing.get_context("fork")
     barrier, ends, processes = context.Barrier(8), [], []
     for _ in range(8):

@@ -1,7 +1,7 @@
-"""Machine code in memory: never writable and executable at once, given back, refused with a reason.
+"""Machine code in memory: not writable and executable at once, freed, and refused with a reason.
 
-Tried by hand: memory that stays writable; memory that is not given back; the error of mprotect
-ignored.
+Faults tried by hand: memory that stays writable; memory that is not given back; the error of
+mprotect ignored.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ STORE = """
 
 
 def mapping(address):
-    """The permissions of the memory at an address; "" if there is none."""
+    """Return the permissions of the memory at an address; "" if nothing is mapped there."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, permissions = line.split()[:2]
         start, end = (int(bound, 16) for bound in span.split("-"))
@@ -42,7 +42,7 @@ def test_the_memory_is_read_and_executed_alone():
 
 
 def test_the_memory_is_given_back():
-    """An image larger than what the system keeps at hand, so that its mapping is gone."""
+    """Guard against a leaked mapping, with an image that malloc would not cache."""
     kernel = Kernel(Image(bytes(64 << 20), 0))
     address = kernel.address
     assert mapping(address) == "r-xp"

@@ -1,6 +1,6 @@
-"""Levels of processors: which one this machine has, and that all give the same bits.
+"""Levels of processors: the choice for this machine, and equal bits on all of them.
 
-Tried by hand: a level that needs one flag less; a flag of the first processor taken for all;
+Faults tried by hand: a level that needs one flag less; a flag of the first processor taken for all;
 float16 rounded half up where the level has no instruction for it.
 """
 
@@ -25,7 +25,7 @@ NUMEL = 4096 + 77  # a whole chunk, a block and a tail
 
 
 def columns(key):
-    """Values of every size for every column, and special ones in the first chunk."""
+    """Return values of every size for every column, special ones in the first chunk."""
     generator = torch.Generator().manual_seed(0)
     result = []
     for dtype, block in zip(key.dtypes, key.blocks, strict=True):
@@ -43,7 +43,7 @@ def columns(key):
 
 
 def executed(case, level):
-    """All that a kernel writes for one row."""
+    """Return everything that a kernel writes for one row."""
     key, tensors = case.key, columns(case.key)
     firsts, spans = (torch.from_numpy(a) for a in chunk_maps([NUMEL], GEOMETRY))
     chunks = int(firsts[-1])
@@ -66,7 +66,7 @@ def executed(case, level):
 
 
 def assert_all_same(ours, theirs):
-    """The same bits; any NaN for a NaN, and beside one anything: a remainder is part of it."""
+    """Check that bits are equal, but for NaN and the remainders of NaN."""
     nans = [t.isnan() for t in theirs if t.is_floating_point() and t.itemsize > 1]
     for mine, other in zip(ours, theirs, strict=True):
         bits = [t.view(torch.uint8).view(*t.shape, t.itemsize) for t in (mine, other)]
@@ -92,7 +92,7 @@ def test_all_levels_give_the_same_bits(case):
 
 
 def begun(rule, level):
-    """What begin and finish leave behind for 21 rows."""
+    """Return everything that ``prepare`` and ``finalize`` write for 21 rows."""
     case = Case("prepare", rule, "fp32")
     key, generator = case.key, torch.Generator().manual_seed(0)
     rows, counters = 21, len(key.rule.scalar_state)
@@ -145,6 +145,7 @@ V3 = " ".join(sorted(levels.V3)) + " lm vmx"
 
 
 def machine(monkeypatch, tmp_path, flags, name="x86_64", system="linux", processors=2):
+    """Imitate a machine with the given name, system and flags."""
     text = "".join(f"processor\t: {i}\nflags\t\t: {flags}\n\n" for i in range(processors))
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(platform, "machine", lambda: name)

@@ -1,9 +1,9 @@
-"""The machine code for every level: no fused operation, no call, whole vectors, nothing foreign.
+"""The machine code of every level: no fused operation, no call, whole vectors, nothing foreign.
 
 It is read as LLVM writes it, for levels too that this machine does not have; and as objdump reads
-the finished image, where there is one. Tried by hand: products and sums that may be contracted;
-"no-builtins" left out; vectors of at most 256 bits; relocations that are not applied, or to the
-wrong bits; float16 by an instruction on x86-64-v2; addresses loaded anew for each block.
+the finished image, where there is one. Faults tried by hand: products and sums that may be
+contracted; "no-builtins" left out; vectors of at most 256 bits; relocations that are not applied,
+or to the wrong bits; float16 by an instruction on x86-64-v2; addresses loaded anew for each block.
 """
 
 import re
@@ -37,7 +37,7 @@ def assembly(case, level):
 
 
 def instructions(listing):
-    """Mnemonic and operands of every instruction."""
+    """Yield the mnemonic and operands of every instruction."""
     for line in listing.splitlines():
         result = re.match(r"\t(?:lock\t+|rep\w*\t+)?([a-z][\w.]*)(?:\s+(.*))?$", line)
         if result and not result[1].startswith("."):
@@ -60,7 +60,7 @@ def test_nothing_is_fused_and_nothing_is_called(case, level):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "fp64", "fp32-int8"])
 def test_the_full_path_has_whole_vectors(name, level):
-    """Seven accesses of registers' width, at least; no vector is put together by elements."""
+    """Guard against vectors put together by elements: at least seven full-width accesses."""
     listing = assembly(Case("update", "adam", name), level)
     assert len(VECTORS[level].findall(listing)) >= 7
     single = re.findall(r"^\s*v?(?:pinsr|pextr|insertps|ins\s).*", listing, re.MULTILINE)
@@ -79,7 +79,7 @@ WHOLE = r"\tvmovups\t%zmm\d+, [^{]*\(%r(?!sp)[^{]*$"  # a store without a mask, 
 
 
 def inner_loop(listing):
-    """The instructions that a block takes whose gradient has no L1 and L2 term, in their order."""
+    """Return the instructions of a block without L1 and L2 terms, in execution order."""
     lines = [line for line in listing.splitlines() if not re.match(r"\t\.|#", line)]
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
     stores = [i for i, line in enumerate(lines) if re.match(WHOLE, line)]
@@ -97,7 +97,7 @@ def inner_loop(listing):
 
 
 def test_adamw_takes_few_instructions():
-    """For each register: 2 loads, 3 stores, 4 for the limits, 21 of the rule, 1 to spare.
+    """Guard against more than 31 vector instructions for each register.
 
     The other 2 loads are part of products. What L1 and L2 would add is behind jumps; scalars and
     addresses stay in registers.
@@ -119,7 +119,7 @@ def test_adamw_takes_few_instructions():
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
 @pytest.mark.parametrize("kernel", ["norm", "prepare", "update", "reduce", "finalize"])
 def test_the_image_stays_in_itself(kernel, level, tmp_path):
-    """Every jump and every constant of the finished bytes lies within them."""
+    """Guard against jumps and constants outside the finished bytes."""
     case = Case(kernel, "lamb", "fp32-int8" if kernel == "update" else "fp32")
     image = make_code(ir(parse(text(case)), level), kernel, level)
     path = tmp_path / "image"
@@ -138,7 +138,7 @@ def test_the_image_stays_in_itself(kernel, level, tmp_path):
 
 @pytest.mark.parametrize("kernel", ["prepare", "update"])
 def test_the_constants_of_aarch64_are_found(kernel):
-    """ADRP and what follows it lead to the constants behind the code, wherever it is."""
+    """Guard against ADRP pairs that do not reach the constants behind the code."""
     case = Case(kernel, "adam", "fp32-int8" if kernel == "update" else "fp32")
     listing = assembly(case, "aarch64")
     image = make_code(ir(parse(text(case)), "aarch64"), kernel, "aarch64")
@@ -170,7 +170,7 @@ def test_a_call_of_a_library_is_refused_by_name():
 
 @pytest.mark.parametrize("sort", ["global i32 7", "constant ptr @other"])
 def test_memory_of_its_own_is_refused(sort):
-    """Whatever is writable, or has an address in it, would tie the code to a place."""
+    """Guard against code with writable data or absolute addresses."""
     good = ir(parse(module("", "%a: !tt.ptr<f32>")), "x86-64-v2")
     extra = f"@own = {sort}\n@other = global i32 7\n"
     with pytest.raises(NotIndependent, match=r"own|to write to|depend on where"):

@@ -1,9 +1,9 @@
-"""Single operations, executed at every level of this machine: what each gives, bit for bit.
+"""Single operations, executed at every level of this machine and compared bit for bit.
 
-Tried by hand: bfloat16 rounded half up; float16 without the carry into infinity; a NaN that becomes
-infinity; a maximum that does not tell zeros, or keeps a NaN; a sum from left to right; sitofp for
-uitofp; a mask that is one element short; a loop that copies masked elements; one element stored
-whatever its mask; turns that overlap; loads taken out of a loop that stores.
+Faults tried by hand: bfloat16 rounded half up; float16 without the carry into infinity; a NaN that
+becomes infinity; a maximum that does not tell zeros, or keeps a NaN; a sum from left to right;
+sitofp for uitofp; a mask that is one element short; a loop that copies masked elements; one element
+stored whatever its mask; turns that overlap; loads taken out of a loop that stores.
 """
 
 import math
@@ -30,7 +30,7 @@ N = 64
 
 
 def elementwise(level, body, result, **operands):
-    """Run ``body``, which makes %out of its operands, on blocks of 64 elements."""
+    """Run ``body``, which computes %out from its operands, on blocks of 64 elements."""
     arguments = [f"%{name}_ptr: !tt.ptr<{type_}>" for name, (type_, _) in operands.items()]
     arguments.append(f"%out_ptr: !tt.ptr<{result}>")
     lines = [
@@ -63,14 +63,14 @@ def padded(values, dtype=torch.float32):
 
 
 def assert_same(ours, theirs):
-    """The same bits; any NaN for a NaN."""
+    """Check that bits are equal, any NaN for a NaN."""
     same = (ours == theirs) & (ours.signbit() == theirs.signbit()) | (ours.isnan() & theirs.isnan())
     wrong = (~same).nonzero().flatten()
     assert not len(wrong), f"{len(wrong)}: {ours[wrong[:5]]}, {theirs[wrong[:5]]} at {wrong[:5]}"
 
 
 def halves(bits):
-    """Float32 values at, just below and just above the middle between neighbours of 16 bits."""
+    """Return float32 values at, just below and just above the middle of 16-bit neighbours."""
     every = torch.arange(1 << 16, dtype=torch.int64)
     exact = every.to(torch.uint16).view(bits).float()
     other = (every + 1).clamp(max=65535).to(torch.uint16).view(bits).float()
@@ -96,7 +96,7 @@ def test_from_16_bits(level, name, dtype, wide):
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
 def test_a_nan_stays_quiet_with_its_sign_or_is_the_canonical_one(level, name):
-    """The payload may be lost, but the bits are the same on every level."""
+    """Guard against NaN bits that differ between levels; the payload may be lost."""
     bits = torch.tensor([0x7F800001, 0x7FC00000, -0x7FFFFF, -1], dtype=torch.int32)
     values = padded(bits.view(torch.float32))
     body = f"%out = arith.truncf %a : tensor<{N}xf32> to tensor<{N}x{name}>"
@@ -137,7 +137,7 @@ def test_arithmetic_with_special_values(level, name, operation, expected):
 @pytest.mark.parametrize("operands", ["%a, %c", "%c, %a"])
 @pytest.mark.parametrize("bound", [1.5, -3.0e38, 0.0, -0.0])
 def test_a_bound(level, operation, operands, bound):
-    """Of a constant it is known that it is no NaN; a zero is told from the other one."""
+    """Guard against lost NaN and signs of zero where one operand is a constant."""
     a = padded(SPECIAL)
     constant = f"%c = arith.constant dense<{bound:e}> : tensor<{N}xf32>"
     result = elementwise(
@@ -207,7 +207,7 @@ def test_integers(level, operation):
 
 
 def summed(level, values, rows):
-    """The sums of rows of a block, as ``tt.reduce`` forms them."""
+    """Return the sums of rows of a block, formed by ``tt.reduce``."""
     count = len(values)
     body = f"""
     %r = tt.make_range {{end = {count} : i32, start = 0 : i32}} : tensor<{count}xi32>
@@ -231,7 +231,7 @@ def summed(level, values, rows):
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_the_order_of_a_sum(level, rows):
-    """Halves are added: whoever knows the size knows the bits."""
+    """Guard against another order than halves added to halves, which the size fixes."""
     values = torch.randn(64, generator=torch.Generator().manual_seed(2)) * 1e3
     tree = values.view(rows, -1)
     while tree.shape[1] > 1:
@@ -266,7 +266,7 @@ GATHER = """
 @pytest.mark.parametrize("index", ["r", "twice"])
 @pytest.mark.parametrize("odd", ["eq", "sle", ""])
 def test_masks(level, name, index, odd):
-    """Consecutive or not; a mask of the first so many, or any; every width of element.
+    """Guard against masked elements that are loaded or stored, for every width and mask.
 
     What is loaded is stored where it came from, and all of it, with what stands for masked
     elements, elsewhere.
@@ -292,7 +292,7 @@ def test_masks(level, name, index, odd):
 
 @pytest.mark.parametrize("live", [True, False])
 def test_a_mask_of_one_element(level, live):
-    """Scales have one element a block."""
+    """Guard against scales, which have one element a block, stored past their end."""
     body = """
     %zero = arith.constant 0 : i32
     %is = arith.cmpi sgt, %count, %zero : i32
@@ -310,7 +310,7 @@ def test_a_mask_of_one_element(level, live):
 
 
 def test_loops_and_branches(level):
-    """3 programs, each of which counts in a loop, in turns of 2."""
+    """Guard against wrong programs: three count in a loop, in turns of two."""
     body = """
     %pid = tt.get_program_id x : i32
     %grid = tt.get_num_programs x : i32
@@ -350,7 +350,7 @@ def test_loops_and_branches(level):
 
 
 def test_what_a_loop_stores_it_loads_again(level):
-    """Only of arguments that nothing is stored through are loads taken out of loops."""
+    """Guard against loads hoisted out of a loop that stores through their argument."""
     body = """
     %zero = arith.constant 0 : i32
     %one = arith.constant 1 : i32
