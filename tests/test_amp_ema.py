@@ -29,7 +29,7 @@ def test_grad_scaler(backend, clip):
         if step in (0, 3):
             grads[1][2, 2] = math.inf
         for scaler, params in zip(scalers, (ours, theirs), strict=True):
-            scaler.scale(torch.zeros(()))  # what backward would have been called on
+            scaler.scale(torch.zeros(()))  # the loss of a backward pass
             set_grads(params, [g * scaler.get_scale() for g in grads])
         scaled = [p.grad.clone() for p in ours]
         scalers[0].step(fused)

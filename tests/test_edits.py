@@ -23,7 +23,7 @@ each = pytest.mark.parametrize("name", WITH_EXTRA_KEYS)
 on_each = pytest.mark.parametrize("backend", BACKENDS)
 
 
-# ---- what changes nothing loses nothing
+# ---- writes that change no value
 
 
 def clamped(param, optimizer):
@@ -114,7 +114,7 @@ def test_two_optimizers_that_share_a_parameter_both_learn(name):
     assert moved == pytest.approx(0.04, abs=0.008 if name != "master" else 0.02)
 
 
-# ---- what is written counts
+# ---- writes of other values
 
 
 @pytest.mark.interpreted
@@ -164,7 +164,7 @@ def test_a_stale_compensation_is_at_most_half_an_ulp(dtype):
 def test_kahan_keeps_its_own_compensation(dtype):
     """Guard against a compensation that the codec stores and then rejects."""
     codec = WEIGHTS["kahan"].codec
-    # from where on what is lost can be had in the same dtype
+    # below this value the compensation underflows in the same dtype
     least = -37 if dtype is BF16 else -8
     value = torch.logspace(least, 38, 200_000, base=10.0)
     value = value[value < torch.finfo(dtype).max]

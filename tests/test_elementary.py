@@ -97,7 +97,7 @@ def computed(name):
 @pytest.mark.interpreted(only=True)
 @pytest.mark.parametrize("name", HOST)
 def test_torch_and_triton_give_the_same_bits(name):
-    """Guard against bits that differ between torch and numpy, which the interpreter computes with."""
+    """Guard against bits that differ between torch and the interpreter, which uses numpy."""
     x, y = arguments(name)
     out = torch.empty_like(x)
     elementary[(1,)](x, y, out, name, COUNT)
@@ -121,7 +121,7 @@ def test_accuracy(name):
         size *= 1.0 + np.abs(np.log(exact))
     elif name == "pow_int":  # so many factors, each with a rounding
         size *= 1.0 + y
-    # where numpy has nothing wider than float64, what is exact here is so to an ulp
+    # where numpy has nothing wider than float64, the exact value has an error of an ulp
     bound = BOUNDS[name] + float(np.finfo(np.longdouble).eps)
     # below the least normal number the last bit is worth more
     assert np.all(error <= bound * size + 5e-324)

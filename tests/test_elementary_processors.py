@@ -28,7 +28,7 @@ from fused_optim.backends import sums
 
 ROOT = Path(__file__).parent.parent
 CAPABILITIES = ["default", "avx2", "avx512"]
-# what a library may round otherwise on another processor
+# functions that a library may round otherwise on another processor
 LIBRARY = """sqrt rsqrt exp exp2 expm1 log log2 log10 log1p pow float_power __pow__ __rpow__ sum
 mean norm dot var std lerp addcmul addcdiv hypot sin cos tan tanh sigmoid"""
 
@@ -75,7 +75,7 @@ def test_processors_and_threads():
     for name, (output, error) in outputs.items():
         assert started[name].returncode == 0, error
         answer = json.loads(output.splitlines()[-1])  # MKL may warn before
-        assert answer["capability"] == name.upper()  # what torch says it found
+        assert answer["capability"] == name.upper()  # as torch detected it
         result |= {f"{name}, {threads} threads": answer[threads] for threads in ("1", "2")}
     first, *others = result
     for other in others:

@@ -220,7 +220,7 @@ def assert_close_to_gradient(exp_avg, grad):
     assert (exp_avg - 0.1 * grad.float()).abs().max() < 0.15 * 0.1 * grad.abs().max()
 
 
-# ---- what is refused, warned of, and counted
+# ---- refusals, warnings and counts
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_every_float32_is_kept(name):
     assert torch.equal(decoded.isnan(), value.isnan())
     number = ~value.isnan()
     if name in ("split", "master"):
-        # a parameter that is zero has nothing beside it, so that a written zero is one
+        # a parameter of zero has no extra bits, so that a written zero is one
         zero = (value.abs() < 2.0**-134) & (name == "split")
         expected = torch.where(zero, torch.copysign(torch.zeros(()), value), value)
         assert_same_bits(name, decoded[number], expected[number])

@@ -316,7 +316,7 @@ def test_a_scaler_unscales_unless_the_step_has_reason_to(cls, options, says):
             factor = scaler.get_scale()
             set_grads(params, [factor * grads[0]])
             scaler.step(optimizer)
-            # what was scaled by a power of two is unscaled to the bit
+            # unscaling by a power of two is exact
             assert torch.equal(params[0].grad, grads[0]) or says or step == 2
             scaler.update()
         runs.append(params[0].detach())

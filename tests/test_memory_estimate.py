@@ -14,7 +14,7 @@ from fused_optim import AdamW, memory
 from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
-# bytes a parameter: states, and what a step moves without the norm
+# bytes of states, and bytes that a step without norm moves, for each parameter
 PRESETS = {
     ("plain", "param", torch.float32): (8, 28),
     ("plain", "param", BF16): (4, 14),

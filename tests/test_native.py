@@ -67,7 +67,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(cls, two_threads):
 def test_small_work_runs_in_the_caller(two_threads, monkeypatch):
     counts = []
     original = threads.run
-    spy = lambda *args: counts.append(args[-1]) or original(*args)  # noqa: E731
+
+    def spy(*args):
+        counts.append(args[-1])
+        return original(*args)
+
     monkeypatch.setattr(threads, "run", spy)
     run(steps=1, sizes=[100, 200])
     assert counts == [1, 1, 1]
@@ -292,7 +296,11 @@ def test_one_compilation_serves_every_step(monkeypatch):
     """Guard against a compilation for absent norms, scalers or reports."""
     names = []
     original = executor.NativeExecutor._compile
-    spy = lambda self, name, constexprs: names.append(name) or original(self, name, constexprs)  # noqa: E731
+
+    def spy(self, name, constexprs):
+        names.append(name)
+        return original(self, name, constexprs)
+
     monkeypatch.setattr(executor.NativeExecutor, "_compile", spy)
     params = parameters(values([5, 6], torch.float32))
     optimizer = fused_optim.AdamW(params, backend="native")

@@ -225,7 +225,7 @@ def test_torch_arguments_come_first_and_in_order():
                     cls([torch.zeros(1, requires_grad=True)], **{flag: value})
 
 
-# what torch.optim refuses too, by the optimizers that have the option
+# options that torch.optim refuses too, by the optimizers that have them
 REFUSED_BY_TORCH = [
     {"lr": -1.0},
     {"lr": torch.ones(2)},

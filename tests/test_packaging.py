@@ -128,7 +128,7 @@ def pip(venv, *arguments, check=True, **variables):
 
 
 def install(venv, *what, **variables):
-    # what the environment of pytest has installed of this project does not count
+    # an installation of this project in the environment of pytest must not be used
     pip(venv, "--no-deps", "--no-build-isolation", "--ignore-installed", *what, **variables)
 
 

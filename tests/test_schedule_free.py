@@ -60,7 +60,7 @@ def test_z_of_adamw_is_adam_without_momentum():
     close([optimizer.state[p]["z"] for p in params], copied(plain))
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_the_first_step_leaves_all_three_points_in_one(cls):
     params, optimizer = trained(cls, count=1)
     z = [optimizer.state[p]["z"] for p in params]
@@ -70,7 +70,7 @@ def test_the_first_step_leaves_all_three_points_in_one(cls):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_modes_are_idempotent_and_inverse(cls, dtype):
     params, optimizer = trained(cls, dtype)
     y = copied(params)
@@ -87,7 +87,7 @@ def test_modes_are_idempotent_and_inverse(cls, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_no_step_in_eval_mode(cls, backend):
     params, optimizer = trained(cls, torch.float32, 2, backend=backend)
     optimizer.eval()
@@ -121,7 +121,7 @@ def test_modes_before_the_first_step_change_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_resuming_from_a_checkpoint_in_eval_mode(cls, dtype):
     """Guard against a mode that a checkpoint loses."""
     params, optimizer = trained(cls, dtype, warmup_steps=30, r=0.5, backend="reference")

@@ -265,7 +265,7 @@ def test_a_step_leaks_no_memory(full, monkeypatch):
     assert len(full) == 2
 
 
-# what a tensor can differ in
+# properties in which a tensor can differ
 FACTS = {
     "dtype": lambda x: x.view(torch.int32),
     "shape": lambda x: x[:3],

@@ -25,7 +25,7 @@ def test_extreme_gradients(case, scale, request):
         scale = 1e17  # torch's divides by 1 - beta2 before the root, and overflows
     pair = Pair(case, values([(6,), (3,)], torch.float32))
     for seed in range(3):
-        # of one sign: what cancels has no digits to compare
+        # of one sign: differences of close values have no digits to compare
         grads = [g.abs() for g in values([(6,), (3,)], torch.float32, seed)]
         grads[0][2:] *= scale
         for params in pair.params:

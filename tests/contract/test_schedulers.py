@@ -36,7 +36,7 @@ SCHEDULERS = {
     "CyclicLR": lambda o: lrs.CyclicLR(o, 0.01, 0.1, 2, cycle_momentum=False),
     "OneCycleLR": lambda o: lrs.OneCycleLR(o, 0.1, 8, cycle_momentum=False),
 }
-# of these, some torch puts another number or tensor in the place of a Tensor lr
+# with these, torch replaces a Tensor lr by another number or tensor
 REPLACING = ("CosineAnnealingWarmRestarts", "SequentialLR", "ReduceLROnPlateau")
 CYCLES = {
     "CyclicLR": lambda o: lrs.CyclicLR(o, 0.01, 0.1, 2, base_momentum=0.5, max_momentum=0.75),

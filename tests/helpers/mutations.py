@@ -101,7 +101,7 @@ def on_param(index, change):
     return lambda optimizer: change(params_of(optimizer)[index])
 
 
-# what happens between two steps, and whether the second can go on from the first
+# changes by name, with True where the cached step survives
 EVENTS = {
     "nothing": (lambda optimizer: None, True),
     "lr": (in_group(1, lr=0.01), True),

@@ -196,7 +196,7 @@ def transposed_memory(tensor):
     return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor.clone()
 
 
-# what happens, and whether a step may go on from the last one; None: it depends on the tensor
+# events by name, with True where the cached step survives; None: it depends on the tensor
 EVENTS = {
     "nothing": (lambda inputs: None, True),
     "grad moved": (with_grad(torch.clone), True),

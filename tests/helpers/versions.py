@@ -29,7 +29,7 @@ TRITON = installed("triton")
 
 
 def has_amd_linker() -> bool:
-    """Return whether Triton can link for AMD; before 3.5 it needs ROCm's ld.lld."""
+    """Whether there is one: in Triton from 3.5 on; before, a program of ROCm had to be found."""
     if TRITON >= (3, 5):
         return True
     from triton.backends.amd.compiler import HIPBackend
@@ -45,7 +45,7 @@ NO_AMD_LINKER = not has_amd_linker()
 NEEDS_AMD_LINKER = refused(
     NO_AMD_LINKER, "Triton before 3.5 links for AMD with ROCm's ld.lld, which is not here"
 )
-# from 3.6 on the wheel has an assembler for Blackwell beside the other, and IEEE division and root
+# from 3.6 on the wheel has an assembler for Blackwell too, and IEEE division and root
 # are compiled to instructions of their own instead of NVIDIA's library with denormals off
 OLD_PTXAS = OLD_LIBDEVICE = TRITON < (3, 6)
 NEEDS_DENORMALS = refused(
@@ -63,7 +63,7 @@ NEEDS_KEPT_TENSOR_LR = refused(
     not hasattr(lr_scheduler, "_update_param_group_val"),
     f"this scheduler of torch {torch.__version__} does not keep a Tensor lr, but replaces it",
 )
-# the profiler of 2.11 warns of what its every use does
+# the profiler of 2.11 warns at every use
 PROFILER_WARNS = pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
 # a scheduler of 2.8 calls others in a way that these deprecate
 SEQUENTIAL_LR_WARNS = pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")

@@ -19,7 +19,7 @@ from fused_optim.backends.native.lowering import lower
 from fused_optim.backends.native.tree import Function
 from fused_optim.backends.native.ttir import parse
 
-HERE = levels()  # what this machine runs
+HERE = levels()  # levels of this machine
 PER_TENSOR = [name for name, rule in RULES.items() if rule.reduction is not None]
 
 

@@ -60,7 +60,7 @@ def test_an_image_is_packed_and_unpacked():
 PROGRAM = """
 import ctypes, sys
 libc = ctypes.CDLL(None, use_errno=True)
-# PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN: what systemd's MemoryDenyWriteExecute does
+# PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN: as systemd's MemoryDenyWriteExecute does
 if libc.prctl(65, 1, 0, 0, 0) != 0:
     sys.exit(3)
 from fused_optim.backends.native.image import Image, Kernel

@@ -42,7 +42,7 @@ SMALL = module(
     tt.store %8, %10, %6 : tensor<8x!tt.ptr<f32>>""",
     "%arg0: !tt.ptr<f32> {tt.divisibility = 16 : i32}, %arg1: i32",
 )
-# what is written, what a future Triton might write instead, and what the message names
+# a text, a text that a future Triton might write instead, and the words of the message
 REFUSED = [
     ("%10 = arith.addf %9, %cst :", "%10 = math.exp %9 :", "`math.exp`"),
     ("tt.get_program_id x", "tt.get_program_id y", "`y` in the place of `x`"),
