@@ -1,4 +1,4 @@
-"""Write docs/contract.md, which contract points each optimizer meets, from the tests' results.
+"""Write docs/contract.md, the features of torch.optim that each optimizer has, from test results.
 
 python -m pytest tests/contract --junitxml=contract.xml; python ci/contract_table.py contract.xml
 """
@@ -9,18 +9,18 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path
 
-PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
-NUM_COMMON_SCALARS = """# The contract with torch.optim
+TABLE_FILE = Path(__file__).parent.parent / "docs" / "contract.md"
+HEAD = """# The contract with torch.optim
 
-Each point is tested against `torch.optim` in the same process, in `tests/contract/`. This page is
+Each feature is compared with `torch.optim` in the same process, in `tests/contract/`. This file is
 written from the results of those tests:
 
 ```bash
 python -m pytest tests/contract --junitxml=contract.xml; python ci/contract_table.py contract.xml
 ```
 
-A number is how many tests passed; **bold** is how many of how many failed; a dash is a point that
-torch does not have for this optimizer, either.
+A number is the number of tests that passed; **bold** is the number that failed; a dash is a feature
+that torch does not have for this optimizer, either.
 
 What differs from torch, and why:
 
@@ -46,20 +46,20 @@ Counts = dict[tuple[str, str], list[bool]]
 
 
 def results(path: Path) -> Counts:
-    """Whether each test passed, by point and optimizer; skipped tests are left out.
+    """Whether each test passed, by feature and optimizer; skipped tests are left out.
 
     Raises:
-        ValueError: a test has no point, or none has run.
+        ValueError: a test names no feature, or none has run.
     """
     found: Counts = defaultdict(list)
     for case in ET.parse(path).iter("testcase"):
         properties = {p.get("name"): p.get("value", "") for p in case.iter("property")}
         if case.find("skipped") is not None:
             continue
-        if "point" not in properties:
-            raise ValueError(f"the test {case.get('name')!r} has no point of the contract")
+        if "feature" not in properties:
+            raise ValueError(f"the test {case.get('name')!r} names no feature")
         passed = case.find("failure") is None and case.find("error") is None
-        found[properties["point"], properties["optimizer"]].append(passed)
+        found[properties["feature"], properties["optimizer"]].append(passed)
     if not found:
         raise ValueError(f"no test has run in {path}")
     return found
@@ -79,35 +79,38 @@ def names(found: Counts) -> list[str]:
 
 
 def table(found: Counts) -> str:
-    """A row for each point, a column for each optimizer; tests of no optimizer count for all."""
-    points = sorted({point for point, _ in found}, key=str.lower)
+    """Return a row for each feature and a column for each optimizer."""
+    # a test without an optimizer counts for all of them
+    features = sorted({feature for feature, _ in found}, key=str.lower)
     optimizers = names(found)
-    lines = [["point", *(f"`{name}`" for name in optimizers)], ["---"] * (1 + len(optimizers))]
-    for point in points:
-        shared = found.get((point, "all"), [])
-        own = [found.get((point, name), []) for name in optimizers]
-        lines.append([point, *(cell(o + shared if o else o) for o in own)])
+    lines = [["feature", *(f"`{name}`" for name in optimizers)], ["---"] * (1 + len(optimizers))]
+    for feature in features:
+        shared = found.get((feature, "all"), [])
+        own = [found.get((feature, name), []) for name in optimizers]
+        lines.append([feature, *(cell(o + shared if o else o) for o in own)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def summary(found: Counts) -> str:
     """The row for the README: what is met by whom."""
-    failed = sorted({point for (point, _), outcomes in found.items() if not all(outcomes)})
+    failed = sorted({feature for (feature, _), outcomes in found.items() if not all(outcomes)})
     optimizers = ", ".join(f"`{name}`" for name in names(found))
-    points = len({point for point, _ in found})
+    features = len({feature for feature, _ in found})
     tests = sum(map(len, found.values()))
     met = f"not met: {', '.join(failed)}" if failed else "all met"
-    return f"| {optimizers} | {points} points, {tests} tests | {met} | [table](docs/contract.md) |"
+    return (
+        f"| {optimizers} | {features} features, {tests} tests | {met} | [table](docs/contract.md) |"
+    )
 
 
 def main() -> int:
-    """Write the page and print the README's row; 1 if a point is not met."""
+    """Write the table and print the README's row; return 1 if a feature differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what pytest --junitxml wrote")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--output", type=Path, default=TABLE_FILE)
     arguments = parser.parse_args()
     found = results(arguments.results)
-    arguments.page.write_text(NUM_COMMON_SCALARS + table(found))
+    arguments.output.write_text(HEAD + table(found))
     print(summary(found))
     return 0 if all(map(all, found.values())) else 1
 

@@ -3,7 +3,7 @@
 For each minor version of Triton that pyproject.toml allows, the newest release that the package
 index has is installed in a folder of its own, and the tests of ``CHECKS`` run with it, beside the
 torch and everything else of this interpreter. A test that a version cannot pass is skipped by
-tests/versions.py, with the reason, which the table repeats.
+tests/helpers/versions.py, with the reason, which the table repeats.
 """
 
 import os
@@ -52,6 +52,7 @@ class Check(NamedTuple):
 
 CODEGEN = "tests/gpu_code/test_codegen.py"
 EXECUTION = "tests/gpu_code/test_ptx_execution.py"
+BITS = "tests/test_kernels_vs_reference.py"
 HERE = Version(metadata.version("triton"))  # of this interpreter
 CHECKS = (
     # every build, what must hold of its code, and AMD's linker
@@ -61,11 +62,9 @@ CHECKS = (
     # through Triton's own launcher
     Check("launched", ("tests/gpu_code/test_launcher.py", "-k", "every_kernel or past_two")),
     # steps of the kernels that are compiled for the CPU, bit for bit
-    Check(
-        "native", ("tests/test_twin.py", "-k", "in_every_format and split24 and (adamw or lamb)")
-    ),
+    Check("native", (BITS, "-k", "in_every_format and split24 and (adamw or lamb)")),
     # steps in Triton's interpreter, bit for bit
-    Check("interpreted", ("tests/test_twin.py", "--interpret", "-k", "format_interpreted")),
+    Check("interpreted", (BITS, "--interpret", "-k", "format_interpreted")),
     # the versions of the machine that the script is run on
     Check("ci/gpu.sh", ("tests/test_gpu_script.py", "-k", "dry_run"), SpecifierSet("==3.6.*")),
 )

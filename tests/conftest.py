@@ -1,37 +1,27 @@
-"""Triton chooses its interpreter when it is imported, so what is interpreted has its own process.
+"""Options of the tests, and the choice between compiled and interpreted kernels.
 
-``pytest`` compiles the kernels: for the CPU, and for GPUs whose PTX is executed on the CPU;
+Triton chooses its interpreter when it is imported, so interpreted tests have their own process:
+``pytest`` compiles the kernels for the CPU, and for GPUs whose PTX is executed on the CPU;
 ``pytest --interpret`` runs the tests marked ``interpreted`` in Triton's interpreter; ``pytest -m
 gpu`` runs tests on a GPU.
 """
 
 import os
 import sys
+from pathlib import Path
 
-INTERPRET = "--interpret" in sys.argv
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has no arguments, but its parent's environment
-    INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-if INTERPRET:
-    os.environ["TRITON_INTERPRET"] = "1"
-    collect_ignore = ["gpu_code"]
-else:
-    os.environ.pop("TRITON_INTERPRET", None)
+import pytest
+
+VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
+COMPILED_ONLY = Path(__file__).parent / "gpu_code"
 
 # Triton 3.9 warns where a kernel does not say whether it wants contraction, as those of these tests
 # that compile for its sake; Triton 3.10 will have another default
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-import pytest  # noqa: E402  (torch imports triton)
-import torch  # noqa: E402
-
-if INTERPRET:
-    import interpreter
-
-    interpreter.install()
-
 
 def pytest_addoption(parser):
-    """Options of the tests."""
+    """Add the options of these tests."""
     group = parser.getgroup("fused_optim")
     group.addoption(
         "--interpret",
@@ -55,27 +45,57 @@ def pytest_addoption(parser):
     )
 
 
-def _runs(item):
+def pytest_configure(config):
+    """Turn Triton's interpreter on for ``--interpret``, before anything imports Triton.
+
+    Raises:
+        pytest.UsageError: the variable and the option disagree, or Triton is imported already.
+    """
+    if not config.getoption("interpret"):
+        if os.environ.get(VARIABLE, "0") != "0":
+            raise pytest.UsageError(f"unset {VARIABLE}, or use --interpret, which sets it")
+        return
+    if "triton" in sys.modules and os.environ.get(VARIABLE) != "1":
+        raise pytest.UsageError("--interpret needs a process that has not imported triton yet")
+    os.environ[VARIABLE] = "1"
+    from helpers import interpreter_patches
+
+    interpreter_patches.install()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the tests of code for GPUs in the interpreter, which compiles nothing."""
+    return True if config.getoption("interpret") and collection_path == COMPILED_ONLY else None
+
+
+def _runs(item, interpret):
     marker = item.get_closest_marker("interpreted")
-    if INTERPRET:
+    if interpret:
         return marker is not None
     return marker is None or not marker.kwargs.get("only")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep the tests of this process, and of one shard."""
-    chosen = [item for item in items if _runs(item)]
+    """Select the tests of this process, and of one shard.
+
+    Raises:
+        pytest.UsageError: ``--shard`` is not I/N with 0 <= I < N.
+    """
+    chosen = [item for item in items if _runs(item, config.getoption("interpret"))]
     if config.getoption("shard"):
         index, count = map(int, config.getoption("shard").split("/"))
         if not 0 <= index < count:
             raise pytest.UsageError(f"--shard must be I/N with 0 <= I < N, got {index}/{count}")
         chosen = chosen[index::count]
-    kept = set(chosen)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    selected = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
     items[:] = chosen
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """The tests share the cores; small tensors gain nothing from threads."""
+    """Set torch to one thread: the tests share the cores, small tensors gain nothing from more."""
+    # torch imports triton, which must not happen before pytest_configure
+    import torch
+
     torch.set_num_threads(1)

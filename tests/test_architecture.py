@@ -1,4 +1,4 @@
-"""The architecture: imports in one direction, equal functions in torch and Triton, short files."""
+"""The architecture: imports in one direction, counterparts in torch and Triton, short files."""
 
 import ast
 import importlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import triton
-from models import RULE_MODULES, RULES
+from helpers.models import RULE_MODULES, RULES
 
 import fused_optim
 from fused_optim.backends.triton import kernel_counterpart
@@ -71,11 +71,11 @@ def list_module_imports(path, name):
     """Return the modules of the package that ``path`` imports when it is itself imported."""
     tree = ast.parse(path.read_text())
     nodes = [n for n in tree.body if isinstance(n, ast.ImportFrom | ast.Import)]
-    found = set()
+    result = set()
     for node in nodes:
         if isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found - {name}
+            result |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return result - {name}
 
 
 def test_no_module_imports_itself_through_others():

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import BACKENDS, exact_values, parameters
+from helpers.models import BACKENDS, exact_values, parameters
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW

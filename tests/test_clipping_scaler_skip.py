@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import BACKENDS, exact_values, parameters
+from helpers.models import BACKENDS, exact_values, parameters
+from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW, ScheduleFreeSGD, StableAdamW
 

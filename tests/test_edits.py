@@ -1,18 +1,17 @@
-"""Parameters that are written from outside, in formats that keep more than the parameter.
+"""Parameters written outside a step, in formats that store more of a weight than the parameter.
 
-What is guaranteed is written in docs/formats.md. Tried by hand: none dropped on request; a
+What is guaranteed is written in docs/formats.md. Faults tried by hand: none dropped on request; a
 remainder that counts beside a zero; twice the bound of kahan's compensation.
 """
 
 import copy
-import itertools
 import math
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from kept import random_grads, trained, weight
-from models import BACKENDS, give, parameters, values
+from helpers.format_runs import WITH_EXTRA_KEYS, random_grads, train_shards, trained, weight
+from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.tolerances import assert_same_bits
 from torch import nn
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW
@@ -20,32 +19,32 @@ from fused_optim.formats import conversion
 from fused_optim.formats.registry import WEIGHTS
 
 BF16 = torch.bfloat16
-BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
-each = pytest.mark.parametrize("name", BESIDE)
+each = pytest.mark.parametrize("name", WITH_EXTRA_KEYS)
 on_each = pytest.mark.parametrize("backend", BACKENDS)
 
 
-# ---- what changes nothing loses nothing
+# ---- writes that change no value
 
 
 def clamped(param, optimizer):
+    """Clamp to bounds that no element reaches."""
     param.clamp_(-5, 5)
 
 
 def perturbed(param, optimizer):
-    """As SAM: away, a gradient there, and back."""
-    kept = param.clone()
+    """Move away and back, as SAM does."""
+    bound = param.clone()
     param.add_(0.125)
-    param.copy_(kept)
+    param.copy_(bound)
 
 
 def constrained(param, optimizer):
-    """One row is bounded, the others are written as they are."""
+    """Bound one row, and write the others as they are."""
     param.copy_(torch.cat([param[:1].clamp(max=1.0), param[1:]]))
 
 
 def saved_and_loaded(param, optimizer):
-    """The model and its optimizer, in either order."""
+    """Load a checkpoint of the model and the optimizer."""
     model, packed = param.clone(), copy.deepcopy(optimizer.state_dict())
     param.copy_(torch.randn(param.shape))
     optimizer.load_state_dict(packed)
@@ -56,14 +55,14 @@ def saved_and_loaded(param, optimizer):
 @pytest.mark.parametrize("edit", [clamped, perturbed, constrained, saved_and_loaded])
 @each
 def test_small_steps_add_up_between_writes(name, edit, backend):
-    """200 steps of 2e-4 from 1.0, where half an ulp of bf16 is 2e-3 below and 4e-3 above."""
+    """Guard against lost extra bits: 200 steps of 2e-4 are each below half an ulp of bf16."""
     runs = []
     for change in (edit, None):
         params = parameters([torch.ones(64, 64, dtype=BF16)])
         options = {"weights": name, "states": "fp32", "weight_decay": 0, "backend": backend}
         optimizer = AdamW(params, lr=2e-4, **options)
         for _ in range(200):
-            give(params, [torch.ones(64, 64)])
+            set_grads(params, [torch.ones(64, 64)])
             optimizer.step()
             if change is not None:
                 with torch.no_grad():
@@ -76,11 +75,11 @@ def test_small_steps_add_up_between_writes(name, edit, backend):
 
 @on_each
 def test_an_edit_costs_no_full_step(backend, monkeypatch):
-    """The step after a write goes on from the last one, as without."""
+    """Guard against a write that ends the cached step."""
     params = parameters(values([(40,), (70,)], BF16))
     optimizer = AdamW(params, weights="split", backend=backend)
     for step in range(4):
-        give(params, values([(40,), (70,)], BF16, step))
+        set_grads(params, values([(40,), (70,)], BF16, step))
         optimizer.step()
         with torch.no_grad():
             params[0].mul_(0.5)
@@ -93,46 +92,36 @@ def test_an_edit_costs_no_full_step(backend, monkeypatch):
 def test_shards_keep_what_the_whole_keeps():
     start, grads = values([20_000], BF16)[0], random_grads([20_000], 3)
     options = {"weights": "split24", "states": "fp32", "lr": 1e-4, "backend": "reference"}
-    found = []
+    weights = []
     for cuts in ([0, 20_000], [0, 6400, 20_000]):
-        parts = []
-        for begin, end in itertools.pairwise(cuts):
-            params = parameters([start[begin:end]])
-            optimizer = AdamW(params, **options)
-            optimizer.shard(params[0], index=0, offset=begin, numel=20_000)
-            for given in grads:
-                give(params, [given[0][begin:end]])
-                optimizer.step()
-                with torch.no_grad():
-                    params[0].clamp_(-1, 1)
-            parts.append(weight(optimizer, params[0]))
-        found.append(torch.cat(parts))
-    assert_same_bits("weight", *found)
+        shards = train_shards(start, grads, cuts, options, edit=lambda p: p.clamp_(-1, 1))
+        weights.append(torch.cat([weight(optimizer, param) for param, optimizer in shards]))
+    assert_same_bits("weight", *weights)
 
 
 @each
 def test_two_optimizers_that_share_a_parameter_both_learn(name):
-    """Each sees what the other writes, and keeps what it has learned itself."""
+    """Guard against a master that ignores what another optimizer writes."""
     params = parameters([torch.ones(4096, dtype=BF16)])
     options = {"lr": 2e-4, "weights": name, "backend": "reference"}
     first, second = SGD(params, **options), SGD(params, **options)
     for _ in range(100):
         for optimizer in (first, second):
-            give(params, [torch.ones(4096)])
+            set_grads(params, [torch.ones(4096)])
             optimizer.step()
     # a master that the other's write does not fit is dropped for it; a remainder stays
     moved = 1.0 - params[0].detach().float().mean()
     assert moved == pytest.approx(0.04, abs=0.008 if name != "master" else 0.02)
 
 
-# ---- what is written counts
+# ---- writes of other values
 
 
 @pytest.mark.interpreted
 @on_each
 @each
 def test_the_step_goes_on_from_what_was_written(name, backend):
-    """To less than half an ulp of bf16, which reads the same; to the bit where it is zero."""
+    """Guard against stale extra bits of half an ulp or more, or any beside a zero."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     options = {"lr": 1e-3, "weights": name, "states": "fp32", "backend": backend}
     params, optimizer = trained(start, grads[:2], options)
@@ -141,48 +130,48 @@ def test_the_step_goes_on_from_what_was_written(name, backend):
     new[::5], new[1::5], new[2::50] = 0.0, -0.0, math.inf
     with torch.no_grad():
         params[0].copy_(new)
-    give(params, grads[2])
+    set_grads(params, grads[2])
     optimizer._engine.prepare_rows(optimizer)
     assert_same_bits("parameter", params[0].detach(), new)
-    found = weight(optimizer, params[0])
+    result = weight(optimizer, params[0])
     zero, finite = new == 0, new.isfinite()
-    assert_same_bits("zeros", found[zero], new[zero].float())
-    assert not found.isnan().any()
+    assert_same_bits("zeros", result[zero], new[zero].float())
+    assert not result.isnan().any()
     power = torch.frexp(new.float()).exponent - 1
-    half = torch.ldexp(torch.ones_like(found), power - 8)
-    assert ((found - new.float()).abs() <= half)[finite & ~zero].all()
+    half = torch.ldexp(torch.ones_like(result), power - 8)
+    assert ((result - new.float()).abs() <= half)[finite & ~zero].all()
     optimizer.step()
-    assert (weight(optimizer, params[0]) - found)[finite].abs().max() < 2e-3 + 2.0**21 * 2e-5
+    assert (weight(optimizer, params[0]) - result)[finite].abs().max() < 2e-3 + 2.0**21 * 2e-5
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_a_stale_compensation_is_at_most_half_an_ulp(dtype):
-    """Of the largest there was, beside every parameter of 16 bits."""
+    """Guard against a larger bound, for every 16-bit parameter."""
     codec = WEIGHTS["kahan"].codec
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     param = bits.view(dtype)
     below = (bits - 1).view(dtype).float()
     for size in (2.0**-30, 2.0**-12, 2.0**-8, 1.0):
         lost = torch.full_like(param, size)
-        found = conversion.decode(codec, [param, lost], torch.float32)
+        result = conversion.decode(codec, [param, lost], torch.float32)
         number = param.isfinite() & below.isfinite() & (param > 0)
         ulp = (param.float() - below)[number]  # of the lower side, where it may be half as long
-        assert ((found - param.float())[number] <= ulp).all()
-        assert_same_bits("zero", found[param == 0], param[param == 0].float())
+        assert ((result - param.float())[number] <= ulp).all()
+        assert_same_bits("zero", result[param == 0], param[param == 0].float())
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_kahan_keeps_its_own_compensation(dtype):
-    """Beside every parameter but zero, denormals too: what it stores comes back."""
+    """Guard against a compensation that the codec stores and then rejects."""
     codec = WEIGHTS["kahan"].codec
-    # from where on what is lost can be had in the same dtype
+    # below this value the compensation underflows in the same dtype
     least = -37 if dtype is BF16 else -8
     value = torch.logspace(least, 38, 200_000, base=10.0)
     value = value[value < torch.finfo(dtype).max]
     tensors = conversion.encode(codec, value, value.to(dtype))
-    found = conversion.decode(codec, tensors, torch.float32)
+    result = conversion.decode(codec, tensors, torch.float32)
     param, lost = (tensor.float() for tensor in tensors)
-    assert_same_bits("sum", found[param != 0], (param + lost)[param != 0])
+    assert_same_bits("sum", result[param != 0], (param + lost)[param != 0])
 
 
 MASKED = {
@@ -197,14 +186,14 @@ MASKED = {
 @pytest.mark.parametrize("write", MASKED)
 @each
 def test_a_masked_weight_stays_zero(name, write, backend):
-    """Without a gradient there, and with a rule that would make a step of any sign (L1)."""
+    """Guard against masked weights that move, under a rule with a step of either sign (L1)."""
     params = parameters(values([4096], BF16))
     mask = (torch.arange(4096) % 3 != 0).to(BF16)
     options = {"lr": 1e-3, "weights": name, "backend": backend}
     optimizer = SGD(params, l1=1.0, **options)
     for step in range(6):
         grads = values([4096], BF16, step)
-        give(params, [grads[0] * mask if step >= 3 else grads[0]])
+        set_grads(params, [grads[0] * mask if step >= 3 else grads[0]])
         optimizer.step()
         if step >= 3:
             assert not params[0][mask == 0].any() or step == 3
@@ -219,6 +208,7 @@ def test_a_masked_weight_stays_zero(name, write, backend):
 
 
 def moved_by_hand(name, **options):
+    """Return parameters and optimizer after three steps."""
     params, optimizer = trained(
         values([5000, 50], BF16),
         random_grads([5000, 50], 3),
@@ -246,12 +236,12 @@ def test_weights_replaced_starts_at_the_parameter(name):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_replaced_by_a_hook_of_the_model(name):
-    """What the docs say to write, for models whose weights come from elsewhere in mid-training."""
+    """Guard against the hook of docs/formats.md without effect."""
     model = nn.Linear(70, 90, dtype=BF16)
     optimizer = AdamW(model.parameters(), weights=name, lr=1e-3, backend="reference")
     model.register_load_state_dict_post_hook(lambda *_: optimizer.weights_replaced())
     params = list(model.parameters())
-    give(params, values([p.shape for p in params], BF16, 1))
+    set_grads(params, values([p.shape for p in params], BF16, 1))
     optimizer.step()
     other = nn.Linear(70, 90, dtype=BF16)
     model.load_state_dict(other.state_dict())
@@ -272,7 +262,7 @@ def test_weights_replaced_within_swap_ema_leaves_the_average_in_place():
 
 @each
 def test_our_own_writes_keep_the_remainder(name):
-    """The two modes of schedule-free: there and back between steps is as if nothing was."""
+    """Guard against extra bits lost by ``eval`` and ``train`` of schedule-free optimizers."""
     start, grads = values([5000], BF16), random_grads([5000], 4)
     options = {"weights": name, "lr": 1e-3}
     params, optimizer = trained(start, grads[:2], options, ScheduleFreeAdamW)
@@ -280,6 +270,6 @@ def test_our_own_writes_keep_the_remainder(name):
     optimizer.eval()
     optimizer.train()
     after = weight(optimizer, params[0])
-    kept = {"split24": 2.0**-15, "kahan": 2.0**-15}.get(name, 2.0**-22)
-    assert ((after - before).abs() <= kept * before.abs().clamp(min=1e-2) + 1e-9).all()
+    bound = {"split24": 2.0**-15, "kahan": 2.0**-15}.get(name, 2.0**-22)
+    assert ((after - before).abs() <= bound * before.abs().clamp(min=1e-2) + 1e-9).all()
     assert (after != params[0]).any()

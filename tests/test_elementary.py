@@ -1,7 +1,7 @@
-"""The building blocks of the rules: equal on both pages, and right to a few ulp.
+"""The building blocks of the rules: equal bits in torch and Triton, accurate to a few ulp.
 
-Tried by hand, each seen to fail: 13 for 14 terms in ``exp``, 33 for 35 in ``log``, ``torch.exp``
-for ``exp``, ``torch.log`` for ``log`` (whose accuracy fails too), one root in a thousand a bit off.
+Faults tried by hand: 13 for 14 terms in ``exp``, 33 for 35 in ``log``, ``torch.exp`` for ``exp``,
+``torch.log`` for ``log`` (whose accuracy fails too), one root in a thousand a bit off.
 """
 
 from functools import cache
@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from closeness import assert_same_bits
+from helpers.tolerances import assert_same_bits
 
 from fused_optim.kernels.rules import common as device
 from fused_optim.kernels.signatures import CommonScalars
@@ -69,7 +69,7 @@ EXACT = {"pow_int": np.power, "exp": np.exp, "log": np.log, "pow_real": np.power
 
 
 def arguments(name, count=COUNT):
-    """What the rules give it, of every size, and what is special; float64."""
+    """Return float64 arguments of every size that the rules pass, and special ones."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, count, dtype=torch.float64, generator=generator)
     special = [1.0, 2.0, 0.5, 1e-300, 1e300, 1e7]
@@ -94,26 +94,27 @@ def arguments(name, count=COUNT):
 
 @cache
 def computed(name):
+    """Return the results of the torch function."""
     return HOST[name](*arguments(name))
 
 
 @pytest.mark.interpreted(only=True)
 @pytest.mark.parametrize("name", HOST)
-def test_both_pages_give_the_same_bits(name):
-    """Triton's interpreter computes with numpy: two libraries, a million values."""
+def test_torch_and_triton_give_the_same_bits(name):
+    """Guard against bits that differ between torch and the interpreter, which uses numpy."""
     x, y = arguments(name)
     out = torch.empty_like(x)
     elementary[(1,)](x, y, out, name, COUNT)
-    found = computed(name)
-    assert_same_bits(name, out, found)
+    result = computed(name)
+    assert_same_bits(name, out, result)
     for start, size in PARTS:
         part = slice(start, start + size)
-        assert_same_bits(f"{name} of {part}", HOST[name](x[part], y[part]), found[part])
+        assert_same_bits(f"{name} of {part}", HOST[name](x[part], y[part]), result[part])
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_accuracy(name):
-    """Relative to the result, or where the logarithm is near 0, to the argument's size."""
+    """Guard against errors above a few ulp, relative to the result or to the size of its terms."""
     x, y = (z.numpy().astype(np.longdouble) for z in arguments(name))
     exact = EXACT[name](x, y) if name.startswith("pow") else EXACT[name](x)
     error = np.abs(computed(name).numpy() - exact)
@@ -124,7 +125,7 @@ def test_accuracy(name):
         size *= 1.0 + np.abs(np.log(exact))
     elif name == "pow_int":  # so many factors, each with a rounding
         size *= 1.0 + y
-    # where numpy has nothing wider than float64, what is exact here is so to an ulp
+    # where numpy has nothing wider than float64, the exact value has an error of an ulp
     bound = BOUNDS[name] + float(np.finfo(np.longdouble).eps)
     # below the least normal number the last bit is worth more
     assert np.all(error <= bound * size + 5e-324)

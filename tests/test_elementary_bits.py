@@ -1,13 +1,13 @@
-"""Every operation of torch that values go through is the IEEE one, or exact, to the last bit.
+"""Bits of every torch operation on values, compared with numpy.
 
 The other library is numpy, in the way that leaves it no rounding to get wrong: float32 is computed
-in float64 and rounded once, which is the same; of float64 a part is compared with fractions too.
-A million values, in parts of every size that begin anywhere, for a library may compute the first
-and last elements of a tensor in another way than those between.
+in float64 and rounded once, which is the same; of float64 a part is compared with fractions too. A
+million values, in parts of every size that begin anywhere, for a library may compute the first and
+last elements of a tensor in another way than those between.
 
-Tried by hand, each named by its own test: a root that is a bit off for one element in a thousand;
-a product with the reciprocal for a division; bits cut off for a rounding to bf16; ``>>`` as of
-unsigned numbers.
+Faults tried by hand, each named by its own test: a root that is a bit off for one element in a
+thousand; a product with the reciprocal for a division; bits cut off for a rounding to bf16; ``>>``
+as of unsigned numbers.
 """
 
 from decimal import Context, Decimal
@@ -26,7 +26,7 @@ FLOATS = {"float32": np.float32, "float64": np.float64}
 
 
 def floats(dtype, seed):
-    """Near 1, of all sizes, of any bits, and special; what is special meets what is special."""
+    """Return values near 1, of all sizes, of any bits, and special ones in random order."""
     generator = np.random.default_rng(seed)
     count = COUNT + 1
     x = generator.standard_normal(count)
@@ -42,13 +42,14 @@ def floats(dtype, seed):
 
 
 def integers(dtype, seed):
+    """Return integers over the whole range of a dtype."""
     limits = np.iinfo(dtype)
     generator = np.random.default_rng(seed)
     return generator.integers(limits.min, limits.max, COUNT + 1, dtype=dtype, endpoint=True)
 
 
 def assert_same(name, actual, expected):
-    """The same bits, but for those of a NaN."""
+    """Check that bits are equal, but for those of a NaN."""
     actual = actual.numpy()
     assert actual.dtype == expected.dtype, f"{name}: {actual.dtype} is not {expected.dtype}"
     bits = f"V{actual.itemsize}" if actual.itemsize > 8 else f"u{actual.itemsize}"
@@ -62,7 +63,7 @@ def assert_same(name, actual, expected):
 
 
 def check(name, torch_function, expected, *arguments):
-    """``torch_function`` of parts of the arguments against ``expected``, which is for the whole."""
+    """Compare ``torch_function`` on parts of the arguments with ``expected`` on the whole."""
     given = [torch.from_numpy(argument) for argument in arguments]
     for start, size in PARTS:
         part = slice(start, start + size)
@@ -71,7 +72,7 @@ def check(name, torch_function, expected, *arguments):
 
 
 def wide(function):
-    """``function``, in float64 for float32."""
+    """Return ``function`` computed in float64 for float32."""
 
     def once(*arguments):
         with np.errstate(all="ignore"):
@@ -82,37 +83,37 @@ def wide(function):
 
 
 def zeros_of_one_sign(function):
-    """Of zeros of unlike sign either may be the larger one, and nothing here compares such."""
+    """Return arguments without zeros of unlike sign, of which either may be the maximum."""
     return lambda x, y: function(x + 0.0, y + 0.0)
 
 
-def both(function):
-    """An operation that torch and numpy write alike."""
+def same_operator(function):
+    """Return an operation that torch and numpy write alike."""
     return function, function
 
 
 ARITHMETIC = {
-    "x + y": both(lambda x, y: x + y),
-    "x - y": both(lambda x, y: x - y),
-    "x * y": both(lambda x, y: x * y),
-    "x / y": both(lambda x, y: x / y),
+    "x + y": same_operator(lambda x, y: x + y),
+    "x - y": same_operator(lambda x, y: x - y),
+    "x * y": same_operator(lambda x, y: x * y),
+    "x / y": same_operator(lambda x, y: x / y),
     "x.add_(y)": (lambda x, y: x.clone().add_(y), lambda x, y: x + y),
-    "1.0 - x": both(lambda x, y: 1.0 - x),
-    "1.0 + x": both(lambda x, y: 1.0 + x),
-    "1.0 / x": both(lambda x, y: 1.0 / x),
+    "1.0 - x": same_operator(lambda x, y: 1.0 - x),
+    "1.0 + x": same_operator(lambda x, y: 1.0 + x),
+    "1.0 / x": same_operator(lambda x, y: 1.0 / x),
     # torch multiplies by the reciprocal, which must be a normal number then
     "2.0 / x": (
         lambda x, y: 2.0 / x.clamp(-1e30, 1e30),
         lambda x, y: 2.0 / np.clip(x, -1e30, 1e30),
     ),
-    "x / 2.0**16": both(lambda x, y: x / 2.0**16),
-    "x * 0.5": both(lambda x, y: x * 0.5),
+    "x / 2.0**16": same_operator(lambda x, y: x / 2.0**16),
+    "x * 0.5": same_operator(lambda x, y: x * 0.5),
     "x * scalar": (lambda x, y: x * torch.tensor(0.75).to(x.dtype), lambda x, y: x * 0.75),
     "sqrt_rn(x)": (lambda x, y: sqrt_rn(x), lambda x, y: np.sqrt(x)),
 }
 SELECTION = {
     "x.abs()": (lambda x, y: x.abs(), lambda x, y: np.abs(x)),
-    "-x": both(lambda x, y: -x),
+    "-x": same_operator(lambda x, y: -x),
     "where(x < y, x, y)": (
         lambda x, y: torch.where(x < y, x, y),
         lambda x, y: np.where(x < y, x, y),
@@ -121,11 +122,11 @@ SELECTION = {
     "minimum(x, y)": (zeros_of_one_sign(torch.minimum), zeros_of_one_sign(np.minimum)),
     "x.clamp(-1.0, 1.0)": (lambda x, y: x.clamp(-1.0, 1.0), lambda x, y: np.clip(x, -1, 1)),
     "(x > 0).to(x.dtype)": (lambda x, y: (x > 0).to(x.dtype), lambda x, y: (x > 0).astype(x.dtype)),
-    "x < y": both(lambda x, y: x < y),
-    "x <= y": both(lambda x, y: x <= y),
-    "x > y": both(lambda x, y: x > y),
-    "x >= y": both(lambda x, y: x >= y),
-    "x == y": both(lambda x, y: x == y),
+    "x < y": same_operator(lambda x, y: x < y),
+    "x <= y": same_operator(lambda x, y: x <= y),
+    "x > y": same_operator(lambda x, y: x > y),
+    "x >= y": same_operator(lambda x, y: x >= y),
+    "x == y": same_operator(lambda x, y: x == y),
     "x != x": (lambda x, y: x != x, lambda x, y: np.isnan(x)),
     "x.isfinite()": (lambda x, y: x.isfinite(), lambda x, y: np.isfinite(x)),
 }
@@ -144,22 +145,22 @@ def test_floats(name, dtype):
 
 
 def test_float64_against_fractions():
-    """What numpy is compared with; ``float`` of a fraction or of a decimal rounds once."""
+    """Guard against errors of numpy itself: ``float`` of a fraction or decimal rounds once."""
     x, y = (floats(np.float64, seed)[: COUNT // 2 : 257] for seed in (0, 1))
     small, large = np.minimum(abs(x), abs(y)), np.maximum(abs(x), abs(y))
     normal = (small > 1e-100) & (large < 1e100)
     x, y = torch.from_numpy(x[normal]), torch.from_numpy(y[normal])
     assert len(x) > 1000
-    found = torch.stack([x, y, x + y, x - y, x * y, x / y, sqrt_rn(x.abs())], dim=1)
+    result = torch.stack([x, y, x + y, x - y, x * y, x / y, sqrt_rn(x.abs())], dim=1)
     context = Context(prec=80)
-    for a, b, *results in found.tolist():
+    for a, b, *results in result.tolist():
         p, q = Fraction(a), Fraction(b)
         exact = [float(z) for z in (p + q, p - q, p * q, p / q, Decimal(abs(a)).sqrt(context))]
         assert results == exact, (a, b)
 
 
 def rounded_to_bf16(x):
-    """float32 to nearest, half to even, in whole numbers: float32 again."""
+    """Round float32 to bf16, to nearest even, by integer arithmetic; return float32."""
     bits = x.view(np.uint32).astype(np.uint64)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     return np.where(np.isnan(x), x, bits.astype(np.uint32).view(np.float32))
@@ -204,21 +205,21 @@ def test_conversions(name):
 
 
 INT32 = {
-    "x + y": both(lambda x, y: x + y),
-    "x - y": both(lambda x, y: x - y),
-    "x * y": both(lambda x, y: x * y),
-    "x & y": both(lambda x, y: x & y),
-    "x | y": both(lambda x, y: x | y),
-    "x ^ y": both(lambda x, y: x ^ y),
-    "x & ~0xFFFF": both(lambda x, y: x & ~0xFFFF),
-    "x << 8": both(lambda x, y: x << 8),
-    "x << 23": both(lambda x, y: x << 23),
-    "x >> 8": both(lambda x, y: x >> 8),
-    "x >> 15": both(lambda x, y: x >> 15),
-    "x >> 23": both(lambda x, y: x >> 23),
-    "x < y": both(lambda x, y: x < y),
-    "x >= y": both(lambda x, y: x >= y),
-    "x != y": both(lambda x, y: x != y),
+    "x + y": same_operator(lambda x, y: x + y),
+    "x - y": same_operator(lambda x, y: x - y),
+    "x * y": same_operator(lambda x, y: x * y),
+    "x & y": same_operator(lambda x, y: x & y),
+    "x | y": same_operator(lambda x, y: x | y),
+    "x ^ y": same_operator(lambda x, y: x ^ y),
+    "x & ~0xFFFF": same_operator(lambda x, y: x & ~0xFFFF),
+    "x << 8": same_operator(lambda x, y: x << 8),
+    "x << 23": same_operator(lambda x, y: x << 23),
+    "x >> 8": same_operator(lambda x, y: x >> 8),
+    "x >> 15": same_operator(lambda x, y: x >> 15),
+    "x >> 23": same_operator(lambda x, y: x >> 23),
+    "x < y": same_operator(lambda x, y: x < y),
+    "x >= y": same_operator(lambda x, y: x >= y),
+    "x != y": same_operator(lambda x, y: x != y),
     "where": (lambda x, y: torch.where(x > 0, x, y), lambda x, y: np.where(x > 0, x, y)),
     "x.clamp(min=1)": (lambda x, y: x.clamp(min=1), lambda x, y: np.maximum(x, 1)),
     "x.clamp(max=254)": (lambda x, y: x.clamp(max=254), lambda x, y: np.minimum(x, 254)),
@@ -234,11 +235,11 @@ INT32 = {
     "bits to float32": (lambda x, y: x.view(torch.float32), lambda x, y: x.view(np.float32)),
 }
 INT64 = {
-    "x + y": both(lambda x, y: x + y),
+    "x + y": same_operator(lambda x, y: x + y),
     "x % 2": (lambda x, y: x % 2, lambda x, y: x & 1),
     "x // 2": (lambda x, y: x // 2, lambda x, y: x >> 1),
-    "x >> 32": both(lambda x, y: x >> 32),
-    "x == y": both(lambda x, y: x == y),
+    "x >> 32": same_operator(lambda x, y: x >> 32),
+    "x == y": same_operator(lambda x, y: x == y),
     "x to int32": (lambda x, y: x.int(), lambda x, y: x.astype(np.int32)),
     "x to float64": (lambda x, y: (x >> 11).double(), lambda x, y: (x >> 11).astype(np.float64)),
 }

@@ -1,14 +1,14 @@
-"""What is computed on values is one IEEE operation, or a block of rules/common.py made of these.
+"""Operations on values: each is one IEEE operation, or a block of rules/common.py made of these.
 
 A library function (``torch.sqrt``, ``exp``, ``**``, a sum) may give other bits on another
 processor. The modules that compute are read, and refused if they name anything that is not listed
 here; then every optimizer is run, and refused if torch executes anything else.
 
-Tried by hand, each refused by module, line and name: ``.sqrt()`` back in adam.py, lamb.py, lars.py,
-stable_adamw.py and reference.py; ``torch.lerp`` for ``toward``; ``p ** 2`` for ``p * p`` in
-lamb.py; division by ``float(n)`` in ``exp``; ``.sum()`` back in both sums of reference.py;
-``.rsqrt`` taken from a tensor and called later; ``math.sqrt`` in stable_adamw.py; and
-``getattr(x, "sq" + "rt")()`` in ``root``, which reading sees as ``getattr`` and running as sqrt.
+Faults tried by hand, each refused by module, line and name: ``.sqrt()`` back in adam.py, lamb.py,
+lars.py, stable_adamw.py and reference.py; ``torch.lerp`` for ``toward``; ``p ** 2`` for ``p * p``
+in lamb.py; division by ``float(n)`` in ``exp``; ``.sum()`` back in both sums of reference.py;
+``.rsqrt`` taken from a tensor and called later; ``math.sqrt`` in stable_adamw.py; and ``getattr(x,
+"sq" + "rt")()`` in ``root``, which reading sees as ``getattr`` and running as sqrt.
 """
 
 import ast
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, named
-from models import FORMATS, give, parameters, values
+from helpers.cases import CASES, get_name
+from helpers.models import FORMATS, parameters, set_grads, values
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_optim import AdamW
@@ -89,7 +89,7 @@ repeat_interleave sum"""
 
 
 class Reader(ast.NodeVisitor):
-    """Collects what a module names and must not, as ``(function, line, name)``."""
+    """Collector of names that a module uses and must not, as ``(function, line, name)``."""
 
     def __init__(self, source):
         self.found, self.functions, self.bound = [], [], [set()]
@@ -101,19 +101,19 @@ class Reader(ast.NodeVisitor):
 
     @staticmethod
     def names(node):
-        """What is bound in a module or in a function, but not in the functions within."""
-        found, todo = set(), list(ast.iter_child_nodes(node))
+        """Return the names bound in a module or function, without those of functions within."""
+        result, todo = set(), list(ast.iter_child_nodes(node))
         while todo:
             child = todo.pop()
             if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-                found.add(child.id)
+                result.add(child.id)
             elif isinstance(child, ast.arg):
-                found.add(child.arg)
+                result.add(child.arg)
             elif isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-                found.add(child.name)
+                result.add(child.name)
                 continue
             todo += ast.iter_child_nodes(child)
-        return found
+        return result
 
     def refuse(self, node, name):
         function = self.functions[-1] if self.functions else ""
@@ -146,7 +146,7 @@ class Reader(ast.NodeVisitor):
         self.external[local] = name
 
     def dotted(self, node):
-        """The full name of what an attribute of an imported name is; None of anything else."""
+        """Return the full name of an attribute of an imported name; None for anything else."""
         if isinstance(node, ast.Name):
             self.bases.add(id(node))
             return self.external.get(node.id)
@@ -194,7 +194,7 @@ class Reader(ast.NodeVisitor):
 
 
 def is_inexact_number(node):
-    """Whether an expression is a number of Python that is no power of two."""
+    """Return whether an expression is a Python number other than a power of two."""
     if isinstance(node, ast.UnaryOp):
         return is_inexact_number(node.operand)
     if isinstance(node, ast.Call):
@@ -203,7 +203,7 @@ def is_inexact_number(node):
 
 
 def refused(source, module="rules/new.py"):
-    """Everything in ``source`` that is not listed, and what is listed for it and not there."""
+    """Return the names in ``source`` that are not listed, and the listed ones that are absent."""
     allowed = {name: set(names) for (where, name), names in ONLY_IN.items() if where == module}
     seen = Reader(source).found
     wrong = [(line, name) for f, line, name in seen if name not in allowed.get(f, ())]
@@ -282,7 +282,7 @@ def test_a_permission_holds_in_its_function_alone():
 
 
 class Executed(TorchDispatchMode):
-    """Refuses whatever torch executes that is not listed."""
+    """A mode that refuses torch operations that are not listed."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split("::")[1]
@@ -299,12 +299,12 @@ def run(make, dtype, gradients):
     params = parameters(values([5, 129], dtype))
     optimizer = make(params)
     for given in gradients:
-        give(params, [torch.full_like(p, given) for p in params])
+        set_grads(params, [torch.full_like(p, given) for p in params])
         with Executed():
             optimizer.step()
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_steps_execute_nothing_that_is_not_listed(case):
     def make(params):
         options = {**case.options, **case.additions}

@@ -1,13 +1,13 @@
-"""The same bits on every processor, with any number of threads, whatever a library rounds to.
+"""Equal bits on every processor, with any number of threads, whatever a library rounds to.
 
 Every other processor is one that this one can stand in for: torch, numpy, MKL and the C library
 choose their code by what the processor has, and can be told that it has less. What this one lacks
 cannot be had; a library that errs there is imitated.
 
-Tried by hand, each seen to fail: ``.sqrt()`` for ``root`` in adam.py, lamb.py, lars.py,
-stable_adamw.py and in the norm of reference.py, ``torch.exp`` in ``exp``, ``torch.log`` in ``log``,
-``.sum()`` for the sums of each tensor (one bit off); ``.sum()`` for the sum of squares, and pieces
-of ``CHUNK * threads + 1`` elements (threads); gradients from ``torch.randn`` (processors).
+Faults tried by hand: ``.sqrt()`` for ``root`` in adam.py, lamb.py, lars.py, stable_adamw.py and in
+the norm of reference.py, ``torch.exp`` in ``exp``, ``torch.log`` in ``log``, ``.sum()`` for the
+sums of each tensor (one bit off); ``.sum()`` for the sum of squares, and pieces of ``CHUNK *
+threads + 1`` elements (threads); gradients from ``torch.randn`` (processors).
 """
 
 import json
@@ -20,71 +20,71 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_same_bits
-from digests import blocks, digest, steps, uniform
+from helpers.cases import CASES, get_name
+from helpers.digests import blocks, digest, steps, uniform
+from helpers.tolerances import assert_same_bits
 
 from fused_optim.backends import sums
 
 ROOT = Path(__file__).parent.parent
 CAPABILITIES = ["default", "avx2", "avx512"]
-# what a library may round otherwise on another processor
+# functions that a library may round otherwise on another processor
 LIBRARY = """sqrt rsqrt exp exp2 expm1 log log2 log10 log1p pow float_power __pow__ __rpow__ sum
 mean norm dot var std lerp addcmul addcdiv hypot sin cos tan tanh sigmoid"""
 
 
 def without(*features):
-    """The names under which numpy knows such instructions, where it uses them here."""
-    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-    return " ".join(name for name in found if name.startswith(features))
+    """Return numpy's names of the given instruction sets, as far as it uses them here."""
+    result = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    return " ".join(name for name in result if name.startswith(features))
 
 
 def processors():
-    """The environment of each processor that this one can stand in for, the oldest first."""
+    """Return the environment of each processor that this one can imitate, the oldest first."""
     own = torch.backends.cpu.get_cpu_capability().lower()
     last = CAPABILITIES.index(own) if own in CAPABILITIES else 0
-    found = {name: {"ATEN_CPU_CAPABILITY": name} for name in CAPABILITIES[: last + 1]}
+    result = {name: {"ATEN_CPU_CAPABILITY": name} for name in CAPABILITIES[: last + 1]}
     if last:
-        found["default"] |= {
+        result["default"] |= {
             "NPY_DISABLE_CPU_FEATURES": without("X86_V3", "AVX2", "FMA3", "X86_V4", "AVX512"),
             "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
             "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX2_Usable,-FMA_Usable",
         }
-        found["avx2"] |= {
+        result["avx2"] |= {
             "NPY_DISABLE_CPU_FEATURES": without("X86_V4", "AVX512"),
             "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         }
-    return found
+    return result
 
 
 def start(processor):
-    """Run tests/digests.py in the environment of a processor."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    """Start helpers/digests.py in the environment of a processor."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     # threads that wait must not count meanwhile, for the processes share the cores
     environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "passive", **processor}
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "digests.py")]
+    command = [sys.executable, "-W", "ignore", "-m", "helpers.digests"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_processors_and_threads():
-    """One process for each processor; each computes with one thread, then with two."""
+    """Guard against bits that depend on the processor or the number of threads."""
     started = {name: start(processor) for name, processor in processors().items()}
     outputs = {name: process.communicate() for name, process in started.items()}
-    found = {}
+    result = {}
     for name, (output, error) in outputs.items():
         assert started[name].returncode == 0, error
         answer = json.loads(output.splitlines()[-1])  # MKL may warn before
-        assert answer["capability"] == name.upper()  # what torch says it found
-        found |= {f"{name}, {threads} threads": answer[threads] for threads in ("1", "2")}
-    first, *others = found
+        assert answer["capability"] == name.upper()  # as torch detected it
+        result |= {f"{name}, {threads} threads": answer[threads] for threads in ("1", "2")}
+    first, *others = result
     for other in others:
-        different = [key for key, bits in found[first].items() if found[other][key] != bits]
+        different = [key for key, bits in result[first].items() if result[other][key] != bits]
         assert not different, f"{other} differs from {first}: {different}"
 
 
 def one_bit_off(function):
-    """``function`` with its floating results one unit in the last place too large."""
+    """Return ``function`` with floating results one unit in the last place too large."""
 
     def wrong(*args, **kwargs):
         result = function(*args, **kwargs)
@@ -96,7 +96,7 @@ def one_bit_off(function):
 
 
 def make_wrong(monkeypatch):
-    """Make torch as it is on a processor where its library is a bit off."""
+    """Replace torch's library functions by those that are one bit off."""
     for place in (torch, torch.Tensor):
         for name in LIBRARY.split():
             if hasattr(place, name):
@@ -107,14 +107,14 @@ def make_wrong(monkeypatch):
     assert two.sum() != 8.0
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_a_library_that_is_one_bit_off_changes_no_step(case, monkeypatch):
-    def found():
+    def result():
         return [digest(steps(case, dtype, [5, 1025])) for dtype in (torch.float32, torch.float64)]
 
-    expected = found()
+    expected = result()
     make_wrong(monkeypatch)
-    assert found() == expected
+    assert result() == expected
 
 
 def test_a_library_that_is_one_bit_off_changes_no_block(monkeypatch):
@@ -125,15 +125,15 @@ def test_a_library_that_is_one_bit_off_changes_no_block(monkeypatch):
 
 def test_a_sum_does_not_depend_on_its_pieces():
     values = uniform([3 * sums.WIDTH + 4097], torch.float64, 0)[0]
-    found = []
+    result = []
     for width in (1, 2, 3, 4):
         added = sums.Sum(len(values), values.device)
         for piece in values.split(width * sums.WIDTH):
             added.add(piece)
-        found.append(added.total().item())
-    assert len(set(found)) == 1
-    assert found[0] == pytest.approx(math.fsum(values.tolist()), rel=1e-12)
-    assert found[0] != values.sum().item(), "a sum without roundings says nothing"
+        result.append(added.total().item())
+    assert len(set(result)) == 1
+    assert result[0] == pytest.approx(math.fsum(values.tolist()), rel=1e-12)
+    assert result[0] != values.sum().item(), "a sum without roundings says nothing"
 
 
 @pytest.mark.parametrize("numel", [0, 1, 2, 3, 5, 1023, 1025])

@@ -1,13 +1,13 @@
-"""Storage formats from outside: checkpoints, changes of format, refusals and warnings."""
+"""Checkpoints of storage formats, changes of format, refusals and warnings."""
 
 import copy
 import warnings
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from kept import random_grads, trained, weight
-from models import BACKENDS, give, parameters, state_of, values
+from helpers.format_runs import random_grads, trained, weight
+from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 import fused_optim
@@ -36,9 +36,9 @@ def test_a_checkpoint_comes_back_exactly(weights, states):
     resumed.load_state_dict(saved)
     assert_same_state(resumed.state_dict(), saved)
     for given in grads[2:]:
-        for twin, ps in ((optimizer, params), (resumed, others)):
-            give(ps, given)
-            twin.step()
+        for copied, ps in ((optimizer, params), (resumed, others)):
+            set_grads(ps, given)
+            copied.step()
     assert_same_state(resumed.state_dict(), optimizer.state_dict())
     for ours, theirs in zip(others, params, strict=True):
         assert_same_bits("param", ours.detach(), theirs.detach())
@@ -47,7 +47,7 @@ def test_a_checkpoint_comes_back_exactly(weights, states):
 @pytest.mark.parametrize(("weights", "states"), EVERY)
 @pytest.mark.parametrize("source", [("plain", "param"), ("plain", "int8"), ("split", "fp32")])
 def test_live_optimizers_share_all_of_a_state_or_nothing(source, weights, states):
-    """Loaded from one another in one process, in formats that are cast, converted or kept.
+    """Guard against two optimizers that share a part of a state after loading.
 
     In torch's formats they share all, as in torch; else each goes on as if it were alone.
     """
@@ -70,13 +70,14 @@ def test_live_optimizers_share_all_of_a_state_or_nothing(source, weights, states
         return
     for given in grads[2:]:
         for ps, optimizer in ((params, first), *seconds):
-            give(ps, given)
+            set_grads(ps, given)
             optimizer.step()
     assert {state["step"].item() for state in first.state.values()} == {4}
     assert_same_state(seconds[0][1].state_dict(), seconds[1][1].state_dict())
 
 
 def assert_same_state(ours, theirs):
+    """Check that two checkpoints have the same bits."""
     assert ours["state"].keys() == theirs["state"].keys()
     for index, state in ours["state"].items():
         assert state.keys() == theirs["state"][index].keys()
@@ -95,7 +96,7 @@ LOSSLESS = [("master", "fp32"), ("split", "fp32")]
 @pytest.mark.parametrize("target", EVERY)
 @pytest.mark.parametrize("source", LOSSLESS)
 def test_a_run_can_change_its_format(source, target):
-    """Through its own checkpoint or torch's, and back without loss where the format has none."""
+    """Guard against losses by a change of format through either checkpoint."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     options = {"lr": 1e-2, "backend": "reference"}
     params, optimizer = trained(start, grads, options, weights=source[0], states=source[1])
@@ -112,16 +113,16 @@ def test_a_run_can_change_its_format(source, target):
         state = resumed.state[others[0]]
         expected = {*formats_of(resumed, others[0])[2].column_keys("exp_avg")}
         assert expected <= state.keys()
-        found = weight(resumed, others[0])
+        result = weight(resumed, others[0])
         moment = conversion.decode(
             formats_of(resumed, others[0])[2],
             [state[n] for n in formats_of(resumed, others[0])[2].column_keys("exp_avg")],
             torch.float32,
         )
         if target[0] in ("master", "split"):
-            assert_same_bits("weight", found, exact[0])
+            assert_same_bits("weight", result, exact[0])
         else:
-            assert torch.allclose(found, exact[0], rtol=2**-7, atol=0)
+            assert torch.allclose(result, exact[0], rtol=2**-7, atol=0)
         if target[1] == "fp32":
             assert_same_bits("exp_avg", moment, exact[1])
         else:
@@ -129,26 +130,27 @@ def test_a_run_can_change_its_format(source, target):
 
 
 def formats_of(optimizer, param):
+    """Return the formats of a parameter's weight and states."""
     group = optimizer.param_groups[0]
     return formats_for(optimizer.rule(group), param.dtype, False, group["weights"], group["states"])
 
 
 def test_to_torch_and_back():
-    """A torch.optim optimizer of float32 parameters loads ``format="torch"``, and is loaded."""
+    """Guard against a ``format="torch"`` that torch.optim cannot load, or that is lossy."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     params, optimizer = trained(start, grads, {"weights": "split", "states": "int8", "lr": 1e-2})
     wide = [Parameter(weight(optimizer, params[0]))]
-    peer = torch.optim.AdamW(wide)
+    torch_optimizer = torch.optim.AdamW(wide)
     packed = optimizer.state_dict(format="torch")
     assert packed["state"][0]["exp_avg"].dtype is torch.float32
     assert packed["state"][0]["master"].dtype is torch.float32
     assert "exp_avg_scale" not in packed["state"][0]
     assert not fused_optim.options.GROUP_DEFAULTS.keys() & packed["param_groups"][0].keys()
-    peer.load_state_dict(packed)
+    torch_optimizer.load_state_dict(packed)
     wide[0].grad = grads[0][0].float()
-    peer.step()
+    torch_optimizer.step()
     back = AdamW(parameters([wide[0].to(BF16)]), weights="split", states="int8")
-    back.load_state_dict(peer.state_dict())
+    back.load_state_dict(torch_optimizer.state_dict())
     param = back.param_groups[0]["params"][0]
     param.grad = torch.zeros_like(param)
     back.step()
@@ -157,7 +159,7 @@ def test_to_torch_and_back():
 
 
 def test_a_float32_run_takes_up_a_bf16_run():
-    """What stood beside the bf16 parameter becomes the parameter."""
+    """Guard against lost extra bits: parameter and remainder become the float32 parameter."""
     start, grads = values([5000], BF16), random_grads([5000], 3)
     params, optimizer = trained(start, grads, {"weights": "split", "states": "fp32", "lr": 1e-2})
     exact = weight(optimizer, params[0])
@@ -184,8 +186,8 @@ def test_an_optimizer_without_states_takes_up_a_weight_too():
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32, torch.float64], ids=str)
-def test_a_place_is_kept_as_wide_as_the_parameter_or_wider(dtype):
-    """The average and z move by as little as the parameter does."""
+def test_averages_and_z_are_as_wide_as_the_parameter(dtype):
+    """Guard against an average or z that is narrower than the parameter, and stalls."""
     options = {"states": "int8", "ema_decay": 0.9}
     start, grads = values([5000], dtype), random_grads([5000], 1, dtype)
     params, optimizer = trained(start, grads, options, fused_optim.ScheduleFreeAdamW)
@@ -195,7 +197,7 @@ def test_a_place_is_kept_as_wide_as_the_parameter_or_wider(dtype):
 
 
 def test_channels_last_codes_follow_their_layout():
-    """Codes are in the order of memory: another layout needs other scales."""
+    """Guard against codes loaded into another layout, which needs other scales."""
     start = values([(4, 64, 8, 8)], BF16)[0]
     params = [Parameter(start.to(memory_format=torch.channels_last))]
     optimizer = AdamW(params, states="int8", lr=1e-2, backend="reference")
@@ -218,7 +220,7 @@ def assert_close_to_gradient(exp_avg, grad):
     assert (exp_avg - 0.1 * grad.float()).abs().max() < 0.15 * 0.1 * grad.abs().max()
 
 
-# ---- what is refused, warned of, and counted
+# ---- refusals, warnings and counts
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_formats_are_options_of_a_group():
     params = parameters(values([5000, 5000], BF16))
     groups = [{"params": params[:1], "states": "int8"}, {"params": params[1:], "weights": "split"}]
     optimizer = AdamW(groups)
-    give(params, values([5000, 5000], BF16, 1))
+    set_grads(params, values([5000, 5000], BF16, 1))
     optimizer.step()
     assert optimizer.state[params[0]]["exp_avg"].dtype is torch.int8
     assert optimizer.state[params[1]]["remainder"].dtype is torch.int16
@@ -275,7 +277,7 @@ def test_stalling_is_counted_and_warned_of_once():
     params = parameters(start)
     optimizer = fused_optim.SGD(params, lr=1e-4, count_stalled=True)
     assert optimizer.stalled is None
-    give(params, [torch.ones(100), torch.ones(60)])
+    set_grads(params, [torch.ones(100), torch.ones(60)])
     with pytest.warns(UserWarning, match="62% of the elements did not move"):
         optimizer.step()
     assert optimizer.stalled == 100 / 160
@@ -287,20 +289,26 @@ def test_stalling_is_counted_and_warned_of_once():
     assert quiet.stalled is None
 
 
+# float32 parameters are plain in every format
+WEIGHTS_AND_DTYPES = [
+    (name, dtype)
+    for name, (_, dtypes) in WEIGHTS.items()
+    for dtype in (BF16, torch.float16, torch.float32)
+    if dtype in dtypes or dtype is torch.float32
+]
+
+
 @pytest.mark.interpreted
-@pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(("name", "dtype"), WEIGHTS_AND_DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_stalls_is_what_is_kept_unchanged(backend, name, dtype):
-    """In each format, with all that stands beside the parameter; no element moves by nothing."""
-    if dtype not in WEIGHTS[name].dtypes and dtype is not torch.float32:
-        pytest.skip("the format is for bf16")
+def test_stalled_is_the_share_of_unchanged_weights(backend, name, dtype):
+    """Guard against a count that leaves out the extra bits of a format."""
     params = parameters(values([3000, 70], dtype))
     optimizer = fused_optim.SGD(params, 1e-5, weights=name, count_stalled=True, backend=backend)
     shares = []
     for step in range(3):
         before = [weight(optimizer, p) for p in params]
-        give(params, [torch.rand(3000) + 1, torch.rand(70) + 1])
+        set_grads(params, [torch.rand(3000) + 1, torch.rand(70) + 1])
         optimizer.param_groups[0]["lr"] = 1e-6 if step else 1e-3
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -320,7 +328,7 @@ def test_stochastic_rounding_is_counted_and_not_warned_of():
         optimizer = fused_optim.SGD(
             params, lr=1e-7, weights=name, count_stalled=True, backend="reference"
         )
-        give(params, [torch.ones(4096)])
+        set_grads(params, [torch.ones(4096)])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             optimizer.step()
@@ -328,25 +336,23 @@ def test_stochastic_rounding_is_counted_and_not_warned_of():
 
 
 def test_swapping_the_average_loses_nothing():
-    """The parameter comes back with all that stands beside it."""
+    """Guard against extra bits lost by ``swap_ema``."""
     for name in WEIGHTS:
         options = {"weights": name, "ema_decay": 0.5, "lr": 0.1, "backend": "reference"}
         params, optimizer = trained(values([5000], BF16), random_grads([5000], 2), options)
-        twin = copy.deepcopy(optimizer)
+        copied = copy.deepcopy(optimizer)
         before = weight(optimizer, params[0])
+        average = next(iter(optimizer.ema_parameters())).clone()
+        assert not torch.equal(average.to(BF16), params[0]), "a swap of equal values shows nothing"
         with optimizer.swap_ema():
-            average = next(iter(optimizer.ema_parameters()))
-            swapped = name == "plain"
-            assert_same_bits(
-                "average", params[0].detach(), params[0].detach() if swapped else average.to(BF16)
-            )
+            assert_same_bits("average", params[0].detach(), average.to(BF16))
         assert_same_bits("weight", weight(optimizer, params[0]), before)
-        give(params, random_grads([5000], 1)[0])
+        set_grads(params, random_grads([5000], 1)[0])
         optimizer.step()
-        other = twin.param_groups[0]["params"]
-        give(other, random_grads([5000], 1)[0])
-        twin.step()
-        assert_same_bits("after", weight(optimizer, params[0]), weight(twin, other[0]))
+        other = copied.param_groups[0]["params"]
+        set_grads(other, random_grads([5000], 1)[0])
+        copied.step()
+        assert_same_bits("after", weight(optimizer, params[0]), weight(copied, other[0]))
 
 
 def test_codes_and_scales_agree_with_their_constants():
@@ -354,4 +360,3 @@ def test_codes_and_scales_agree_with_their_constants():
         info = torch.finfo(dtype)
         code = torch.tensor([small.max_code], dtype=torch.uint8).view(dtype).float().item()
         assert code == info.max
-    assert state_of(AdamW([Parameter(torch.zeros(1))]), torch.zeros(1)) == {}

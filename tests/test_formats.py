@@ -1,14 +1,13 @@
-"""Storage formats: what they keep, to the bit or in the mean, and how one leads to another."""
+"""Storage formats: exactness, unbiased rounding, shards, and the range of 8-bit scales."""
 
-import itertools
 import math
 
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_same_bits
-from kept import random_grads, trained, weight
-from models import give, parameters, values
+from helpers.cases import ONE_PER_CLASS, get_name
+from helpers.format_runs import random_grads, train_shards, trained, weight
+from helpers.models import parameters, set_grads, values
+from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 import fused_optim
@@ -17,17 +16,15 @@ from fused_optim.formats import conversion
 from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
-CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e38, 1e-30, 1.0]
-BESIDE = [name for name, format in WEIGHTS.items() if format.codec.extra_keys]
 
 
 # ---- lossless
 
 
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_split_is_a_float32_master(case):
-    """Bit for bit over many steps, and the parameter is the float32 rounded half up."""
+    """Guard against split weights that differ from a float32 master rounded half up."""
     steps = 1000 if case.fused is AdamW else 200
     options = {**case.options, **case.additions, "states": "fp32", "backend": "reference"}
     special = torch.tensor(SPECIAL, dtype=BF16)
@@ -40,7 +37,7 @@ def test_split_is_a_float32_master(case):
         if step == steps // 2:
             grad[50:] = special.repeat(len(SPECIAL))
         for name, params in runs.items():
-            give(params, [grad])
+            set_grads(params, [grad])
             optimizers[name].step()
         master, split = (weight(optimizers[n], runs[n][0]) for n in runs)
         finite = ~master.isnan()
@@ -54,7 +51,7 @@ def test_split_is_a_float32_master(case):
 
 
 def all_bits(count=1_000_000, seed=0):
-    """Float32 of every exponent, NaN and infinities among them."""
+    """Return float32 values of every exponent, with NaN and infinities."""
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(-(2**31), 2**31, (count,), generator=generator)
     special = torch.tensor([*SPECIAL, 3.4028234663852886e38, -3.3961775292304957e38])
@@ -63,22 +60,24 @@ def all_bits(count=1_000_000, seed=0):
 
 @pytest.mark.parametrize("name", ["split", "split24", "kahan", "master"])
 def test_every_float32_is_kept(name):
-    """To the bit by split and master; by the others as far as their bits go."""
+    """Guard against more rounding than the bits of a format require."""
     value = all_bits()
     codec = WEIGHTS[name].codec
-    kept = conversion.decode(codec, conversion.encode(codec, value, value.to(BF16)), torch.float32)
-    assert torch.equal(kept.isnan(), value.isnan())
+    decoded = conversion.decode(
+        codec, conversion.encode(codec, value, value.to(BF16)), torch.float32
+    )
+    assert torch.equal(decoded.isnan(), value.isnan())
     number = ~value.isnan()
     if name in ("split", "master"):
-        # a parameter that is zero has nothing beside it, so that a written zero is one
+        # a parameter of zero has no extra bits, so that a written zero is one
         zero = (value.abs() < 2.0**-134) & (name == "split")
         expected = torch.where(zero, torch.copysign(torch.zeros(()), value), value)
-        assert_same_bits(name, kept[number], expected[number])
+        assert_same_bits(name, decoded[number], expected[number])
     # where kahan's second bf16, or the range of bf16, does not end first
     usual = value.isfinite() & (value.abs() > 1e-30) & (value.abs() < 3.38e38)
-    error = ((kept.double() - value.double()) / value.double())[usual].abs().max()
+    error = ((decoded.double() - value.double()) / value.double())[usual].abs().max()
     assert error <= {"split": 0, "master": 0, "split24": 2.0**-15, "kahan": 2.0**-16}[name]
-    assert torch.equal(kept[value.isinf()], value[value.isinf()]) or name == "kahan"
+    assert torch.equal(decoded[value.isinf()], value[value.isinf()]) or name == "kahan"
 
 
 # ---- small steps
@@ -86,15 +85,15 @@ def test_every_float32_is_kept(name):
 
 @pytest.mark.parametrize("name", ["kahan", "split", "split24", "stochastic", "master"])
 def test_decay_survives(name):
-    """Each step takes 1e-4 of the weight, where half an ulp of bf16 is 2e-3."""
+    """Guard against a decay of 1e-4 a step lost below half an ulp of bf16."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-3, "weight_decay": 0.1, "weights": name, "backend": "reference"}
     params, optimizer = trained(start, [[torch.zeros(4096)]] * 1000, options)
     expected = (1 - 1e-4) ** 1000  # 0.9048
-    found = weight(optimizer, params[0])
-    assert abs(found.mean() - expected) < (2e-3 if name == "stochastic" else 3e-5)
+    result = weight(optimizer, params[0])
+    assert abs(result.mean() - expected) < (2e-3 if name == "stochastic" else 3e-5)
     within = {"stochastic": 0.1, "split24": 2e-3, "kahan": 1e-3}.get(name, 1e-5)
-    assert (found - expected).abs().max() < within
+    assert (result - expected).abs().max() < within
 
 
 def test_decay_does_not_survive_in_plain_bf16():
@@ -106,7 +105,7 @@ def test_decay_does_not_survive_in_plain_bf16():
 
 @pytest.mark.parametrize("name", ["kahan", "split", "split24", "stochastic", "master"])
 def test_tiny_updates_add_up(name):
-    """1,000 steps of 1e-5 from 1.0, each 1/200 of half an ulp."""
+    """Guard against steps of 1e-5 lost, each 1/200 of half an ulp."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-5, "weights": name, "backend": "reference"}
     params, optimizer = trained(start, [[torch.ones(4096)]] * 1000, options, fused=fused_optim.SGD)
@@ -121,7 +120,7 @@ def test_tiny_updates_add_up(name):
 
 
 def test_bf16_squares_decay():
-    """Rounded to nearest, exp_avg_sq would stay where the first gradient has put it."""
+    """Guard against rounding to nearest, under which exp_avg_sq cannot decay."""
     start = [torch.ones(4096, dtype=BF16)]
     grads = [[torch.ones(4096)], *[[torch.zeros(4096)]] * 700]
     means = {}
@@ -140,7 +139,7 @@ def test_bf16_squares_decay():
 
 
 def draws(codec, value, count):
-    """``count`` values of the same element, each with its own random bits."""
+    """Return ``count`` values of one element, each with its own random bits."""
     start = torch.full((count,), value)
     tensors = conversion.encode(codec, start, start.to(BF16))
     return conversion.decode(codec, tensors, torch.float32).double()
@@ -149,17 +148,17 @@ def draws(codec, value, count):
 @pytest.mark.parametrize("codec", ["stochastic", "split24"])
 @pytest.mark.parametrize("value", [1.001, -3.3e-5, 1.2345e-30, 7.77e30, 1e-40])
 def test_stochastic_rounding_is_unbiased(codec, value):
-    found = draws(WEIGHTS[codec].codec, value, 1_000_000)
+    result = draws(WEIGHTS[codec].codec, value, 1_000_000)
     exact = torch.tensor(value).double()
-    error = found.std() / 1000
-    assert error > 0 or torch.equal(found, exact.expand_as(found))
-    assert abs(found.mean() - exact) <= 3 * error
+    error = result.std() / 1000
+    assert error > 0 or torch.equal(result, exact.expand_as(result))
+    assert abs(result.mean() - exact) <= 3 * error
 
 
 @pytest.mark.parametrize("states", ["int8", "fp8", "bf16"])
 @pytest.mark.parametrize("kind", ["signed", "unsigned"])
 def test_states_are_unbiased(states, kind):
-    """Over a block of many sizes; what is too small for any code but one is not negative."""
+    """Guard against a mean error over a block of many sizes."""
     codec = getattr(STATES[states], kind)
     generator = torch.Generator().manual_seed(0)
     block = torch.rand(64, generator=generator) + 0.01
@@ -167,8 +166,8 @@ def test_states_are_unbiased(states, kind):
     if kind == "signed":
         block *= torch.randn(64, generator=generator).sign()
     value = block.repeat(20_000)
-    found = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
-    error = (found.double() - value.double()).view(-1, 64)
+    result = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
+    error = (result.double() - value.double()).view(-1, 64)
     bound = 4.5 * error.std(0) / math.sqrt(len(error))  # the largest of 64 normal means
     assert (error.mean(0).abs() <= bound + 1e-12).all()
     assert error.std() > 0
@@ -181,8 +180,10 @@ def test_what_can_be_represented_is_not_rounded(states):
         once = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
         for shift in range(3):  # other elements, so other random bits
             again = torch.roll(once, 64 * shift)
-            kept = conversion.decode(codec, conversion.encode(codec, again, value), torch.float32)
-            assert_same_bits(f"{states} {shift}", kept, again)
+            decoded = conversion.decode(
+                codec, conversion.encode(codec, again, value), torch.float32
+            )
+            assert_same_bits(f"{states} {shift}", decoded, again)
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])
@@ -194,25 +195,17 @@ def test_what_can_be_represented_is_not_rounded(states):
     ],
 )
 def test_shards_round_as_the_whole(shards, options):
-    """Each shard in an optimizer of its own, as on another rank."""
+    """Guard against random bits that depend on the shard."""
     start, grads = values([20_000], BF16)[0], random_grads([20_000], 3)
     options = {**options, "lr": 0.1, "backend": "reference"}
     (whole,), optimizer = trained([start], grads, options)
     cuts = [(20_000 * i // shards) // 64 * 64 for i in range(shards)] + [20_000]
-    parts = []
-    for begin, end in itertools.pairwise(cuts):
-        params = parameters([start[begin:end]])
-        part = AdamW(params, **options)
-        part.shard(params[0], index=0, offset=begin, numel=20_000)
-        for given in grads:
-            give(params, [given[0][begin:end]])
-            part.step()
-        parts.append((params[0].detach(), part.state[params[0]]))
-    assert_same_bits("param", torch.cat([p for p, _ in parts]), whole.detach())
+    parts = train_shards(start, grads, cuts, options)
+    assert_same_bits("param", torch.cat([param.detach() for param, _ in parts]), whole.detach())
     for name, value in optimizer.state[whole].items():
         if name != "step":
             assert torch.equal(
-                torch.cat([state[name] for _, state in parts]).view(torch.uint8),
+                torch.cat([part.state[param][name] for param, part in parts]).view(torch.uint8),
                 value.view(torch.uint8),
             ), name
 
@@ -251,7 +244,7 @@ def test_rounding_depends_on_the_seed_the_parameter_and_the_step():
     params = parameters(start)
     later = fused_optim.SGD(params, **options)
     later.state[params[0]]["step"] = torch.tensor(1.0)
-    give(params, grads[0])
+    set_grads(params, grads[0])
     later.step()
     assert not torch.equal(params[0], first), "the second step has bits of its own"
     assert torch.equal(params[1], second)
@@ -261,7 +254,7 @@ def test_rounding_depends_on_the_seed_the_parameter_and_the_step():
 
 
 def test_no_update_explodes():
-    """Columns whose gradients differ by lognormal factors, in the same blocks."""
+    """Guard against codes of 0 for small squares in a block with large ones."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.randn(1 << 16, generator=generator).exp()
     largest = {}
@@ -286,8 +279,8 @@ def test_scales_reach_far(size, states):
     start, grads = [torch.zeros(8192)], [[size * g[0]] for g in random_grads([8192], 20)]
     grads = [[g[0].float()] for g in grads]
     exact = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0})
-    found = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0, "states": states})
-    difference = (found[0][0] - exact[0][0]).detach()
+    result = trained(start, grads, {"lr": 1.0, "weight_decay": 0, "eps": 0.0, "states": states})
+    difference = (result[0][0] - exact[0][0]).detach()
     assert difference.isfinite().all()
     assert difference.square().mean().sqrt() < 0.2 * exact[0][0].detach().square().mean().sqrt()
 
@@ -298,8 +291,8 @@ def test_zero_stays_zero_and_nothing_else_becomes_zero(states):
     value = torch.zeros(256)
     value[::7] = 1e-20
     value[3] = 1.0
-    kept = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
-    assert torch.equal(kept == 0, value == 0)
+    decoded = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
+    assert torch.equal(decoded == 0, value == 0)
     for codec in STATES[states]:
         assert not conversion.decode(
             codec, conversion.allocate(codec, torch.zeros(100)), torch.float32
@@ -311,9 +304,9 @@ def test_one_nan_is_one_nan(states):
     for codec in STATES[states]:
         value = torch.ones(128)
         value[5], value[70] = math.nan, math.inf
-        kept = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
-        assert kept[[5, 70]].isnan().all()
-        assert kept.isnan().sum() == 2
+        decoded = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
+        assert decoded[[5, 70]].isnan().all()
+        assert decoded.isnan().sum() == 2
 
 
 def test_small_tensors_keep_float32():

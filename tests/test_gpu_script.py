@@ -1,4 +1,4 @@
-"""ci/gpu.sh where there is no GPU: it says so, and what it would run there is collected."""
+"""Dry runs of ci/gpu.sh on a machine without GPU."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """The files alone: nothing is installed from here, and git knows nothing of it."""
+    """Copy the files of the project, without git."""
     target = tmp_path_factory.mktemp("bare") / "checkout"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "results", "*.egg-info")
     shutil.copytree(ROOT, target, symlinks=True, ignore=ignored)
@@ -27,7 +27,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
-    """A Python with torch, triton, numpy and pytest, and with nothing more of this project's."""
+    """Return a Python with torch, triton, numpy and pytest alone."""
     path = tmp_path_factory.mktemp("python") / "venv"
     venv.create(path, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(path)}))
@@ -39,7 +39,7 @@ def bare_python(tmp_path_factory):
 
 
 def gpu_script(checkout, out, *arguments, python=sys.executable):
-    """Run the script, where importing the checkout's package takes the checkout itself.
+    """Run the script in a copy of the checkout, with the PYTHONPATH of ci/versions.sh kept.
 
     What ci/versions.sh puts into PYTHONPATH stays, so that it can be run with another Triton.
     """
@@ -63,7 +63,7 @@ def test_an_unknown_option_is_refused(checkout, tmp_path):
 
 
 def test_a_dry_run_collects_the_tests_and_reports(checkout, tmp_path):
-    """What would run on a GPU: every optimizer, and what only a GPU has; no other test."""
+    """Guard against GPU tests that are not collected, and against others that are."""
     result = gpu_script(checkout, tmp_path, "--dry-run")
     assert result.returncode == 0, result.stdout + result.stderr
     log = (tmp_path / "tests-0.log").read_text()
@@ -84,7 +84,7 @@ def test_a_dry_run_collects_the_tests_and_reports(checkout, tmp_path):
 
 
 def test_a_python_with_little_more_than_torch(checkout, bare_python, tmp_path):
-    """Without xdist the shards are processes of their own; benchmarks are left out by name."""
+    """Guard against a need for xdist or pytest-benchmark."""
     result = gpu_script(checkout, tmp_path, "--dry-run", python=bare_python)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "::test_every_optimizer[" in (tmp_path / "tests-0.log").read_text()
@@ -105,9 +105,9 @@ def test_the_report_counts_over_shards(checkout, tmp_path):
     command = [sys.executable, str(checkout / "ci" / "gpu_report.py"), str(tmp_path), "100"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    found = json.loads((tmp_path / "summary.json").read_text())["tests"]
-    assert (found["passed"], found["failed"], found["skipped"]) == (1, ["b::y"], ["b::z"])
-    assert found["unfinished_shards"] == ["tests-3"]
+    actual = json.loads((tmp_path / "summary.json").read_text())["tests"]
+    assert (actual["passed"], actual["failed"], actual["skipped"]) == (1, ["b::y"], ["b::z"])
+    assert actual["unfinished_shards"] == ["tests-3"]
     text = (tmp_path / "summary.md").read_text()
     assert "| test_a.py::test_b | 2 | 0.1 | 5 | 1.25 |" in text
     assert "FAILED b::y" in text

@@ -1,13 +1,13 @@
-"""The repaired casts of the interpreter, against torch's."""
+"""The patched casts of the interpreter, compared with torch's."""
 
 import numpy as np
 import torch
-from closeness import assert_same_bits
-from interpreter import to_bfloat16
+from helpers.interpreter_patches import to_bfloat16
+from helpers.tolerances import assert_same_bits
 
 
 def test_casts_to_bfloat16_round_to_nearest_even():
-    """Guards the repair itself: every upper half beside ties, carries, denormals, Inf and NaN."""
+    """Guard against wrong ties, carries, denormals, Inf and NaN in the patch itself."""
     upper = np.arange(1 << 16, dtype=np.uint32) << 16
     for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
         x = (upper | np.uint32(lower)).view(np.float32)

@@ -1,11 +1,11 @@
-"""How many kernels a step runs, and what is uploaded when."""
+"""Kernel launches and uploads of a step."""
 
 import contextlib
 from types import SimpleNamespace
 
 import pytest
 import torch
-from models import KERNELS, give, parameters, values
+from helpers.models import KERNELS, parameters, set_grads, values
 
 from fused_optim import AdamW
 from fused_optim.backends import kernel_runner, triton
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.interpreted(only=True)
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Names and grids of the kernels that run."""
+    """Record names and grids of the kernels that run."""
     calls = []
     run = kernel_runner.KernelRunner._run
 
@@ -31,7 +31,7 @@ def launched(monkeypatch):
 
 @pytest.fixture
 def uploaded(monkeypatch):
-    """Shapes and dtypes of the tables that are uploaded."""
+    """Record shapes and dtypes of the tables that are uploaded."""
     calls = []
     upload = kernel_runner.upload
 
@@ -58,14 +58,14 @@ def test_200_tensors_in_3_groups_take_3_launches(launched):
     params, optimizer = three_groups(200, max_grad_norm=1.0, nonfinite="skip")
     for _ in range(2):
         launched.clear()
-        give(params, [torch.ones_like(p) for p in params])
+        set_grads(params, [torch.ones_like(p) for p in params])
         optimizer.step()
         assert launched == [("norm", 200), ("prepare", 2), ("update", 200)]
 
 
 def test_without_clipping_2_launches(launched):
     params, optimizer = three_groups(9)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     assert launched == [("prepare", 1), ("update", 9)]
 
@@ -74,7 +74,7 @@ def test_one_more_kind_is_three_more_launches(launched):
     params, optimizer = three_groups(9, max_grad_norm=1.0)
     optimizer.add_param_group({"params": parameters(values([5], torch.bfloat16))})
     params += optimizer.param_groups[-1]["params"]
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     assert [name for name, _ in launched] == ["norm"] * 2 + ["prepare"] * 2 + ["update"] * 2
 
@@ -82,7 +82,7 @@ def test_one_more_kind_is_three_more_launches(launched):
 def test_only_empty_tensors_need_no_update(launched):
     params = parameters([torch.zeros(0), torch.zeros(3, 0)])
     optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
-    give(params, [torch.zeros(0), torch.zeros(3, 0)])
+    set_grads(params, [torch.zeros(0), torch.zeros(3, 0)])
     optimizer.step()
     assert launched == [("prepare", 1)]
     assert optimizer.grad_norm == 0
@@ -90,9 +90,9 @@ def test_only_empty_tensors_need_no_update(launched):
 
 
 def test_only_what_changed_is_uploaded(uploaded):
-    """Nothing when nothing changed; a schedule uploads the options, new gradients addresses."""
+    """Guard against uploads without change, and missing ones of options or addresses."""
     params, optimizer = three_groups(9, max_grad_norm=1.0)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     table, options = ((9, 6), "int64"), ((3, 14), "float64")
     assert sorted(uploaded) == sorted(
@@ -105,14 +105,14 @@ def test_only_what_changed_is_uploaded(uploaded):
     optimizer.step()
     assert uploaded == [options]
     uploaded.clear()
-    kept = params[3].grad  # so that its address is not given out again
-    params[3].grad = kept.clone()
+    old = params[3].grad  # so that its address is not given out again
+    params[3].grad = old.clone()
     optimizer.step()
     assert uploaded == [table]
 
 
 def test_options_change_no_kernel():
-    """A schedule, other betas, another norm: the same kinds, so the same compiled kernels."""
+    """Guard against options that choose another kernel, and so compile again."""
     params, optimizer = three_groups(9, max_grad_norm=1.0)
     seen = []
     for lr, betas, norm in (
@@ -123,7 +123,7 @@ def test_options_change_no_kernel():
         for group in optimizer.param_groups:
             group.update(lr=lr, betas=betas, l1=lr, max_grad_value=norm, weight_decay=lr)
         optimizer.max_grad_norm = norm
-        give(params, [torch.ones_like(p) for p in params])
+        set_grads(params, [torch.ones_like(p) for p in params])
         optimizer.step()
         seen.append(
             {
@@ -136,7 +136,7 @@ def test_options_change_no_kernel():
 
 
 def test_tables_outlive_the_work_of_every_stream(monkeypatch):
-    """A table made on one stream and read on another must not be given out again too early."""
+    """Guard against tables freed while another stream reads them."""
     held = []
 
     class Table:
@@ -147,7 +147,7 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
     module = SimpleNamespace(current_stream=lambda device: next(streams))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     params, optimizer = three_groups(3)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     ((kind, bucket),) = optimizer._engine.plan.buckets.items()
     runner = bucket.runner
@@ -164,9 +164,9 @@ def test_tables_outlive_the_work_of_every_stream(monkeypatch):
 
 
 def test_a_tensor_on_the_device_is_copied_there():
-    """It must not be read on the host: that would wait for the device."""
+    """Guard against reading a device tensor on the host, which would wait for the device."""
     params, optimizer = three_groups(3)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     (bucket,) = optimizer._engine.plan.buckets.values()
     runner = bucket.runner
@@ -181,12 +181,12 @@ def test_a_tensor_on_the_device_is_copied_there():
 
 
 def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
-    """A launch goes to the current device, which may be another GPU."""
+    """Guard against launches on the current device, which may be another GPU."""
     entered = []
     module = SimpleNamespace(device=lambda device: contextlib.nullcontext(entered.append(device)))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     params, optimizer = three_groups(3)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     optimizer.step()
     (bucket,) = optimizer._engine.plan.buckets.values()
     runner = bucket.runner
@@ -196,17 +196,17 @@ def test_launches_go_to_the_device_of_the_parameters(monkeypatch):
 
 
 def test_the_norm_has_at_most_1024_programs(launched):
-    """Fixed by the sizes alone, so that every device sums in the same order."""
+    """Guard against a number of programs that depends on the device, and so the order of sums."""
     params = parameters([torch.ones(1100 * triton.GEOMETRY.block)])
     optimizer = AdamW(params, max_grad_norm=1.0, backend=KERNELS)
-    give(params, [torch.ones_like(params[0])])
+    set_grads(params, [torch.ones_like(params[0])])
     launch_norm_only(optimizer)
     assert launched[0] == ("norm", 1024)
     assert optimizer.grad_norm == (1100 * triton.GEOMETRY.block) ** 0.5
 
 
 def launch_norm_only(optimizer):
-    """A step whose update is left out: thousands of programs take long in the interpreter."""
+    """Take a step without updates, whose thousands of programs take long in the interpreter."""
     original = kernel_runner.KernelRunner.update
     kernel_runner.KernelRunner.update = lambda self: None
     try:

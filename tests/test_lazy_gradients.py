@@ -1,20 +1,20 @@
-"""Gradients that torch negates or conjugates when they are read: a kernel reads their memory.
+"""Gradients that torch negates or conjugates lazily, whose memory a kernel reads.
 
-Tried by hand: without the copies that resolve them, and without the question for the negative bit
-in csrc/snapshot.c and in fused_optim/optimizers/guards.py.
+Faults tried by hand: without the copies that resolve them, and without the question for the
+negative bit in csrc/snapshot.c and in fused_optim/optimizers/guards.py.
 """
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import BACKENDS
+from helpers.models import BACKENDS
+from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 from fused_optim import AdamW
 
 
 def imaginary(shape):
-    """A gradient as autograd makes it for the imaginary part of a conjugated number."""
+    """Return a gradient as autograd forms it for the imaginary part of a conjugated number."""
     gradient = torch.complex(torch.zeros(shape), torch.full(shape, 0.5)).conj().imag
     return gradient, gradient.is_neg()
 
@@ -46,7 +46,7 @@ CASES = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_gradient_is_what_it_reads_as(case, backend):
-    """In a full step, and in one that could go on from a step with another gradient."""
+    """Guard against reading the memory of lazy gradients, in full and cached steps."""
     make, dtype, shape = CASES[case]
     params = [Parameter(torch.ones(shape, dtype=dtype)) for _ in range(2)]
     lazy, plain = (AdamW([p], 0.1, max_grad_norm=0.5, backend=backend) for p in params)

@@ -1,7 +1,8 @@
-"""Addresses, lifetimes and layouts: a kernel that gets one wrong corrupts a model silently.
+"""Addresses, lifetimes and layouts, whose faults corrupt a model silently.
 
-Every test runs torch.optim beside ours on the same events. Tried by hand: an address table that is
-not rebuilt, alignment left unchecked, masks one long, no version bump, gradients kept alive.
+Every test runs torch.optim beside ours on the same events. Faults tried by hand: an address table
+that is not rebuilt, alignment left unchecked, masks one long, no version bump, gradients kept
+alive.
 """
 
 import gc
@@ -9,58 +10,44 @@ import weakref
 
 import pytest
 import torch
-from models import BACKENDS, KERNELS, give, parameters, values
+from helpers.cases import Case
+from helpers.models import BACKENDS, KERNELS, parameters, set_grads, values
+from helpers.torch_pair import Pair
 
 from fused_optim import SGD, AdamW
 
 SHAPES = [(40,), (3, 500), (1025,)]
 
 
-class Pair:
-    """Ours and torch's on equal parameters; every event happens to both."""
-
-    def __init__(self, shapes, backend, cls="AdamW", **options):
-        start = values(shapes, torch.float32)
-        self.ours, self.theirs = parameters(start), parameters(start)
-        self.fused = {"AdamW": AdamW, "SGD": SGD}[cls](self.ours, **options, backend=backend)
-        self.peer = getattr(torch.optim, cls)(self.theirs, **options)
-        self.seed = 0
-
-    def step(self, only=None):
-        self.seed += 1
-        grads = values([p.shape for p in self.ours], torch.float32, self.seed)
-        if only is not None:
-            grads = [g if i in only else None for i, g in enumerate(grads)]
-        give(self.ours, grads)
-        give(self.theirs, grads)
-        self.fused.step()
-        self.peer.step()
-        torch.testing.assert_close(self.ours, self.theirs, rtol=1e-5, atol=1e-6)
+def make_pair(shapes, backend, name="AdamW", **options):
+    """Return ours on a backend and torch's, in float32."""
+    start = values(shapes, torch.float32)
+    return Pair(Case(name, name), start, backend=backend, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_replaced_every_step(backend):
-    pair = Pair(SHAPES, backend)
+    pair = make_pair(SHAPES, backend)
     for _ in range(4):
-        pair.fused.zero_grad(set_to_none=True)
+        pair.optimizers[0].zero_grad(set_to_none=True)
         pair.step()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_appear_and_disappear(backend):
-    """Also guards the count of each parameter: a late one has its own bias correction."""
-    pair = Pair(SHAPES, backend)
+    """Guard against a count shared by parameters: a late one has its own bias correction."""
+    pair = make_pair(SHAPES, backend)
     for only in ([1], [0, 1], [], [2], [0, 1, 2], [0, 2]):
-        pair.step(only)
-    counts = [pair.fused.state[p]["step"].item() for p in pair.ours]
+        pair.step(only=only)
+    counts = [pair.optimizers[0].state[p]["step"].item() for p in pair.params[0]]
     assert counts == [3, 3, 3]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_parameters_moved(backend):
-    pair = Pair(SHAPES, backend)
+    pair = make_pair(SHAPES, backend)
     pair.step()
-    for param in pair.ours:
+    for param in pair.params[0]:
         old = param.data
         param.data = param.data.clone()
         old.fill_(torch.nan)
@@ -69,14 +56,14 @@ def test_parameters_moved(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_group_added_and_removed_in_training(backend):
-    pair = Pair(SHAPES, backend)
+    pair = make_pair(SHAPES, backend)
     pair.step()
     new = values([(77,)], torch.float32, 9)
-    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.peer)):
+    for optimizer, params in pair.both:
         params += parameters(new)
         optimizer.add_param_group({"params": params[-1:], "lr": 0.1})
     pair.step()
-    for params, optimizer in ((pair.ours, pair.fused), (pair.theirs, pair.peer)):
+    for optimizer, params in pair.both:
         optimizer.param_groups[0]["params"].pop(0)
         del params[0]
     pair.step()
@@ -84,7 +71,7 @@ def test_group_added_and_removed_in_training(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_parameter_freed_and_another_at_its_address(backend):
-    """The new parameter has the memory of the old one, half as many elements and no state."""
+    """Guard against a state or size remembered by address."""
     memory = torch.zeros(64)
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9, backend=backend)
     for size in (64, 32):
@@ -105,18 +92,18 @@ def test_a_parameter_freed_and_another_at_its_address(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_optimizers_on_disjoint_parameters(backend):
-    first, second = Pair(SHAPES, backend), Pair(SHAPES, backend, "SGD", momentum=0.9)
+    first, second = make_pair(SHAPES, backend), make_pair(SHAPES, backend, "SGD", momentum=0.9)
     for _ in range(3):
         first.step()
         second.step()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_of_the_user_is_kept_alive(backend):
-    """Gradients, removed parameters and dropped states must be freed when the user frees them."""
+def test_no_reference_to_tensors_of_the_user_remains(backend):
+    """Guard against references to gradients, removed parameters and dropped states."""
     params = parameters(values(SHAPES, torch.float32))
     optimizer = AdamW(params, backend=backend, max_grad_norm=1.0)
-    give(params, values(SHAPES, torch.float32))
+    set_grads(params, values(SHAPES, torch.float32))
     optimizer.step()
     gone = [weakref.ref(params[0].grad), weakref.ref(optimizer.state[params[0]]["exp_avg"])]
     optimizer.zero_grad()
@@ -132,26 +119,27 @@ def test_nothing_of_the_user_is_kept_alive(backend):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("offset", [0, 1, 2, 3])
 def test_alignment_changes_from_step_to_step(offset):
-    """Gradients that are views into a flat bucket are aligned to their element only."""
-    pair = Pair([(1025,), (300,)], KERNELS)
+    """Guard against vector accesses to gradients aligned to their element only."""
+    pair = make_pair([(1025,), (300,)], KERNELS)
     pair.step()
-    aligned = list(pair.fused._engine.plan.buckets)
-    assert [kind.vector for kind in aligned] == [4 if KERNELS == "triton" else 1]
+    aligned = list(pair.optimizers[0]._engine.plan.buckets)
+    assert [key.vector for key in aligned] == [4 if KERNELS == "triton" else 1]
     grads = values([(1025,), (300,)], torch.float32, 5)
     flat = torch.cat([torch.zeros(offset), grads[0], grads[1]])
-    pair.ours[0].grad = flat[offset : offset + 1025]
-    pair.ours[1].grad = flat[offset + 1025 :]
-    give(pair.theirs, grads)
-    pair.fused.step()
-    pair.peer.step()
-    torch.testing.assert_close(pair.ours, pair.theirs)
-    vectors = {kind.vector for kind in pair.fused._engine.plan.buckets}
+    pair.params[0][0].grad = flat[offset : offset + 1025]
+    pair.params[0][1].grad = flat[offset + 1025 :]
+    set_grads(pair.params[1], grads)
+    pair.optimizers[0].step()
+    pair.optimizers[1].step()
+    torch.testing.assert_close(pair.params[0], pair.params[1])
+    vectors = {key.vector for key in pair.optimizers[0]._engine.plan.buckets}
     # for the CPU code is compiled once, for any alignment
     wide = {4, 1} if KERNELS == "triton" else {1}
     assert vectors == (wide if offset in (0, 3) else {1})
 
 
 def layouts():
+    """Return tensors in different layouts, by name."""
     base = torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(0))
     return {
         "channels_last": base.clone().to(memory_format=torch.channels_last),
@@ -166,10 +154,10 @@ def layouts():
 @pytest.mark.parametrize("name", layouts())
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend, name):
-    """Pairs by element, not by address: gradient and states come in every other layout too."""
+    """Guard against pairing by address of tensors in different layouts."""
     ours, theirs = torch.nn.Parameter(layouts()[name]), torch.nn.Parameter(layouts()[name])
     fused = AdamW([ours], lr=0.1, backend=backend, max_grad_norm=1.0)
-    peer = torch.optim.AdamW([theirs], lr=0.1, foreach=False)
+    torch_optimizer = torch.optim.AdamW([theirs], lr=0.1, foreach=False)
     storage, pointer = ours.untyped_storage().data_ptr(), ours.data_ptr()
     for step in range(4):
         grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
@@ -181,7 +169,7 @@ def test_layouts(backend, name):
         theirs.grad = grad.clone()
         fused.step()
         torch.nn.utils.clip_grad_norm_([theirs], 1.0)
-        peer.step()
+        torch_optimizer.step()
         torch.testing.assert_close(ours, theirs)
         if step == 1:  # a loaded state is often contiguous, whatever the parameter is
             for slot in ("exp_avg", "exp_avg_sq"):
@@ -204,7 +192,7 @@ def test_neighbours_of_a_strided_parameter_are_untouched(backend):
 
 @pytest.mark.parametrize("size", [1, 2, 31, 1023, 1024, 1025])
 def test_guards_around_each_tensor(size):
-    """A mask that is one long writes the guard; the interpreter does not see it, this does."""
+    """Guard against masks one too long, which the interpreter does not detect."""
     memory = {name: torch.full((size + 2,), 77.0) for name in ("p", "g", "m", "v")}
     views = {name: tensor[1 : 1 + size] for name, tensor in memory.items()}
     for name, view in views.items():
@@ -225,7 +213,7 @@ def test_guards_around_each_tensor(size):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_version_counters_and_storages(backend):
-    """Autograd must refuse to use a parameter that it saved before the step."""
+    """Guard against updates that autograd does not see."""
     param = torch.nn.Parameter(torch.ones(5))
     optimizer = SGD([param], backend=backend)
     loss = (param * param).sum()
@@ -239,14 +227,14 @@ def test_version_counters_and_storages(backend):
 
 
 def test_devices_are_routed_apart():
-    """Parameters on two devices: each gets its own launch, and the norm that has values."""
+    """Guard against one launch for parameters on two devices."""
     params = parameters(values([(5,), (7,)], torch.float32))
     params.append(torch.nn.Parameter(torch.zeros(6, device="meta")))
     optimizer = AdamW(params, max_grad_norm=1.0, nonfinite="skip")
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
-    used = {kind.device.type: kind.backend for kind in optimizer._engine.plan.buckets}
+    used = {key.device.type: key.backend for key in optimizer._engine.plan.buckets}
     assert used == {"cpu": KERNELS, "meta": "reference"}
     assert optimizer.backend_used == ", ".join(sorted(["reference", KERNELS]))
     assert optimizer.grad_norm == pytest.approx(12**0.5)
@@ -261,7 +249,7 @@ def test_backend_per_group():
         {"params": params[1:], "backend": "reference"},
     ]
     optimizer = SGD(groups, max_grad_norm=1.0)
-    give(params, [torch.ones(5), torch.ones(5)])
+    set_grads(params, [torch.ones(5), torch.ones(5)])
     optimizer.step()
     assert optimizer.backend_used == ", ".join(sorted(["reference", KERNELS]))
     assert optimizer.grad_norm == pytest.approx(10**0.5)
@@ -271,11 +259,14 @@ def test_backend_per_group():
 def test_complex_parameters(backend):
     start = torch.randn(30, dtype=torch.complex64)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    fused, peer = AdamW([ours], lr=0.1, backend=backend), torch.optim.AdamW([theirs], lr=0.1)
+    fused, torch_optimizer = (
+        AdamW([ours], lr=0.1, backend=backend),
+        torch.optim.AdamW([theirs], lr=0.1),
+    )
     for _ in range(3):
         ours.grad = torch.randn(30, dtype=torch.complex64)
         theirs.grad = ours.grad.clone()
         fused.step()
-        peer.step()
+        torch_optimizer.step()
     torch.testing.assert_close(ours, theirs)
     assert fused.state[ours]["exp_avg"].dtype == torch.complex64

@@ -1,6 +1,6 @@
-"""Training scripts that run with torch.optim run here: frozen layers, lazy ones, other modes.
+"""Training scripts for torch.optim: frozen, lazy and complex parameters, inference mode, devices.
 
-Tried by hand: a gradient taken without its conjugation.
+Faults tried by hand: a gradient taken without its conjugation.
 """
 
 import copy
@@ -9,21 +9,20 @@ import math
 
 import pytest
 import torch
-from cases import CASES, named
-from models import BACKENDS, give, parameters, values
+from helpers.cases import ONE_PER_CLASS, get_name
+from helpers.models import BACKENDS, parameters, set_grads, values
 from torch import nn
 
 import fused_optim
 from fused_optim import SGD, Adagrad, AdamW, ScheduleFreeAdamW
 from fused_optim.formats.registry import WEIGHTS
 
-CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
-each_class = pytest.mark.parametrize("case", CLASSES, ids=named)
+each_class = pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 BF16 = torch.bfloat16
 
 
-class Coded(torch.Tensor):
-    """A frozen weight of codes and scales, as of a base model with adapters."""
+class QuantizedWeight(torch.Tensor):
+    """A frozen weight of codes and scales, like a quantized base model under adapters."""
 
     @staticmethod
     def __new__(cls, codes, scale):
@@ -43,7 +42,7 @@ class Coded(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach.default:
             return cls(args[0].codes, args[0].scale)
-        raise NotImplementedError(f"{func} of a Coded tensor")
+        raise NotImplementedError(f"QuantizedWeight does not implement {func}")
 
 
 FROZEN = {
@@ -55,13 +54,13 @@ FROZEN = {
     "expanded": lambda: torch.zeros(3, 1).expand(3, 4),
     "fp16": lambda: torch.zeros(6, dtype=torch.float16),
     "complex": lambda: torch.zeros(6, dtype=torch.complex64),
-    "codes": lambda: Coded(torch.zeros(6, dtype=torch.uint8), torch.ones(1)),
+    "codes": lambda: QuantizedWeight(torch.zeros(6, dtype=torch.uint8), torch.ones(1)),
 }
 BYTES = {"float8": 6, "sparse": 3 * 16 + 3 * 4, "expanded": 48, "fp16": 12, "complex": 48}
 
 
 def with_adapter(kind):
-    """A model of a frozen base and two trained tensors."""
+    """Return a frozen parameter and two trained ones."""
     base = nn.Parameter(FROZEN[kind](), requires_grad=False)
     return [base, *parameters(values([(40,), (3, 7)], BF16))]
 
@@ -69,7 +68,7 @@ def with_adapter(kind):
 @pytest.mark.parametrize("kind", FROZEN)
 @pytest.mark.parametrize("cls", [AdamW, Adagrad, SGD])
 def test_frozen_parameters_of_any_kind(kind, cls):
-    """In formats, and averages, that they could not have; the others as if they were alone."""
+    """Guard against refusing a frozen parameter, or changing the others because of it."""
     options = {"weights": "split", "states": "int8", "ema_decay": 0.5, "max_grad_norm": 1.0}
     params = with_adapter(kind)
     with_base = cls(params, lr=0.1, backend="reference", **options)
@@ -77,7 +76,7 @@ def test_frozen_parameters_of_any_kind(kind, cls):
     alone = cls(others, lr=0.1, backend="reference", **options)
     for step in range(3):
         for ps in (params[1:], others):
-            give(ps, values([(40,), (3, 7)], BF16, step))
+            set_grads(ps, values([(40,), (3, 7)], BF16, step))
         with_base.step()
         alone.step()
     assert all(map(torch.equal, params[1:], others))
@@ -88,29 +87,29 @@ def test_frozen_parameters_of_any_kind(kind, cls):
 @pytest.mark.parametrize("kind", FROZEN)
 def test_memory_and_conversion_with_frozen_parameters(kind, capsys):
     params = with_adapter(kind)
-    found = fused_optim.memory(params, AdamW, weights="split", states="int8")
+    result = fused_optim.memory(params, AdamW, weights="split", states="int8")
     alone = fused_optim.memory(params[1:], AdamW, weights="split", states="int8")
-    assert found._replace(numel=0, parameters=0) == alone._replace(numel=0, parameters=0)
-    assert found.numel - alone.numel == params[0].numel()
-    assert found.parameters - alone.parameters == BYTES.get(kind, 10 if kind == "codes" else 6)
+    assert result._replace(numel=0, parameters=0) == alone._replace(numel=0, parameters=0)
+    assert result.numel - alone.numel == params[0].numel()
+    assert result.parameters - alone.parameters == BYTES.get(kind, 10 if kind == "codes" else 6)
     optimizer = fused_optim.from_torch(torch.optim.AdamW(params), weights="split")
-    give(params[1:], values([(40,), (3, 7)], BF16))
+    set_grads(params[1:], values([(40,), (3, 7)], BF16))
     optimizer.step()
 
 
 def test_what_is_unfrozen_is_checked_then_and_named():
-    """By the name that it was given, and by its class; nothing has been changed."""
+    """Guard against an error without name and class, or after changes."""
     model = nn.ModuleDict({"first": nn.Linear(3, 4), "second": nn.Linear(4, 2).half()})
     model["second"].requires_grad_(False)
     optimizer = AdamW(model.named_parameters(), weights="split")
     params = list(model.parameters())
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     before = copy.deepcopy(model.state_dict())
     message = r"parameter 'second\.weight' of shape \(2, 4\) in group 0 must be torch.bfloat16"
     with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert all(map(torch.equal, model.state_dict().values(), before.values()))
-    give(params, [*(torch.ones_like(p) for p in params[:2]), None, None])
+    set_grads(params, [*(torch.ones_like(p) for p in params[:2]), None, None])
     optimizer.step()
     with pytest.raises(ValueError, match=message.replace("group 0", "group 1")):
         AdamW(
@@ -122,8 +121,8 @@ def test_what_is_unfrozen_is_checked_then_and_named():
                 },
             ]
         )
-    coded = nn.Parameter(Coded(torch.zeros(6, dtype=torch.uint8), torch.ones(1)))
-    with pytest.raises(ValueError, match=r"got .*\.Coded, torch\.strided"):
+    coded = nn.Parameter(QuantizedWeight(torch.zeros(6, dtype=torch.uint8), torch.ones(1)))
+    with pytest.raises(ValueError, match=r"got .*\.QuantizedWeight, torch\.strided"):
         AdamW([coded])
     param = nn.Parameter(torch.zeros(3))
     optimizer = AdamW([("name", param)])
@@ -134,7 +133,7 @@ def test_what_is_unfrozen_is_checked_then_and_named():
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_lazy_modules(trained):
-    """The optimizer is made before the first forward pass gives the parameters a shape."""
+    """Guard against shapes read before the first forward pass."""
     runs = []
     for cls in (AdamW, torch.optim.AdamW):
         torch.manual_seed(0)
@@ -153,7 +152,7 @@ def test_lazy_modules(trained):
 
 @each_class
 def test_conjugate_gradients(case):
-    """Lazily conjugated, as from ``p.conj() * x``, and negated, as the imaginary part of one."""
+    """Guard against lazily conjugated or negated gradients read from memory."""
     factor = torch.randn(30, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
     start = torch.randn(30, dtype=torch.complex64, generator=torch.Generator().manual_seed(2))
     runs = []
@@ -176,7 +175,7 @@ def test_conjugate_gradients(case):
 
 @pytest.mark.parametrize("view", [lambda x: x.conj(), lambda x: x.conj().imag])
 def test_a_parameter_that_is_a_lazy_view_is_refused(view):
-    """Its memory has other values than it shows."""
+    """Guard against updating memory whose values differ from the parameter's."""
     with pytest.raises(ValueError, match="got a conjugate or negative view"):
         AdamW([nn.Parameter(view(torch.ones(3, dtype=torch.complex64)))])
 
@@ -186,13 +185,13 @@ def test_a_parameter_that_is_a_lazy_view_is_refused(view):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_schedule_free_modes_within_inference_mode(name):
-    """A step after that goes on as after modes that were set outside."""
+    """Guard against inference tensors left by a change of mode."""
     runs = []
     for inference in (True, False):
         params = parameters(values([5000], BF16))
         optimizer = ScheduleFreeAdamW(params, lr=0.1, weights=name, backend="reference")
         for step in range(3):
-            give(params, values([5000], BF16, step))
+            set_grads(params, values([5000], BF16, step))
             optimizer.step()
             with torch.inference_mode(inference):
                 optimizer.eval()
@@ -204,11 +203,11 @@ def test_schedule_free_modes_within_inference_mode(name):
 
 @pytest.mark.parametrize("states", ["param", "fp32", "int8"])
 def test_checkpoints_within_inference_mode(states):
-    """Read and loaded there, whether or not something is cast; then a step outside."""
+    """Guard against inference tensors left by loading, with casts and without."""
     params = parameters(values([5000], BF16))
     options = {"lr": 0.1, "states": states, "weights": "split", "ema_decay": 0.5}
     optimizer = AdamW(params, backend="reference", **options)
-    give(params, values([5000], BF16, 1))
+    set_grads(params, values([5000], BF16, 1))
     optimizer.step()
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
@@ -219,7 +218,7 @@ def test_checkpoints_within_inference_mode(states):
             file.seek(0)
             resumed.load_state_dict(torch.load(file))
         assert not any(t.is_inference() for t in resumed.state[others[0]].values())
-        give(others, values([5000], BF16, 2))
+        set_grads(others, values([5000], BF16, 2))
         resumed.step()
         with torch.inference_mode(), resumed.swap_ema():
             resumed.state_dict()
@@ -229,7 +228,7 @@ def test_checkpoints_within_inference_mode(states):
 def test_a_first_step_within_inference_mode():
     params = parameters(values([50], torch.float32))
     optimizer = AdamW(params, backend="reference")
-    give(params, values([50], torch.float32, 1))
+    set_grads(params, values([50], torch.float32, 1))
     with torch.inference_mode():
         optimizer.step()
     optimizer.step()
@@ -237,7 +236,7 @@ def test_a_first_step_within_inference_mode():
 
 @each_class
 def test_another_default_device(case):
-    """Nothing of ours is made on it: meta would lose every value."""
+    """Guard against own tensors on the default device: meta would lose every value."""
     runs = []
     for device in ("cpu", "meta"):
         params = parameters(values([4500, 3], BF16))
@@ -246,7 +245,7 @@ def test_another_default_device(case):
         with torch.device(device):
             optimizer = case.fused(params, backend="reference", max_grad_norm=1.0, **options)
             for given in grads:
-                give(params, given)
+                set_grads(params, given)
                 optimizer.step()
             saved = optimizer.state_dict()
             optimizer.load_state_dict(saved)
@@ -267,10 +266,10 @@ def test_another_default_device(case):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("before", [0, 2])
 def test_results_of_a_step_without_gradients(backend, before):
-    """Those of ``clip_grad_norm_`` of nothing, which a logger can read."""
+    """Guard against other results than ``clip_grad_norm_`` of nothing."""
     params = parameters(values([5], torch.float32))
     optimizer = AdamW(params, max_grad_norm=1.0, count_stalled=True, backend=backend)
-    give(params, [torch.ones(5)])
+    set_grads(params, [torch.ones(5)])
     for _ in range(before):
         optimizer.step()
     optimizer.zero_grad()
@@ -299,7 +298,7 @@ def test_results_of_a_step_without_gradients(backend, before):
 )
 @pytest.mark.parametrize("cls", [AdamW, SGD])
 def test_a_scaler_unscales_unless_the_step_has_reason_to(cls, options, says):
-    """Either way the same steps, an Inf at one of them; trainers that clip read the attribute."""
+    """Guard against steps that depend on who unscales."""
     start = values([30], torch.float32)
     runs = []
     for scale in (1024.0, None):
@@ -315,9 +314,9 @@ def test_a_scaler_unscales_unless_the_step_has_reason_to(cls, options, says):
                 grads[0][3] = math.inf
             scaler.scale(torch.zeros(()))
             factor = scaler.get_scale()
-            give(params, [factor * grads[0]])
+            set_grads(params, [factor * grads[0]])
             scaler.step(optimizer)
-            # what was scaled by a power of two is unscaled to the bit
+            # unscaling by a power of two is exact
             assert torch.equal(params[0].grad, grads[0]) or says or step == 2
             scaler.update()
         runs.append(params[0].detach())

@@ -1,9 +1,9 @@
-"""The native backend: who runs the kernels, on how many threads, and what if it cannot be had.
+"""Tests of the native backend: threads, forks, interrupts, the GIL and missing compilers.
 
-The bits are compared with those of the reference in tests/test_twin.py; machine code, memory
-safety and the cache in tests/native. Tried by hand: one turn left out for each thread; the programs
-taken without an atomic operation; the pool kept after a fork; a launch that does not wait for its
-threads; a compile error that is raised after the counters have moved.
+Its bits are compared with the reference in tests/test_kernels_vs_reference.py; machine code, memory
+safety and the cache are tested in tests/native. Faults tried by hand: one program left out for each
+thread; programs taken without an atomic operation; the pool kept after a fork; a launch that does
+not wait for its threads; a compile error raised after the counters have moved.
 """
 
 import ctypes
@@ -19,14 +19,14 @@ from unittest import mock
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import KERNELS, give, parameters, state_of, values
+from helpers.models import KERNELS, parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim.backends import select
 from fused_optim.backends.base import CompileError
 
-pytestmark = pytest.mark.skipif(KERNELS != "native", reason="the interpreter is on")
+pytestmark = pytest.mark.skipif(KERNELS != "native", reason="Triton's interpreter runs the kernels")
 
 if KERNELS == "native":
     from fused_optim.backends.native import executor, image, threads
@@ -43,11 +43,11 @@ def two_threads():
 
 
 def run(steps=3, sizes=SIZES, cls=fused_optim.AdamW, **options):
-    """All that some steps leave behind."""
+    """Return parameters and states after some steps."""
     params = parameters(values(sizes, torch.float32))
     optimizer = cls(params, lr=0.1, max_grad_norm=1.0, backend="native", **options)
     for step in range(steps):
-        give(params, values(sizes, torch.float32, 10 + step))
+        set_grads(params, values(sizes, torch.float32, 10 + step))
         optimizer.step()
     states = [value for p in params for value in state_of(optimizer, p).values()]
     return [p.detach() for p in params] + states + [optimizer.grad_norm]
@@ -69,7 +69,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(cls, two_threads):
 def test_small_work_runs_in_the_caller(two_threads, monkeypatch):
     counts = []
     original = threads.run
-    spy = lambda *args: counts.append(args[-1]) or original(*args)  # noqa: E731
+
+    def spy(*args):
+        counts.append(args[-1])
+        return original(*args)
+
     monkeypatch.setattr(threads, "run", spy)
     run(steps=1, sizes=[100, 200])
     assert counts == [1, 1, 1]
@@ -84,7 +88,7 @@ def test_small_work_runs_in_the_caller(two_threads, monkeypatch):
 
 @pytest.mark.parametrize("openmp", [True, False])
 def test_every_program_runs_once_whoever_runs_it(two_threads, monkeypatch, openmp):
-    """Many small rows, so that threads take turns often; a program run twice moves a count by 2."""
+    """Guard against a program run twice or never, with many small rows."""
     monkeypatch.setattr(executor, "NS_PER_THREAD", 1.0)
     if not openmp:
         monkeypatch.setattr(threads, "_openmp_parallel", lambda: None)
@@ -110,7 +114,7 @@ def test_the_openmp_of_torch_goes_before_those_of_others():
 
 
 def test_an_interrupt_does_not_leave_threads_behind():
-    """A thread that still writes while the caller goes on would corrupt whatever comes next."""
+    """Guard against threads that still write after the caller went on."""
     done = threading.Event()
     caller = threading.get_ident()
 
@@ -126,13 +130,13 @@ def test_an_interrupt_does_not_leave_threads_behind():
 
 
 def test_a_forked_process_steps_too(two_threads):
-    """As in gunicorn's workers; GNU's OpenMP, and so torch's own large operations, hang there."""
+    """Guard against a pool used after a fork, where GNU's OpenMP hangs."""
     expected = run()
     param = parameters(values([300_000], torch.float32))[0]
     param.grad = values([300_000], torch.float32, 1)[0]
-    twin = parameters([param])[0]
-    twin.grad = param.grad.clone()
-    optimizers = [fused_optim.AdamW([p], lr=0.1, backend="native") for p in (param, twin)]
+    other = parameters([param])[0]
+    other.grad = param.grad.clone()
+    optimizers = [fused_optim.AdamW([p], lr=0.1, backend="native") for p in (param, other)]
     for optimizer in (*optimizers, optimizers[0]):
         optimizer.step()
     context = multiprocessing.get_context("fork")
@@ -140,7 +144,7 @@ def test_a_forked_process_steps_too(two_threads):
 
     def child():
         optimizers[1].step()
-        theirs.send_bytes(twin.detach().numpy().tobytes())
+        theirs.send_bytes(other.detach().numpy().tobytes())
 
     process = context.Process(target=child, daemon=True)
     process.start()
@@ -154,22 +158,22 @@ def test_a_forked_process_steps_too(two_threads):
 
 def test_optimizers_step_in_several_threads_at_once(two_threads):
     expected = run(steps=8)
-    found = {}
+    actual = {}
     others = [
-        threading.Thread(target=lambda i=i: found.update({i: run(steps=8)})) for i in range(4)
+        threading.Thread(target=lambda i=i: actual.update({i: run(steps=8)})) for i in range(4)
     ]
     for thread in others:
         thread.start()
     for thread in others:
         thread.join()
-    for result in found.values():
+    for result in actual.values():
         assert_all_same(result, expected)
-    assert len(found) == 4
+    assert len(actual) == 4
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_gil_is_released(count, two_threads):
-    """Another Python thread runs while machine code does, here the C library's usleep."""
+    """Guard against holding the GIL while machine code runs."""
     moved, stop = [0], threading.Event()
 
     def work():
@@ -210,7 +214,7 @@ def test_thousands_of_tensors_are_a_call_a_stage(monkeypatch):
 def test_auto_is_native_from_the_first_element(caplog):
     params = parameters(values([1], torch.float32))
     optimizer = fused_optim.SGD(params)
-    give(params, values([1], torch.float32))
+    set_grads(params, values([1], torch.float32))
     with caplog.at_level(logging.INFO, "fused_optim"):
         optimizer.step()
     assert optimizer.backend_used == "native"
@@ -223,7 +227,7 @@ def test_without_a_package_auto_is_the_reference(package, monkeypatch, caplog):
     without = lambda name, *rest: None if name == package else find(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", without)
     params = parameters(values([5], torch.float32))
-    give(params, values([5], torch.float32))
+    set_grads(params, values([5], torch.float32))
     optimizer = fused_optim.SGD(params)
     with caplog.at_level(logging.INFO, "fused_optim"):
         optimizer.step()
@@ -256,8 +260,8 @@ def test_what_cannot_be_compiled_is_left_to_the_reference_with_one_warning():
     theirs = fused_optim.AdamW(others, backend="reference")
     with mock.patch.object(executor.NativeExecutor, "_compile", failing):
         for step in range(3):
-            give(params, grads)
-            give(others, grads)
+            set_grads(params, grads)
+            set_grads(others, grads)
             if step == 0:
                 with pytest.warns(UserWarning, match="'reference' from now on: triton 9.9 writes"):
                     ours.step()
@@ -273,7 +277,7 @@ def test_native_by_name_raises_and_changes_nothing():
     params = parameters(values([5], torch.float32))
     before = params[0].detach().clone()
     optimizer = fused_optim.AdamW(params, backend="native", max_grad_norm=1.0)
-    give(params, values([5], torch.float32, 1))
+    set_grads(params, values([5], torch.float32, 1))
     with (
         mock.patch.object(executor.NativeExecutor, "_compile", failing),
         pytest.raises(CompileError, match=r"tt\.foo"),
@@ -291,17 +295,21 @@ def test_a_gpu_has_no_native_backend():
 
 
 def test_one_compilation_serves_every_step(monkeypatch):
-    """With and without a norm, a scaler and a report: what is absent has a neutral value."""
+    """Guard against a compilation for absent norms, scalers or reports."""
     names = []
     original = executor.NativeExecutor._compile
-    spy = lambda self, name, constexprs: names.append(name) or original(self, name, constexprs)  # noqa: E731
+
+    def spy(self, name, constexprs):
+        names.append(name)
+        return original(self, name, constexprs)
+
     monkeypatch.setattr(executor.NativeExecutor, "_compile", spy)
     params = parameters(values([5, 6], torch.float32))
     optimizer = fused_optim.AdamW(params, backend="native")
     scaler = SimpleNamespace(scale=torch.tensor([4.0]), found_inf=torch.tensor([0.0]))
     for norm, scaled in ((None, False), (1.0, False), (1.0, True), (None, True)):
         optimizer.max_grad_norm = norm
-        give(params, values([5, 6], torch.float32, 3))
+        set_grads(params, values([5, 6], torch.float32, 3))
         optimizer.grad_scale = scaler.scale if scaled else None
         optimizer.found_inf = scaler.found_inf if scaled else None
         optimizer.step()
@@ -322,7 +330,7 @@ def test_without_the_private_module_of_triton_auto_is_the_reference(monkeypatch)
     for backend in ("auto", "reference"):
         params = parameters(start)
         optimizer = fused_optim.AdamW(params, backend=backend)
-        give(params, grads)
+        set_grads(params, grads)
         if backend == "auto":
             with pytest.warns(UserWarning, match=r"from now on: .*no triton\._C\.libtriton\.ir"):
                 optimizer.step()

@@ -8,8 +8,8 @@ import copy
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import BACKENDS, parameters
+from helpers.models import BACKENDS, parameters
+from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW
 from fused_optim.formats import conversion

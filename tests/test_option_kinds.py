@@ -1,6 +1,6 @@
-"""Numbers among the options in every kind that is accepted: each is read at each step.
+"""Types of numbers among the options, each read at every step.
 
-Tried by hand: the bound on the norm not made one object again after a checkpoint was loaded.
+Faults tried by hand: the bound on the norm not made one object again after a checkpoint was loaded.
 """
 
 import copy
@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from models import BACKENDS, give, parameters, values
+from helpers.models import BACKENDS, parameters, set_grads, values
 
 from fused_optim import AdamW
 
@@ -34,24 +34,25 @@ KINDS = {
 
 
 def snapshot(params, optimizer):
+    """Return copies of the parameters, and the averages."""
     return [*(p.detach().clone() for p in params), *optimizer.ema_parameters()]
 
 
 def run(make, change, name, backend, extra):
-    """Four steps, the option changed after the second; values after the last."""
+    """Take four steps, change the option after the second, and return the values after the last."""
     params = parameters(values(SHAPES, torch.bfloat16))
     options = {"ema_decay": 0.5, "lr": 0.1, "weights": "stochastic", **extra}
     optimizer = AdamW(params, backend=backend, **{**options, name: make(NUMBERS[name][0])})
     for step in range(4):
         if step == 2:
             change(optimizer, name)
-        give(params, values(SHAPES, torch.bfloat16, step))
+        set_grads(params, values(SHAPES, torch.bfloat16, step))
         optimizer.step()
     return snapshot(params, optimizer)
 
 
 def set_to(optimizer, name):
-    """The change that always worked: another object."""
+    """Replace the option by another object."""
     new = NUMBERS[name][1]
     if name == "max_grad_norm":
         optimizer.max_grad_norm = new
@@ -60,6 +61,7 @@ def set_to(optimizer, name):
 
 
 def set_in_place(optimizer, name):
+    """Change the value of the option's tensor or array."""
     value = optimizer.param_groups[0][name]
     value[...] = NUMBERS[name][1]
 
@@ -69,18 +71,18 @@ def set_in_place(optimizer, name):
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_change_in_place_is_seen(backend, name, kind, extra):
-    """Whether or not another option is a tensor."""
+    """Guard against options read once, with another option that is a tensor and without."""
 
     def make(value):
         # float64, so that the number is the same
         made = KINDS[kind](value)
         return made if name == "seed" else made.astype(float) if "array" in kind else made.double()
 
-    found = run(make, set_in_place, name, backend, extra)
+    result = run(make, set_in_place, name, backend, extra)
     expected = run(lambda value: value, set_to, name, backend, extra)
     still = run(lambda value: value, lambda *_: None, name, backend, extra)
-    assert all(map(torch.equal, found, expected))
-    assert not all(map(torch.equal, found, still)), "the change makes no difference"
+    assert all(map(torch.equal, result, expected))
+    assert not all(map(torch.equal, result, still)), "the change makes no difference"
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.float16])
@@ -91,7 +93,7 @@ def test_numpy_scalars_are_numbers(kind):
         optimizer = AdamW(
             params, lr=make(1), max_grad_norm=make(2), l1=make(1), backend="reference"
         )
-        give(params, values(SHAPES, torch.float32, 1))
+        set_grads(params, values(SHAPES, torch.float32, 1))
         optimizer.step()
         runs.append(snapshot(params, optimizer))
     assert all(map(torch.equal, *runs))
@@ -103,7 +105,7 @@ def test_whole_numbers_of_every_kind_are_seeds(seed):
     for given in (seed, 5, 6):
         params = parameters(values(SHAPES, torch.bfloat16))
         optimizer = AdamW(params, weights="stochastic", seed=given, backend="reference")
-        give(params, values(SHAPES, torch.bfloat16, 1))
+        set_grads(params, values(SHAPES, torch.bfloat16, 1))
         optimizer.step()
         runs.append(torch.cat([p.detach().flatten() for p in params]))
     assert torch.equal(runs[0], runs[1])
@@ -138,29 +140,29 @@ def clipped(bound, groups=2, **options):
 
 def test_the_bound_travels_with_a_checkpoint():
     params, optimizer = clipped(0.5)
-    give(params, [torch.ones(4)] * 2)
+    set_grads(params, [torch.ones(4)] * 2)
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
     others, resumed = clipped(None)
     resumed.load_state_dict(saved)
     assert resumed.max_grad_norm == 0.5
-    give(others, [torch.ones(4)] * 2)
+    set_grads(others, [torch.ones(4)] * 2)
     resumed.step()
     assert resumed.clip_factor == optimizer.clip_factor != 1
     resumed.add_param_group({"params": parameters(values([(2,)], torch.float32))})
     assert resumed.param_groups[-1]["max_grad_norm"] == 0.5
-    for twin in (copy.deepcopy(resumed), pickle.loads(pickle.dumps(resumed))):
-        assert twin.max_grad_norm == 0.5
+    for copied in (copy.deepcopy(resumed), pickle.loads(pickle.dumps(resumed))):
+        assert copied.max_grad_norm == 0.5
 
 
 def test_a_checkpoint_without_a_bound_leaves_it():
-    """One of torch, one from before it was kept, and one that does not clip."""
+    """Guard against a bound removed by checkpoints of torch, older ones, or without clipping."""
     params, plain = clipped(None)
     before = copy.deepcopy(plain.state_dict())
     for group in before["param_groups"]:
         del group["max_grad_norm"]
-    peer = torch.optim.AdamW([{"params": [p]} for p in params])
-    for saved in (before, peer.state_dict(), plain.state_dict()):
+    torch_optimizer = torch.optim.AdamW([{"params": [p]} for p in params])
+    for saved in (before, torch_optimizer.state_dict(), plain.state_dict()):
         _, optimizer = clipped(0.5)
         optimizer.load_state_dict(saved)
         assert optimizer.max_grad_norm == 0.5
@@ -169,11 +171,11 @@ def test_a_checkpoint_without_a_bound_leaves_it():
 
 def test_torch_loads_a_checkpoint_with_a_bound():
     params, optimizer = clipped(0.5)
-    give(params, [torch.ones(4)] * 2)
+    set_grads(params, [torch.ones(4)] * 2)
     optimizer.step()
-    peer = torch.optim.AdamW([{"params": [p]} for p in params])
-    peer.load_state_dict(optimizer.state_dict())
-    peer.step()
+    torch_optimizer = torch.optim.AdamW([{"params": [p]} for p in params])
+    torch_optimizer.load_state_dict(optimizer.state_dict())
+    torch_optimizer.step()
     assert "max_grad_norm" not in optimizer.state_dict(format="torch")["param_groups"][0]
 
 
@@ -185,17 +187,17 @@ def test_a_loaded_tensor_is_one_for_all_groups():
     saved["param_groups"][1]["max_grad_norm"] = torch.tensor(0.5)
     resumed.load_state_dict(saved)
     resumed.max_grad_norm.fill_(0.25)
-    give(params, [torch.ones(4)] * 2)
+    set_grads(params, [torch.ones(4)] * 2)
     resumed.step()
     assert resumed.clip_factor == pytest.approx(0.25 / 8**0.5)
 
 
 def test_groups_that_disagree_about_the_bound_are_refused():
-    """Whichever is edited, whether or not the step goes on from the last one."""
+    """Guard against a bound of one group that is ignored."""
     for index in (0, 1):
         for steps in (0, 2):
             params, optimizer = clipped(0.5)
-            give(params, [torch.ones(4)] * 2)
+            set_grads(params, [torch.ones(4)] * 2)
             for _ in range(steps):
                 optimizer.step()
             before = [p.detach().clone() for p in params]

@@ -1,11 +1,11 @@
-"""Bad input raises, names the argument, the bound and the value, and changes nothing."""
+"""Bad input: errors that name the argument, the bound and the value, and change nothing."""
 
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from models import BACKENDS, parameters, values
+from helpers.models import BACKENDS, parameters, values
 
 import fused_optim
 from fused_optim import (
@@ -99,7 +99,7 @@ IDS = [f"{cls.__name__}-{'-'.join(options)}-{i}" for i, (cls, options, _) in enu
 
 @pytest.mark.parametrize(("cls", "options", "message"), BAD, ids=IDS)
 def test_bad_option(cls, options, message):
-    """In the defaults, in a group, and in a group that is added; the optimizer stays as it was."""
+    """Guard against bad options in the defaults, a group or an added group."""
     kinds = (ValueError, TypeError)
     with pytest.raises(kinds, match=message):
         cls([torch.zeros(1, requires_grad=True)], **options)
@@ -161,7 +161,7 @@ def unchanged_by(optimizer, params, kind, message):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_gradients(backend):
-    """The second parameter is at fault; the first must not have been touched."""
+    """Guard against a partial step: the second parameter is at fault."""
     params = parameters(values([(4,), (3, 2)], torch.float32))
     optimizer = AdamW([{"params": params[:1]}, {"params": params[1:]}], backend=backend)
     params[0].grad = torch.ones(4)
@@ -178,7 +178,7 @@ def test_bad_gradients(backend):
 
 
 def test_a_gradient_on_another_device():
-    """torch refuses to assign one, so a stand-in has it."""
+    """Guard against reading a gradient on another device, imitated since torch refuses one."""
     param = SimpleNamespace(**{n: getattr(torch.zeros(3), n) for n in ("shape", "device", "dtype")})
     param.grad = torch.zeros(3, device="meta")
     message = r"gradient of the parameter of shape \(3,\) in group 2 must match .* cpu, got .* meta"
@@ -188,7 +188,7 @@ def test_a_gradient_on_another_device():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_state(backend):
-    """A shorter state would let a kernel write past its end."""
+    """Guard against a shorter state, past whose end a kernel would write."""
     params = parameters(values([(4,)], torch.float32))
     optimizer = SGD(params, momentum=0.9, backend=backend)
     for state in (torch.zeros(3), torch.zeros(4, dtype=torch.int64), torch.zeros(1).expand(4), 1.0):
@@ -207,13 +207,13 @@ def test_a_refused_backend_says_why():
 
 
 def test_torch_arguments_come_first_and_in_order():
-    """Positional calls of torch.optim keep their meaning."""
+    """Guard against positional calls that mean something else than in torch.optim."""
     import inspect
 
     namesakes = [name for name in fused_optim.__all__ if hasattr(torch.optim, name)]
     assert {"ASGD", "Adam", "SGD"} <= set(namesakes)
-    for cls, peer in ((getattr(fused_optim, n), getattr(torch.optim, n)) for n in namesakes):
-        theirs = list(inspect.signature(peer).parameters.values())
+    for cls, torch_class in ((getattr(fused_optim, n), getattr(torch.optim, n)) for n in namesakes):
+        theirs = list(inspect.signature(torch_class).parameters.values())
         ours = list(inspect.signature(cls).parameters.values())
         assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [
             (p.name, p.default, p.kind) for p in theirs
@@ -225,7 +225,7 @@ def test_torch_arguments_come_first_and_in_order():
                     cls([torch.zeros(1, requires_grad=True)], **{flag: value})
 
 
-# what torch.optim refuses too, by the optimizers that have the option
+# options that torch.optim refuses too, by the optimizers that have them
 REFUSED_BY_TORCH = [
     {"lr": -1.0},
     {"lr": torch.ones(2)},
@@ -245,23 +245,23 @@ REFUSED_BY_TORCH = [
 
 @pytest.mark.parametrize("options", REFUSED_BY_TORCH, ids=str)
 def test_messages_begin_with_those_of_torch(options):
-    """Code and tests that match torch's text keep working; what we add follows a colon."""
+    """Guard against messages that code matching torch's text would miss."""
     (name,) = options
     seen = 0
     for cls in (getattr(fused_optim, n) for n in fused_optim.__all__ if hasattr(torch.optim, n)):
-        peer = getattr(torch.optim, cls.__name__)
+        torch_class = getattr(torch.optim, cls.__name__)
         params = [torch.zeros(1, requires_grad=True)]
         try:
-            peer(params, **options)
+            torch_class(params, **options)
         except ValueError as error:
             theirs = str(error)
         except TypeError:
             continue  # it has no such option
         else:
             continue  # torch takes it
-        with pytest.raises(ValueError, match=name) as found:
+        with pytest.raises(ValueError, match=name) as result:
             cls(params, **options)
-        assert str(found.value).startswith(f"{theirs}: {name}")
+        assert str(result.value).startswith(f"{theirs}: {name}")
         seen += 1
     assert seen > 0
 

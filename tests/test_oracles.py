@@ -1,20 +1,20 @@
-"""The optimizers that torch.optim lacks: against their papers in numpy, and at their limits.
+"""The optimizers that torch.optim lacks, compared with oracles in numpy and at their limits.
 
 In float64 ours differ by rounding only; in float32 they are as close to float64 as numpy's float32.
-What this guards, each tried by hand: the two betas of Lion exchanged, a
-slow average that is bias-corrected, a schedule linear in beta3, a first difference of Adan that is
-the gradient itself, decay before the step for decay after it, an average x of the old z.
+Faults tried by hand: the two betas of Lion exchanged, a slow average that is bias-corrected, a
+schedule linear in beta3, a first difference of Adan that is the gradient itself, decay before the
+step for decay after it, an average x of the old z.
 """
 
 import copy
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_as_accurate
-from models import BACKENDS, give, parameters, values
+from helpers import oracles
+from helpers.cases import CASES, get_name
+from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.tolerances import assert_as_accurate, join_flat
 
 from fused_optim import AdamW, Adan, AdEMAMix, Lion, ScheduleFreeAdamW, ScheduleFreeSGD
 
@@ -35,17 +35,19 @@ def test_every_oracle_is_used():
 
 
 def gradients(dtype):
+    """Return the gradients of all steps."""
     return [values(SHAPES, dtype, seed=100 + step) for step in range(STEPS)]
 
 
 def run(optimizer, params, grads):
+    """Take a step for each of ``grads``."""
     for given in grads:
-        give(params, given)
+        set_grads(params, given)
         optimizer.step()
 
 
 def run_oracle(case, start, grads, dtype):
-    """The parameters and states after all steps, in ``dtype``."""
+    """Return the oracle's parameters and states after all steps, in ``dtype``."""
     options = dict(case.options)
     sign = -1 if options.pop("maximize", False) else 1
     params = [p.numpy().astype(dtype) for p in start]
@@ -58,45 +60,40 @@ def run_oracle(case, start, grads, dtype):
     return params, states
 
 
-def joined(arrays):
-    """All as one: the worst error of a single element is luck."""
-    return torch.cat([torch.as_tensor(array).detach().flatten() for array in arrays])
-
-
-def run_beside_oracle(case, dtype):
-    """By name of the state, or "param": ours, the oracle in ``dtype``, the oracle in float64."""
+def run_with_oracle(case, dtype):
+    """Return results of ours, the oracle in ``dtype`` and the oracle in float64, by state name."""
     start, grads = values(SHAPES, dtype), gradients(dtype)
     params = parameters(start)
     optimizer = case.fused(params, **copy.deepcopy(case.options), backend="reference")
     run(optimizer, params, grads)
-    peer, exact = (
+    narrow, exact = (
         run_oracle(case, start, grads, width)
         for width in (getattr(np, str(dtype).split(".")[1]), np.float64)
     )
-    found = {"param": (joined(params), joined(peer[0]), joined(exact[0]))}
+    result = {"param": (join_flat(params), join_flat(narrow[0]), join_flat(exact[0]))}
     for slot in optimizer.rule(optimizer.param_groups[0]).state_keys:
-        ours = joined([optimizer.state[p][slot] for p in params])
-        others = [joined([state[slot] for state in states]) for _, states in (peer, exact)]
-        found[slot] = (ours, *others)
-    if "z" in found:  # schedule-free: the result is x, the parameter was y
+        ours = join_flat([optimizer.state[p][slot] for p in params])
+        others = [join_flat([state[slot] for state in states]) for _, states in (narrow, exact)]
+        result[slot] = (ours, *others)
+    if "z" in result:  # schedule-free: the result is x, the parameter was y
         optimizer.eval()
-        others = [joined([state["x"] for state in states]) for _, states in (peer, exact)]
-        found["x"] = (joined(params), *others)
-    return found
+        others = [join_flat([state["x"] for state in states]) for _, states in (narrow, exact)]
+        result["x"] = (join_flat(params), *others)
+    return result
 
 
-@pytest.mark.parametrize("case", OURS, ids=named)
+@pytest.mark.parametrize("case", OURS, ids=get_name)
 def test_float32_is_as_accurate_as_numpy(case):
-    found = run_beside_oracle(case, torch.float32)
-    for name, (ours, peer, exact) in found.items():
-        assert_as_accurate(name, ours, peer, exact)
+    result = run_with_oracle(case, torch.float32)
+    for name, (ours, narrow, exact) in result.items():
+        assert_as_accurate(name, ours, narrow, exact)
 
 
-# the kernels have the reference's bits, in float64 too: test_twin.py
-@pytest.mark.parametrize("case", OURS, ids=named)
+# the kernels have the reference's bits, in float64 too: test_kernels_vs_reference.py
+@pytest.mark.parametrize("case", OURS, ids=get_name)
 def test_float64_differs_from_the_paper_by_rounding_only(case):
-    found = run_beside_oracle(case, torch.float64)
-    for ours, _, exact in found.values():
+    result = run_with_oracle(case, torch.float64)
+    for ours, _, exact in result.values():
         torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 
 
@@ -122,7 +119,7 @@ def test_lion_stands_still_without_a_gradient_and_shows_nan(backend):
 
 
 def assert_same_path(make, other, grads=None):
-    """Two optimizers that must agree, after 50 steps in float64."""
+    """Check that two optimizers agree after 50 steps in float64."""
     start = values(SHAPES, torch.float64)
     ours, theirs = parameters(start), parameters(start)
     grads = gradients(torch.float64) if grads is None else grads
@@ -140,7 +137,7 @@ def test_ademamix_without_its_slow_average_is_adamw():
 
 
 def test_ademamix_with_a_beta1_of_zero_is_its_limit():
-    """The rule that keeps no fast average, and the rule that keeps one."""
+    """Guard against two rules, with and without a fast average, that differ at 0."""
     options = {"lr": 0.03, "alpha_warmup": 30, "eps": 1e-3, "backend": "reference"}
     assert_same_path(
         lambda p: AdEMAMix(p, betas=(0.0, 0.99, 0.999), **options),
@@ -149,7 +146,7 @@ def test_ademamix_with_a_beta1_of_zero_is_its_limit():
 
 
 def test_adan_without_differences_is_adamw():
-    """With a second beta of 0 no difference of gradients enters the step."""
+    """Guard against differences of gradients that enter with a second beta of 0."""
     shared = {"lr": 0.03, "eps": 1e-3, "weight_decay": 0.3, "backend": "reference"}
     assert_same_path(
         lambda p: Adan(p, betas=(0.9, 0.0, 0.99), no_prox=True, **shared),

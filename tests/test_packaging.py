@@ -1,13 +1,12 @@
-"""However it is installed, every module imports, from any folder and beside anything.
+"""Installations from wheel and sdist: all modules import, with and without the C module.
 
 With a C compiler the wheel has the C module and is for one platform, without one it is for all.
 
-Tried by hand: a package left out of pyproject.toml, an extension that is not optional, a wheel that
-keeps its platform or has no stable ABI, csrc/ left out of the sdist.
+Faults tried by hand: a package left out of pyproject.toml, an extension that is not optional, a
+wheel that keeps its platform or has no stable ABI, csrc/ left out of the sdist.
 """
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,15 +15,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.c_module import HAS_COMPILER
 
 ROOT = Path(__file__).parent.parent
 # the package on PyPI whose import name is that of our folder
 NAMESAKE = "kernels==0.17.2"
-CC = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-COMPILER = (
-    shutil.which(shlex.split(CC)[0]) is not None
-    and Path(sysconfig.get_path("include"), "Python.h").exists()
-)
 MISSING = "/nowhere/cc"
 
 IMPORT_ALL = """
@@ -65,7 +60,7 @@ steps(fused_optim.SGD, momentum=0.9)
 
 
 def run(*command, cwd, check=True, **variables):
-    """Run in an environment that knows nothing of this checkout."""
+    """Run a command in an environment without variables for this checkout."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
     env.update(variables, OMP_NUM_THREADS="1")
     result = subprocess.run(
@@ -80,7 +75,7 @@ def python(code, *arguments, cwd, check=True):
 
 
 def modules(source):
-    """Every module of the project, by the files that git would commit."""
+    """Return the names of all modules, by the files in git."""
     package = Path("fused_optim")
     files = {path.relative_to(source) for path in (source / package).rglob("*.py")}
     # written out, for rglob need not follow the symlink
@@ -90,7 +85,7 @@ def modules(source):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of what git would commit, to build in."""
+    """Return a copy of the files in git, to build in."""
     listed = run(
         "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT
     ).stdout
@@ -104,7 +99,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archives(source):
-    """The sdist, and the wheels that are made from it with a C compiler and without one."""
+    """Return the sdist, and wheels built from it with and without a C compiler."""
     build = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
     run(*build, source / "dist", cwd=source)
     run(*build, source / "pure", cwd=source, CC=MISSING)
@@ -115,7 +110,7 @@ def archives(source):
 
 @pytest.fixture
 def venv(tmp_path):
-    """A virtual environment that sees the packages beside pytest's, but none of their .pth files.
+    """Return a virtual environment with the packages of this one, without its .pth files.
 
     A ``.pth`` file gives it torch and pip; an editable install of this checkout is not followed.
     """
@@ -133,12 +128,12 @@ def pip(venv, *arguments, check=True, **variables):
 
 
 def install(venv, *what, **variables):
-    # what the environment of pytest has installed of this project does not count
+    # an installation of this project in the environment of pytest must not be used
     pip(venv, "--no-deps", "--no-build-isolation", "--ignore-installed", *what, **variables)
 
 
 def assert_imports(venv, names, home):
-    """Import all ``names`` in ``venv``, and from nowhere but ``home``."""
+    """Check that ``names`` import in ``venv``, from ``home`` alone."""
     files = run(venv / "bin" / "python", "-W", "error", "-c", IMPORT_ALL, *names, cwd=venv).stdout
     assert len(files.splitlines()) == len(names)
     for file in files.splitlines():
@@ -146,7 +141,7 @@ def assert_imports(venv, names, home):
 
 
 def compares_in(venv):
-    """Whether a step is compared in C or in Python, and what it computes: bits."""
+    """Return the language in which steps are compared, and the bits of their results."""
     printed = run(venv / "bin" / "python", "-W", "error", "-c", STEPS, "blocked", "auto", cwd=venv)
     (way,) = {line.split()[0] for line in printed.stderr.splitlines()}
     return way, printed.stdout
@@ -155,36 +150,36 @@ def compares_in(venv):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_archive(kind, source, archives, venv):
-    """Guards the list of packages: one that is missing imports from the checkout alone."""
+    """Guard against a package missing from the list: it would import from the checkout alone."""
     pytest.importorskip("triton")
     install(venv, archives[kind])
-    names = [*modules(source), "fused_optim._host"] if COMPILER else modules(source)
+    names = [*modules(source), "fused_optim._host"] if HAS_COMPILER else modules(source)
     assert_imports(venv, names, home=venv)
-    assert compares_in(venv)[0] == ("C" if COMPILER else "Python:")
+    assert compares_in(venv)[0] == ("C" if HAS_COMPILER else "Python:")
 
 
 @pytest.mark.slow
 def test_names_of_wheels(archives):
     abi = f"-cp310-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}.whl"
-    assert archives["wheel"].name.endswith(abi if COMPILER else "-py3-none-any.whl")
+    assert archives["wheel"].name.endswith(abi if HAS_COMPILER else "-py3-none-any.whl")
     assert archives["pure"].name.endswith("-py3-none-any.whl")
     for kind in ("wheel", "pure"):
         files = zipfile.ZipFile(archives[kind]).namelist()
         built = [name for name in files if name.startswith("fused_optim/_host.")]
         assert built.count("fused_optim/_host.pyi") == 1
-        assert len(built) == 1 + (kind == "wheel" and COMPILER)
+        assert len(built) == 1 + (kind == "wheel" and HAS_COMPILER)
         assert not [name for name in files if name.endswith(".c") or "csrc" in name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pure", "sdist"])
 def test_without_a_compiler(kind, archives, venv, tmp_path):
-    """The installation goes on, and so do the steps, with the same bits."""
+    """Guard against an installation that needs a compiler, or other bits without one."""
     install(venv, archives[kind], CC=MISSING)
     assert not list(venv.rglob("_host.*so"))
     way, bits = compares_in(venv)
     assert way == "Python:"
-    if COMPILER:
+    if HAS_COMPILER:
         install(venv, archives["wheel"])
         assert compares_in(venv) == ("C", bits)
 
@@ -196,7 +191,7 @@ def test_editable(compiler, source, venv, tmp_path):
     copy = tmp_path / "source"
     shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
     install(venv, "--editable", copy, **({} if compiler is None else {"CC": compiler}))
-    has_c = compiler is None and COMPILER
+    has_c = compiler is None and HAS_COMPILER
     names = [*modules(source), "fused_optim._host"] if has_c else modules(source)
     assert_imports(venv, names, home=copy)
     assert compares_in(venv)[0] == ("C" if has_c else "Python:")
@@ -204,7 +199,7 @@ def test_editable(compiler, source, venv, tmp_path):
 
 @pytest.mark.slow
 def test_beside_the_namesake(archives, venv):
-    """Guards the layout of the wheel: a top-level ``kernels`` would overwrite PyPI's package."""
+    """Guard against a top-level ``kernels``, which would overwrite PyPI's package."""
     install(venv, archives["wheel"])
     result = pip(venv, "--retries=1", "--timeout=20", NAMESAKE, check=False)
     if "Retrying (" in result.stdout + result.stderr:
@@ -229,7 +224,7 @@ def test_the_folder_refuses_to_be_the_namesake():
 
 
 def test_without_triton():
-    """Guards every import of triton outside the backend that needs it."""
+    """Guard against imports of triton outside the backend that needs it."""
     with_triton = python(STEPS, "free", "reference", cwd=ROOT).stdout
     assert with_triton.count("reference") == 2
     assert python(STEPS, "blocked", "auto", cwd=ROOT).stdout == with_triton

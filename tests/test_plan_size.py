@@ -1,4 +1,4 @@
-"""What a plan costs the host for 405 billion parameters, of which none has any memory.
+"""Time and memory of a plan for 405 billion parameters that have no memory themselves.
 
 The shapes are those of Llama 3.1 405B (https://arxiv.org/abs/2407.21783, table 3).
 """
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def cost(record_property):
-    """Records seconds and the rise of the peak of memory, for a report; returns MiB."""
+    """Record seconds and the rise of peak memory for a report; return MiB."""
 
     def measure(function):
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -46,7 +46,7 @@ def meta_model():
 
 
 def test_a_step_on_meta_tensors(cost):
-    """The public way: states of the right shapes, and every option checked, without memory."""
+    """Guard against allocations in the public path: states and checks of meta tensors."""
     params = meta_model()
     assert sum(p.numel() for p in params) == 405_853_388_800
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
@@ -57,7 +57,7 @@ def test_a_step_on_meta_tensors(cost):
 
 
 def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
-    """What it would upload for that model: a few bytes a tensor, and a few a million elements."""
+    """Guard against tables of more than a few bytes a tensor and a million elements."""
     uploaded = []
     monkeypatch.setattr(kernel_runner, "upload", lambda array, device: uploaded.append(array))
     monkeypatch.setattr(kernel_runner.KernelRunner, "_record_streams", lambda self: None)

@@ -1,8 +1,8 @@
-"""Private names of torch and Triton: in one module, and nothing depends on any of them.
+"""Private names of torch and Triton: found in one module, and dispensable one by one.
 
-Tried by hand: each fallback changed (copies in the wrong order, a decorator that does not disable,
-wrappers that are not seen), the import of a private name put into fused_optim/optimizers/base.py,
-and ``param._version`` put back.
+Faults tried by hand: each fallback changed (copies in the wrong order, a decorator that does not
+disable, wrappers that are not seen), the import of a private name put into
+fused_optim/optimizers/base.py, and ``param._version`` put back.
 """
 
 import ast
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import KERNELS
+from helpers.models import KERNELS
 from torch.nn import Parameter
 
 from fused_optim import AdamW, private_api
@@ -32,7 +32,7 @@ def is_private(name):
 
 
 def defined(tree):
-    """The names that a file defines or assigns, and the methods of NamedTuple."""
+    """Return the names that a file defines or assigns, and the methods of NamedTuple."""
     names = {"_replace", "_make", "_fields", "_field_defaults", "_asdict"}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -43,7 +43,7 @@ def defined(tree):
 
 
 def foreign(tree, own):
-    """Every private name in ``tree`` that ``own`` does not hold, with its line."""
+    """Yield every private name in ``tree`` that ``own`` lacks, with its line."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             names = [node.attr]
@@ -67,11 +67,11 @@ OWN = {"_host"}.union(*map(defined, TREES.values()))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_private_names_stand_in_one_module(path):
-    found = list(foreign(TREES[path], OWN))
+    result = list(foreign(TREES[path], OWN))
     if path == OWNER:
-        assert found, "no private name is in use: this test and that module can go"
+        assert result, "no private name is in use: this test and that module can go"
     else:
-        assert not found, f"move these to {OWNER.relative_to(ROOT)}: {found}"
+        assert not result, f"move these to {OWNER.relative_to(ROOT)}: {result}"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def steps():
-    """What the same steps lead to without each of the names."""
+    """Return the results of the same steps without each of the names."""
     command = [sys.executable, "-W", "ignore", "-c", STEPS, json.dumps(TAKEN)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -213,8 +213,8 @@ def test_steps_have_the_same_bits_without(name, steps):
 
 
 def test_a_scaler_may_unscale_by_itself(monkeypatch):
-    """Exact, for the scale is a power of two."""
-    found = []
+    """Guard against other bits where the scaler unscales: the scale is a power of two."""
+    result = []
     for knows in (True, False):
         if not knows:
             monkeypatch.delattr(
@@ -230,13 +230,13 @@ def test_a_scaler_may_unscale_by_itself(monkeypatch):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-        found.append([params[0].detach(), *optimizer.state[params[0]].values()])
-    assert len(found[0]) == 4
-    assert all(map(torch.equal, *found))
+        result.append([params[0].detach(), *optimizer.state[params[0]].values()])
+    assert len(result[0]) == 4
+    assert all(map(torch.equal, *result))
 
 
 def hide(monkeypatch, *names):
-    """Have ``private_api`` find none of ``names``."""
+    """Make ``private_api`` find none of ``names``."""
     original = private_api.find
     monkeypatch.setattr(private_api, "find", lambda m, n: None if n in names else original(m, n))
 
@@ -252,10 +252,10 @@ def test_whether_triton_is_interpreted_is_known_without_its_knobs(value, monkeyp
 def test_the_device_of_triton_is_that_of_torch_without_its_driver(monkeypatch):
     hide(monkeypatch, "driver")
     monkeypatch.setattr(private_api, "triton_is_interpreted", lambda: False)
-    found = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: found)
-    assert private_api.triton_device() == found
+    result = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: result)
+    assert private_api.triton_device() == result
     assert "on cuda" in triton_unavailable_reason(torch.device("cpu"))
-    assert triton_unavailable_reason(found) is None
+    assert triton_unavailable_reason(result) is None
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: None)
-    assert "no accelerator" in triton_unavailable_reason(found)
+    assert "no accelerator" in triton_unavailable_reason(result)

@@ -1,7 +1,7 @@
 """The two modes of the schedule-free optimizers, and the limits of their average.
 
-What this guards, each tried by hand: a switch made twice, ``1 - momentum`` in both directions, a
-z that starts at zero, weights that loading rounds to the dtype of the parameter.
+Faults tried by hand: a switch made twice, ``1 - momentum`` in both directions, a z that starts at
+zero, weights that loading rounds to the dtype of the parameter.
 """
 
 import copy
@@ -9,24 +9,24 @@ import io
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import BACKENDS, give, parameters, values
+from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW, ScheduleFreeSGD
 
-KINDS = [ScheduleFreeAdamW, ScheduleFreeSGD]
+CLASSES = [ScheduleFreeAdamW, ScheduleFreeSGD]
 SHAPES = [(1,), (33, 5), (0,), ()]
 
 
 def steps(optimizer, params, count, first=0):
     for step in range(first, first + count):
-        give(params, values(SHAPES, params[0].dtype, seed=100 + step))
+        set_grads(params, values(SHAPES, params[0].dtype, seed=100 + step))
         optimizer.step()
 
 
-def trained(kind, dtype=torch.float64, count=20, **options):
+def trained(cls, dtype=torch.float64, count=20, **options):
     params = parameters(values(SHAPES, dtype))
-    optimizer = kind(params, 0.1, **options)
+    optimizer = cls(params, 0.1, **options)
     steps(optimizer, params, count)
     return params, optimizer
 
@@ -40,7 +40,7 @@ def close(ours, theirs, bound=1e-12):
 
 
 def test_sgd_averages_the_iterates_of_plain_sgd():
-    """With equal weights x is the mean of all z, and z is gradient descent."""
+    """Guard against other weights: with equal ones x is the mean of all z."""
     plain = parameters(values(SHAPES, torch.float64))
     descent = SGD(plain, 0.1)
     total = [torch.zeros_like(p) for p in plain]
@@ -60,9 +60,9 @@ def test_z_of_adamw_is_adam_without_momentum():
     close([optimizer.state[p]["z"] for p in params], copied(plain))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_first_step_leaves_all_three_points_in_one(kind):
-    params, optimizer = trained(kind, count=1)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_first_step_leaves_all_three_points_in_one(cls):
+    params, optimizer = trained(cls, count=1)
     z = [optimizer.state[p]["z"] for p in params]
     close(copied(params), z)
     optimizer.eval()
@@ -70,9 +70,9 @@ def test_the_first_step_leaves_all_three_points_in_one(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_modes_are_idempotent_and_inverse(kind, dtype):
-    params, optimizer = trained(kind, dtype)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_modes_are_idempotent_and_inverse(cls, dtype):
+    params, optimizer = trained(cls, dtype)
     y = copied(params)
     optimizer.train()
     assert all(torch.equal(p, before) for p, before in zip(params, y, strict=True))
@@ -87,9 +87,9 @@ def test_modes_are_idempotent_and_inverse(kind, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_step_in_eval_mode(kind, backend):
-    params, optimizer = trained(kind, torch.float32, 2, backend=backend)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_no_step_in_eval_mode(cls, backend):
+    params, optimizer = trained(cls, torch.float32, 2, backend=backend)
     optimizer.eval()
     before = copied(params), copy.deepcopy(optimizer.state_dict())
     called = []
@@ -121,16 +121,16 @@ def test_modes_before_the_first_step_change_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_resuming_from_a_checkpoint_in_eval_mode(kind, dtype):
-    """Bit for bit, and the mode is part of the checkpoint."""
-    params, optimizer = trained(kind, dtype, warmup_steps=30, r=0.5, backend="reference")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_resuming_from_a_checkpoint_in_eval_mode(cls, dtype):
+    """Guard against a mode that a checkpoint loses."""
+    params, optimizer = trained(cls, dtype, warmup_steps=30, r=0.5, backend="reference")
     optimizer.eval()
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     others = parameters(copied(params))
-    resumed = kind(others, backend="reference")
+    resumed = cls(others, backend="reference")
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for run, its in ((optimizer, params), (resumed, others)):
         assert not run.param_groups[0]["train_mode"]
@@ -143,7 +143,7 @@ def test_resuming_from_a_checkpoint_in_eval_mode(kind, dtype):
 
 
 def test_a_rate_of_zero_moves_nothing():
-    """And its weight of 0 / 0 is no NaN."""
+    """Guard against NaN from a weight of 0 / 0."""
     params = parameters(values(SHAPES, torch.float32))
     before = copied(params)
     optimizer = ScheduleFreeSGD(params, 0.0)

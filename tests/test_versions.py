@@ -1,7 +1,7 @@
-"""ci/versions.sh: which versions it takes, and that nothing that goes wrong passes for success.
+"""ci/versions.sh: the versions it takes, and failures that must not count as success.
 
-Tried by hand: the last status of ``main`` always 0, a report that is missing taken for one without
-failures, the version that is imported not compared.
+Faults tried by hand: the last status of ``main`` always 0, a report that is missing taken for one
+without failures, the version that is imported not compared.
 """
 
 from pathlib import Path
@@ -30,8 +30,8 @@ def test_three():
 
 def test_the_newest_of_each_minor_version_within_the_bounds():
     bounds = versions_run.allowed((ROOT / "pyproject.toml").read_text())
-    found = versions_run.newest_of_each_minor(bounds, map(Version, RELEASED))
-    assert [str(version) for version in found] == ["3.4.1", "3.5.0", "3.9.1", "3.10.0"]
+    result = versions_run.newest_of_each_minor(bounds, map(Version, RELEASED))
+    assert [str(version) for version in result] == ["3.4.1", "3.5.0", "3.9.1", "3.10.0"]
 
 
 def test_an_index_that_cannot_be_reached_is_one_line_and_a_failure(monkeypatch, capfd):
@@ -49,9 +49,10 @@ def test_an_index_that_cannot_be_reached_is_one_line_and_a_failure(monkeypatch, 
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a check of one file of tests, with the Triton of this process."""
+    """Run a check of one test file, with the Triton of this process."""
 
     def run(text):
+        """Run a check of one test file, with the Triton of this process."""
         file = tmp_path / "test_it.py"
         file.write_text(text)
         variables = versions_run.environment(tmp_path / "none", tmp_path / "cache")
@@ -61,10 +62,10 @@ def run(tmp_path):
 
 
 def test_reasons_of_what_is_refused_are_told(run):
-    found = run(PASSING + OTHERS)
-    assert (found.passed, found.failed) == (1, [])
-    assert sorted(found.refused) == ["cannot be had", "is refused"]
-    assert versions_run.cell(found).startswith("1 passed, 2 refused; ")
+    result = run(PASSING + OTHERS)
+    assert (result.passed, result.failed) == (1, [])
+    assert sorted(result.refused) == ["cannot be had", "is refused"]
+    assert versions_run.cell(result).startswith("1 passed, 2 refused; ")
 
 
 @pytest.mark.parametrize(
@@ -79,16 +80,16 @@ def test_reasons_of_what_is_refused_are_told(run):
     ids=["a test", "a reason that no longer holds", "an import", "no tests", "a crash"],
 )
 def test_what_goes_wrong_is_a_failure(run, text, failed):
-    found = run(text)
-    assert any(failed in name for name in found.failed)
-    assert "FAILED" in versions_run.cell(found)
+    result = run(text)
+    assert any(failed in name for name in result.failed)
+    assert "FAILED" in versions_run.cell(result)
 
 
 def test_another_version_than_the_named_one_is_a_failure(monkeypatch, tmp_path):
     monkeypatch.setattr(versions_run, "HERE", Version("0.1"))
     variables = versions_run.environment(tmp_path / "none", tmp_path)
-    found = versions_run.install(Version("0.1"), tmp_path, variables)
-    assert found.failed == [f"import triton: {versions_run.metadata.version('triton')}"]
+    result = versions_run.install(Version("0.1"), tmp_path, variables)
+    assert result.failed == [f"import triton: {versions_run.metadata.version('triton')}"]
 
 
 @pytest.mark.parametrize("failed", [[], ["test_wrong"]], ids=["passed", "failed"])
@@ -106,5 +107,5 @@ def test_the_status_is_that_of_every_check(monkeypatch, capsys, failed):
 
 
 def test_a_check_that_is_not_there_is_refused_by_name(tmp_path):
-    found = versions_run.run(Check("it", ("tests/test_none.py",)), {}, tmp_path / "it.xml")
-    assert found.refused == ["tests/test_none.py is not in this checkout"]
+    result = versions_run.run(Check("it", ("tests/test_none.py",)), {}, tmp_path / "it.xml")
+    assert result.refused == ["tests/test_none.py is not in this checkout"]

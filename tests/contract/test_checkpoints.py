@@ -1,7 +1,7 @@
-"""Checkpoints of torch.optim and ours are each other's, mid-training.
+"""Checkpoints between torch.optim and ours, in both directions and mid-training.
 
-Guards: loading that writes into the dict, a cast of the count, a group option lost on the
-way, a copy that shares its state with the original.
+Faults guarded against: loading that writes into the dict, a cast of the count, a group option lost
+on the way, a copy that shares its state with the original.
 """
 
 import copy
@@ -10,22 +10,22 @@ import pickle
 
 import pytest
 import torch
-from cases import both, named
-from models import give, parameters, state_of, values
-from pairs import PEERS, Pair, each_case, each_class
+from helpers.cases import find_case, get_name
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.torch_pair import IN_TORCH, Pair, each_case, each_class
 
 from fused_optim.options import GROUP_DEFAULTS
 
-ADAMS = [case for case in PEERS if case.fused.__name__ in ("Adam", "AdamW")]
+ADAMS = [case for case in IN_TORCH if case.fused.__name__ in ("Adam", "AdamW")]
 
 
 def cloned(value):
-    """A copy of a checkpoint that shares no tensor with it."""
+    """Return a copy of a checkpoint that shares no tensor with it."""
     return copy.deepcopy(value)
 
 
 def same(one, other):
-    """Whether two checkpoints hold the same keys, kinds and bits."""
+    """Return whether two checkpoints hold the same keys, types and bits."""
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -35,10 +35,10 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-@pytest.mark.point("checkpoints of torch")
+@pytest.mark.feature("checkpoints of torch")
 @each_case
 def test_torch_to_ours_mid_training(case):
-    """The next 10 steps are those of torch, which goes on without a break."""
+    """Guard against a loaded state that goes on otherwise than torch without a break."""
     pair = Pair(case)
     pair.step(4)
     saved = pair.optimizers[1].state_dict()
@@ -49,21 +49,21 @@ def test_torch_to_ours_mid_training(case):
     pair.step(10)
 
 
-@pytest.mark.point("checkpoints for torch")
+@pytest.mark.feature("checkpoints for torch")
 @each_case
 def test_ours_to_torch_mid_training(case):
     pair = Pair(case)
     pair.step(4)
-    resumed = case.peer(pair.params[1], lr=7.0)
+    resumed = case.torch_class(pair.params[1], lr=7.0)
     resumed.load_state_dict(cloned(pair.optimizers[0].state_dict()))
     pair.optimizers = pair.optimizers[0], resumed
     pair.step(10)
 
 
-@pytest.mark.point("checkpoints for torch")
+@pytest.mark.feature("checkpoints for torch")
 @each_case
 def test_the_checkpoint_is_that_of_torch(case):
-    """Keys, order of the parameters, plain containers; after no step, and after some."""
+    """Guard against other keys, another order or other containers, before and after steps."""
     pair = Pair(case, group=lambda p: [{"params": p[:2]}, {"params": p[2:], "lr": 0.25}])
     for steps in (0, 2):
         for _ in range(steps):
@@ -76,11 +76,11 @@ def test_the_checkpoint_is_that_of_torch(case):
             assert {k: v for k, v in mine.items() if k not in GROUP_DEFAULTS} == other
 
 
-@pytest.mark.point("casting, moving, aliasing")
+@pytest.mark.feature("casting, moving, aliasing")
 @each_class
 @pytest.mark.parametrize("flag", [None, "fused", "capturable"])
 def test_loading_casts_and_aliases_as_torch(case, flag):
-    """Floats take the parameter's dtype, except ``step``; without a cast all is shared.
+    """Guard against casts of ``step``, and against copies where torch shares.
 
     Where torch casts the states of a parameter it shares the count alone, with which two live
     optimizers would count each other's steps: then nothing is shared here.
@@ -92,7 +92,7 @@ def test_loading_casts_and_aliases_as_torch(case, flag):
         saved["param_groups"][0][flag] = True
     for dtype in (torch.float64, torch.bfloat16):
         before, loaded = cloned(saved), []
-        for cls in (case.fused, case.peer):
+        for cls in (case.fused, case.torch_class):
             params = parameters([p.detach() for p in pair.params[0]], dtype)
             optimizer = cls(params)
             given = saved if flag is None else cloned(saved)
@@ -114,10 +114,10 @@ def test_loading_casts_and_aliases_as_torch(case, flag):
         assert same(*loaded)
 
 
-@pytest.mark.point("casting, moving, aliasing")
+@pytest.mark.feature("casting, moving, aliasing")
 @each_class
 def test_an_option_of_the_checkpoint_is_not_shared(case):
-    """Groups are copied, so that a schedule of one optimizer leaves the other."""
+    """Guard against a schedule of one optimizer that changes the other through its groups."""
     pair = Pair(case, lr=torch.tensor(0.1, dtype=torch.float64))
     for optimizer in pair.optimizers:
         saved = optimizer.state_dict()
@@ -129,10 +129,10 @@ def test_an_option_of_the_checkpoint_is_not_shared(case):
     pair.step(2)
 
 
-@pytest.mark.point("casting, moving, aliasing")
+@pytest.mark.feature("casting, moving, aliasing")
 @each_class
 def test_loading_moves_to_the_device_of_the_parameter(case):
-    """Meta stands in for an accelerator."""
+    """Guard against states on another device; meta is used for an accelerator."""
     pair = Pair(case)
     pair.step(2)
     devices = []
@@ -145,10 +145,10 @@ def test_loading_moves_to_the_device_of_the_parameter(case):
     assert devices[0] == devices[1]
 
 
-@pytest.mark.point("old formats")
+@pytest.mark.feature("old formats")
 @each_case
 def test_numeric_counts(case):
-    """Checkpoints of years ago: counts are Python numbers."""
+    """Guard against refusing old checkpoints, whose counts are Python numbers."""
     pair = Pair(case)
     pair.step(3)
     saved = cloned(pair.optimizers[1].state_dict())
@@ -166,26 +166,30 @@ def test_numeric_counts(case):
 
 
 def torch_takes(case, saved, key):
-    """Whether torch can load and step without a group's ``key``; then what it takes for it."""
+    """Return whether torch loads and steps without a group's ``key``, and the value it uses."""
     params = parameters(values([(2,)], torch.float64))
-    peer = case.peer(params, **case.options)
+    torch_optimizer = case.torch_class(params, **case.options)
     del saved["param_groups"][0][key]
-    peer.load_state_dict(saved)
-    return (True, peer.param_groups[0][key]) if key in peer.param_groups[0] else (False, None)
+    torch_optimizer.load_state_dict(saved)
+    return (
+        (True, torch_optimizer.param_groups[0][key])
+        if key in torch_optimizer.param_groups[0]
+        else (False, None)
+    )
 
 
-@pytest.mark.point("old formats")
+@pytest.mark.feature("old formats")
 @each_case
 def test_missing_keys(case):
-    """An option that a checkpoint lacks is what it was before torch had the option."""
+    """Guard against another value than torch's for an option that a checkpoint lacks."""
     params = parameters(values([(2,)], torch.float64))
-    peer = case.peer(params, **case.options)
+    torch_optimizer = case.torch_class(params, **case.options)
     tried = 0
-    for key in peer.param_groups[0].keys() - {"params"}:
-        taken, value = torch_takes(case, cloned(peer.state_dict()), key)
+    for key in torch_optimizer.param_groups[0].keys() - {"params"}:
+        taken, value = torch_takes(case, cloned(torch_optimizer.state_dict()), key)
         if not taken:
             continue
-        saved = cloned(peer.state_dict())
+        saved = cloned(torch_optimizer.state_dict())
         del saved["param_groups"][0][key]
         optimizer = case.fused(params, **case.options)
         optimizer.load_state_dict(saved)
@@ -196,29 +200,29 @@ def test_missing_keys(case):
     assert tried >= 3
 
 
-@pytest.mark.point("old formats")
+@pytest.mark.feature("old formats")
 @each_class
 def test_our_options_survive_a_checkpoint_of_torch(case):
-    """Each group keeps those it has; torch's dict does not know them."""
+    """Guard against options of a group lost by loading a dict that lacks them."""
     params = parameters(values([(2,), (3,)], torch.float64))
     groups = [{"params": params[:1], "l1": 0.5}, {"params": params[1:], "nonfinite": "skip"}]
     optimizer = case.fused(groups, max_grad_norm=2.0)
-    peer = case.peer([{"params": params[:1]}, {"params": params[1:]}])
-    optimizer.load_state_dict(peer.state_dict())
+    torch_optimizer = case.torch_class([{"params": params[:1]}, {"params": params[1:]}])
+    optimizer.load_state_dict(torch_optimizer.state_dict())
     assert [group["l1"] for group in optimizer.param_groups] == [0.5, 0.0]
     assert [group["nonfinite"] for group in optimizer.param_groups] == ["propagate", "skip"]
     assert optimizer.max_grad_norm == 2.0
 
 
-@pytest.mark.point("mismatched groups")
+@pytest.mark.feature("mismatched groups")
 @each_class
 def test_mismatched_groups(case):
-    """torch's error, and nothing has changed."""
+    """Guard against another error than torch's, or one that leaves changes."""
     pair = Pair(case)
     pair.step(2)
     fewer, more = pair.params[0][:-1], [{"params": [p]} for p in pair.params[0]]
     for wrong in (fewer, more):
-        saved = case.peer(wrong).state_dict()
+        saved = case.torch_class(wrong).state_dict()
         errors = []
         for optimizer in pair.optimizers:
             before = cloned(optimizer.state_dict())
@@ -230,10 +234,10 @@ def test_mismatched_groups(case):
     pair.step(2)
 
 
-@pytest.mark.point("torch.save and torch.load")
+@pytest.mark.feature("torch.save and torch.load")
 @each_case
 def test_save_and_load_weights_only(case):
-    """Everything in a checkpoint is what ``weights_only=True`` lets through."""
+    """Guard against objects that ``weights_only=True`` refuses."""
     pair = Pair(case)
     pair.step(2)
     for i, (optimizer, params) in enumerate(pair.both):
@@ -247,11 +251,11 @@ def test_save_and_load_weights_only(case):
     pair.step(2)
 
 
-@pytest.mark.point("deepcopy and pickle")
+@pytest.mark.feature("deepcopy and pickle")
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 @each_case
 def test_copies_mid_training(case, way):
-    """A copy trains parameters of its own as torch's does; the original is left alone."""
+    """Guard against a copy that shares parameters or state with the original."""
     pair = Pair(case)
     pair.step(2)
     before = cloned(pair.optimizers[0].state_dict())
@@ -271,26 +275,26 @@ def test_copies_mid_training(case, way):
     pair.step(2)
 
 
-@pytest.mark.point("deepcopy and pickle")
+@pytest.mark.feature("deepcopy and pickle")
 @each_class
 def test_hooks_do_not_travel(case):
-    """Neither do torch's: an optimizer's copy starts without."""
+    """Guard against hooks that a copy takes along, which torch's does not."""
     pair = Pair(case)
     for optimizer in pair.optimizers:
         optimizer.register_step_pre_hook(lambda *_: pytest.fail("a hook of the original"))
-        twin = copy.deepcopy(optimizer)
-        twin.step()
+        copied = copy.deepcopy(optimizer)
+        copied.step()
 
 
-@pytest.mark.point("Adam and AdamW")
-@pytest.mark.parametrize("case", ADAMS, ids=named)
+@pytest.mark.feature("Adam and AdamW")
+@pytest.mark.parametrize("case", ADAMS, ids=get_name)
 def test_adam_and_adamw_take_each_other(case):
-    """As in torch: AdamW stays decoupled, and Adam becomes what the checkpoint says."""
-    other = both("AdamW" if case.fused.__name__ == "Adam" else "Adam")
+    """Guard against an AdamW that becomes coupled; Adam follows the checkpoint, as in torch."""
+    other = find_case("AdamW" if case.class_name == "Adam" else "Adam")
     pair = Pair(case)
     pair.step(2)
     saved = cloned(pair.optimizers[1].state_dict())
-    pair.optimizers = tuple(cls(params) for cls, params in zip(other, pair.params, strict=True))
+    pair.optimizers = other.fused(pair.params[0]), other.torch_class(pair.params[1])
     for optimizer in pair.optimizers:
         optimizer.load_state_dict(cloned(saved))
     decoupled = [o.param_groups[0]["decoupled_weight_decay"] for o in pair.optimizers]
@@ -298,18 +302,18 @@ def test_adam_and_adamw_take_each_other(case):
     pair.step(3)
 
 
-@pytest.mark.point("checkpoints of torch")
+@pytest.mark.feature("checkpoints of torch")
 @each_class
 def test_checkpoints_of_bf16(case):
-    """What torch writes from low precision is loaded with the bits it has."""
+    """Guard against casts of the low-precision states that torch writes."""
     start = values([(40,)], torch.bfloat16)
     theirs, ours = parameters(start), parameters(start)
-    peer = case.peer(theirs)
-    give(theirs, values([(40,)], torch.bfloat16, 1))
-    peer.step()
+    torch_optimizer = case.torch_class(theirs)
+    set_grads(theirs, values([(40,)], torch.bfloat16, 1))
+    torch_optimizer.step()
     optimizer = case.fused(ours)
-    saved = cloned(peer.state_dict())
+    saved = cloned(torch_optimizer.state_dict())
     optimizer.load_state_dict(saved)
-    fresh = case.peer(theirs)
+    fresh = case.torch_class(theirs)
     fresh.load_state_dict(cloned(saved))
     assert same(state_of(optimizer, ours[0]), state_of(fresh, theirs[0]))

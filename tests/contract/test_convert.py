@@ -1,15 +1,15 @@
-"""A live optimizer of torch becomes ours and the reverse, and training goes on.
+"""Conversions of a live optimizer from torch and to torch, after which training goes on.
 
-Guards: a state that is left behind, fp32 states cast to the parameter's dtype, an option
-that torch lacks dropped in silence.
+Faults guarded against: a state that is left behind, fp32 states cast to the parameter's dtype, an
+option that torch lacks dropped in silence.
 """
 
 import copy
 
 import pytest
 import torch
-from models import give, parameters, state_of, values
-from pairs import Pair, each_case, each_class
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.torch_pair import Pair, each_case, each_class
 
 import fused_optim
 
@@ -21,10 +21,10 @@ def in_groups(params):
     ]
 
 
-@pytest.mark.point("from_torch and to_torch")
+@pytest.mark.feature("from_torch and to_torch")
 @each_case
 def test_from_torch(case):
-    """Groups with all their entries, defaults, names and state; the next 5 steps agree."""
+    """Guard against entries, defaults, names or state that a conversion loses."""
     pair = Pair(case, group=in_groups)
     pair.step(3)
     params, live = copy.deepcopy((pair.params[1], pair.optimizers[1]))
@@ -39,14 +39,14 @@ def test_from_torch(case):
     pair.step(5)
 
 
-@pytest.mark.point("from_torch and to_torch")
+@pytest.mark.feature("from_torch and to_torch")
 @each_case
 def test_to_torch(case):
     pair = Pair(case, group=in_groups)
     pair.step(3)
     params, live = copy.deepcopy((pair.params[0], pair.optimizers[0]))
     theirs = live.to_torch()
-    assert type(theirs) is case.peer
+    assert type(theirs) is case.torch_class
     assert theirs.param_groups[0].keys() == pair.optimizers[1].param_groups[0].keys()
     assert theirs.defaults == pair.optimizers[1].defaults
     mine = state_of(theirs, params[0])
@@ -55,13 +55,13 @@ def test_to_torch(case):
     pair.step(5)
 
 
-@pytest.mark.point("from_torch and to_torch")
+@pytest.mark.feature("from_torch and to_torch")
 @each_class
 def test_states_are_shared_with_their_dtypes(case):
-    """fp32 moments of bf16 parameters stay, where a checkpoint would cast them."""
+    """Guard against casts of fp32 moments of bf16 parameters, which loading would cast."""
     (param,) = parameters(values([(3,)], torch.bfloat16))
-    live = case.peer([param])
-    give([param], values([(3,)], torch.bfloat16, 1))
+    live = case.torch_class([param])
+    set_grads([param], values([(3,)], torch.bfloat16, 1))
     live.step()
     for name, value in state_of(live, param).items():
         live.state[param][name] = value.float()
@@ -72,7 +72,7 @@ def test_states_are_shared_with_their_dtypes(case):
     assert all(back.state[param][name] is value for name, value in state_of(live, param).items())
 
 
-@pytest.mark.point("from_torch and to_torch")
+@pytest.mark.feature("from_torch and to_torch")
 @pytest.mark.parametrize(
     ("name", "value"),
     [("max_grad_norm", 1.0), ("max_grad_value", 2.0), ("l1", 0.5), ("nonfinite", "skip")],
@@ -81,17 +81,19 @@ def test_states_are_shared_with_their_dtypes(case):
 def test_what_torch_does_not_have(case, name, value):
     params = parameters(values([(3,)], torch.float32))
     optimizer = case.fused(params, **{name: value})
-    message = rf"{name} must be .* for torch.optim.{case.peer.__name__}, which has no such option"
+    message = (
+        rf"{name} must be .* for torch.optim.{case.torch_class.__name__}, which has no such option"
+    )
     with pytest.raises(ValueError, match=message):
         optimizer.to_torch()
 
 
-@pytest.mark.point("from_torch and to_torch")
+@pytest.mark.feature("from_torch and to_torch")
 @each_class
 def test_subclasses_are_refused(case):
     params = parameters(values([(3,)], torch.float32))
     for parent, turn in (
-        (case.peer, fused_optim.from_torch),
+        (case.torch_class, fused_optim.from_torch),
         (case.fused, lambda optimizer: optimizer.to_torch()),
     ):
         mine = type("Mine", (parent,), {})(params)
@@ -102,7 +104,7 @@ def test_subclasses_are_refused(case):
             turn(same_name)
 
 
-@pytest.mark.point("from_torch and to_torch")
+@pytest.mark.feature("from_torch and to_torch")
 def test_without_a_namesake():
     params = parameters(values([(3,)], torch.float32))
     with pytest.raises(TypeError, match="fused_optim has no LBFGS"):
@@ -113,18 +115,18 @@ def test_without_a_namesake():
         fused_optim.from_torch(fused_optim.AdamW(params))
 
 
-@pytest.mark.point("from_torch and to_torch")
+@pytest.mark.feature("from_torch and to_torch")
 def test_a_dampened_momentum_whose_steps_were_skipped():
-    """Ours has a count for it; torch tells a first step by the missing buffer."""
+    """Guard against a lost first step: ours has a count, torch a missing buffer."""
     pair_of = [parameters(values([(3,)], torch.float64)) for _ in range(2)]
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
     ours = fused_optim.SGD(pair_of[0], **options, nonfinite="skip")
-    give(pair_of[0], [torch.full((3,), torch.nan)])
+    set_grads(pair_of[0], [torch.full((3,), torch.nan)])
     ours.step()
     ours.param_groups[0]["nonfinite"] = "propagate"
     optimizers = ours.to_torch(), torch.optim.SGD(pair_of[1], **options)
     for seed in range(3):
         for optimizer, params in zip(optimizers, pair_of, strict=True):
-            give(params, values([(3,)], torch.float64, seed))
+            set_grads(params, values([(3,)], torch.float64, seed))
             optimizer.step()
     torch.testing.assert_close(*pair_of)

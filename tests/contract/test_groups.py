@@ -1,17 +1,17 @@
-"""Groups and states in the user's hands, between steps, beside torch's.
+"""Groups and states that the user edits between steps, compared with torch's.
 
-Guards: options read once, at the first step; a rule chosen once for a group; a state kept by
-the identity of its tensor; counts in float32 whatever the default dtype.
+Faults guarded against: options read once, at the first step; a rule chosen once for a group; a
+state kept by the identity of its tensor; counts in float32 whatever the default dtype.
 """
 
 import copy
 
 import pytest
 import torch
-from models import parameters, state_of, values
-from pairs import CLASSES, Pair, each_case, each_class
-from test_torch import counters_in
-from versions import NEEDS_LAZY_ADAGRAD
+from helpers.models import parameters, state_of, values
+from helpers.torch_comparison import default_dtype
+from helpers.torch_pair import CLASSES, Pair, each_case, each_class
+from helpers.versions import NEEDS_LAZY_ADAGRAD
 
 EDITS = {
     "lr": 0.05,
@@ -35,7 +35,7 @@ EDITS = {
 
 
 def can_be_edited(case, group, name):
-    """What torch itself can change in training, with the state it has."""
+    """Return whether torch itself can change an option in training, with the state it has."""
     if name == "momentum" and case.fused.__name__ == "RMSprop":
         return group["momentum"] > 0
     if name == "nesterov":
@@ -47,7 +47,7 @@ def can_be_edited(case, group, name):
     return True
 
 
-@pytest.mark.point("editing groups")
+@pytest.mark.feature("editing groups")
 @each_case
 def test_edited_options_hold_from_the_next_step(case):
     pair = Pair(case)
@@ -61,7 +61,7 @@ def test_edited_options_hold_from_the_next_step(case):
     assert pair.seed > 4
 
 
-@pytest.mark.point("editing groups")
+@pytest.mark.feature("editing groups")
 @each_class
 def test_edits_of_one_group_leave_the_other(case):
     def apart(params):
@@ -75,10 +75,10 @@ def test_edits_of_one_group_leave_the_other(case):
     pair.step(2)
 
 
-@pytest.mark.point("group surgery")
+@pytest.mark.feature("group surgery")
 @each_class
 def test_moved_and_removed(case):
-    """A parameter takes its state along; one without a group rests."""
+    """Guard against a state lost with a move, and a parameter without group that moves."""
 
     def apart(params):
         return [{"params": params[:1], "lr": 0.2}, {"params": params[1:], "weight_decay": 0.3}]
@@ -96,10 +96,10 @@ def test_moved_and_removed(case):
     assert all(torch.equal(p, r) for p, r in zip(pair.params[0][2:], rests, strict=True))
 
 
-@pytest.mark.point("group surgery")
+@pytest.mark.feature("group surgery")
 @each_class
 def test_added_mid_training(case, request):
-    """With an option of its own; a parameter that comes late has its own count."""
+    """Guard against a shared count: a parameter that comes late has its own."""
     if case.fused.__name__ == "Adagrad":
         request.applymarker(NEEDS_LAZY_ADAGRAD)
     pair = Pair(case)
@@ -113,10 +113,10 @@ def test_added_mid_training(case, request):
     assert counts[-1] == 3 or counts[-1] == 0
 
 
-@pytest.mark.point("Tensor lr")
+@pytest.mark.feature("Tensor lr")
 @each_case
 def test_tensor_lr(case):
-    """One tensor for all groups, changed in place or replaced; it is never written."""
+    """Guard against a Tensor lr that is copied or written; it may be filled or replaced."""
     rate = torch.tensor(0.04, dtype=torch.float64)
     pair = Pair(case)
     for optimizer in pair.optimizers:
@@ -131,10 +131,10 @@ def test_tensor_lr(case):
     pair.step(2)
 
 
-@pytest.mark.point("Tensor lr")
+@pytest.mark.feature("Tensor lr")
 @each_class
 def test_a_tensor_lr_of_one_element_and_a_dimension(case):
-    """Some of torch's take only 0-dim ones: beside a float it must be the same here."""
+    """Guard against another result than with a float; some of torch's take 0-dim ones only."""
     results = []
     for rate in (0.25, torch.tensor([0.25])):
         pair = Pair(case, lr=0.25)
@@ -144,12 +144,12 @@ def test_a_tensor_lr_of_one_element_and_a_dimension(case):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.point("Tensor betas")
+@pytest.mark.feature("Tensor betas")
 @pytest.mark.parametrize(
     "case", [c for c in CLASSES if c.fused.__name__ in ("Adam", "AdamW")], ids=lambda c: c.name
 )
 def test_tensor_betas(case):
-    """Where torch allows them, changed in place."""
+    """Guard against betas read once: where torch allows tensors they are changed in place."""
     betas = [torch.tensor(b, dtype=torch.float64) for b in (0.8, 0.9)]
     pair = Pair(case)
     for optimizer in pair.optimizers:
@@ -160,7 +160,7 @@ def test_tensor_betas(case):
     assert betas[1] == 0.9
 
 
-@pytest.mark.point("editing state")
+@pytest.mark.feature("editing state")
 @each_case
 def test_edited_states_are_honoured(case):
     pair = Pair(case)
@@ -193,7 +193,7 @@ def replace(state):
             state[name] = value + 3 if name == "step" else value * 0.25
 
 
-@pytest.mark.point("editing state")
+@pytest.mark.feature("editing state")
 @each_case
 def test_deleted_states_start_over(case, request):
     if case.fused.__name__ == "Adagrad":
@@ -208,20 +208,20 @@ def test_deleted_states_start_over(case, request):
     pair.step(2)
 
 
-@pytest.mark.point("lazy state")
+@pytest.mark.feature("lazy state")
 @pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
 @each_case
 def test_lazy_state(case, default):
-    """Empty before the first step, for those with a gradient after it: torch's keys and dtypes."""
-    with counters_in(default):
+    """Guard against states before the first step, and other keys or dtypes than torch's."""
+    with default_dtype(default):
         for dtype in (torch.float32, torch.bfloat16):
             pair = Pair(case, values([(3,), (2, 2)], dtype))
-            ours, peer = pair.optimizers
-            assert bool(ours.state) == bool(peer.state) == (case.fused.__name__ == "Adagrad")
+            ours, theirs = pair.optimizers
+            assert bool(ours.state) == bool(theirs.state) == (case.fused.__name__ == "Adagrad")
             pair.backward(only=[1])
             for optimizer in pair.optimizers:
                 optimizer.step()
-            assert len(ours.state) == len(peer.state)
+            assert len(ours.state) == len(theirs.state)
             mine, other = (state_of(o, params[1]) for o, params in pair.both)
             extra = {"step"} if case.options.get("dampening") else set()
             assert mine.keys() == other.keys() | extra
@@ -231,7 +231,7 @@ def test_lazy_state(case, default):
                 assert mine[name].is_contiguous()
 
 
-@pytest.mark.point("lazy state")
+@pytest.mark.feature("lazy state")
 @each_class
 def test_state_follows_the_layout_of_the_parameter(case):
     start = [torch.randn(2, 3, 4, 5).to(torch.float64, memory_format=torch.channels_last)]
@@ -241,10 +241,10 @@ def test_state_follows_the_layout_of_the_parameter(case):
     assert {n: v.stride() for n, v in mine.items()} == {n: v.stride() for n, v in other.items()}
 
 
-@pytest.mark.point("lazy state")
+@pytest.mark.feature("lazy state")
 @each_class
 def test_groups_are_not_those_of_the_caller(case):
-    """The dicts are the optimizer's, as in torch; the defaults are not shared among groups."""
+    """Guard against defaults shared among groups, and against dicts other than torch keeps."""
     pair = Pair(case)
     for optimizer, params in pair.both:
         given = {"params": parameters(values([(2,)], torch.float64))}

@@ -1,41 +1,42 @@
-"""Numbers that break optimizers, beside torch's: ours overflow nowhere else.
+"""Extreme, infinite and NaN gradients and long runs, compared with torch's.
 
-Guards: ``g * g`` formed before the weight, counts in float32 added to, ``0 * inf``.
+Faults guarded against: ``g * g`` formed before the weight, counts in float32 added to, ``0 * inf``.
 """
 
 import math
 
 import pytest
 import torch
-from models import give, state_of, values
-from pairs import PEERS, Pair, each_case, each_class
-from test_torch import compare, joined
-from versions import CENTERED_OVERFLOWS
+from helpers.models import set_grads, state_of, values
+from helpers.tolerances import join_flat
+from helpers.torch_comparison import compare_with_torch
+from helpers.torch_pair import IN_TORCH, Pair, each_case, each_class
+from helpers.versions import CENTERED_OVERFLOWS
 
 
-@pytest.mark.point("extreme gradients")
+@pytest.mark.feature("extreme gradients")
 @pytest.mark.parametrize("scale", [1e30, 1e19, 1e-19, 1e-30], ids=str)
 @each_case
 def test_extreme_gradients(case, scale, request):
-    """In float32, where squares of 1e19 and 1e-19 just fit and those of 1e30 and 1e-30 do not."""
+    """Guard against overflow in float32, in which squares of 1e19 and 1e-19 just fit."""
     if case.options.get("centered") and scale == 1e30:
         request.applymarker(CENTERED_OVERFLOWS)
     if case.fused.__name__ == "NAdam" and scale == 1e19:
         scale = 1e17  # torch's divides by 1 - beta2 before the root, and overflows
     pair = Pair(case, values([(6,), (3,)], torch.float32))
     for seed in range(3):
-        # of one sign: what cancels has no digits to compare
+        # of one sign: differences of close values have no digits to compare
         grads = [g.abs() for g in values([(6,), (3,)], torch.float32, seed)]
         grads[0][2:] *= scale
         for params in pair.params:
-            give(params, grads)
+            set_grads(params, grads)
         for optimizer in pair.optimizers:
             optimizer.step()
     compare_with_nan(pair)
 
 
 def compare_with_nan(pair):
-    """Inf and NaN stand at the same places in parameters and states."""
+    """Check that Inf and NaN are at the same elements of parameters and states."""
     for mine, other in zip(*pair.params, strict=True):
         torch.testing.assert_close(mine, other, equal_nan=True)
         states = state_of(pair.optimizers[0], mine), state_of(pair.optimizers[1], other)
@@ -44,16 +45,16 @@ def compare_with_nan(pair):
 
 
 def compare_finite(mine, other):
-    """The same elements are finite, and equal."""
+    """Check that the same elements are finite, and equal."""
     finite = other.isfinite()
     assert torch.equal(mine.isfinite(), finite)
     torch.testing.assert_close(mine[finite], other[finite])
 
 
-@pytest.mark.point("Inf and NaN gradients")
+@pytest.mark.feature("Inf and NaN gradients")
 @each_case
 def test_inf_and_nan_propagate_as_in_torch(case):
-    """The same parameters in the step they come; later the same elements are not finite.
+    """Guard against other parameters in the step of an Inf, and other finite elements later.
 
     Where torch interpolates with lerp, an Inf in a state turns into NaN; ours stays Inf.
     """
@@ -62,7 +63,7 @@ def test_inf_and_nan_propagate_as_in_torch(case):
     for seed, grad in enumerate([None, bad, None, None]):
         grads = values([(6,), (3,)], torch.float32, seed)
         for params in pair.params:
-            give(params, grads if grad is None else [grad, grads[1]])
+            set_grads(params, grads if grad is None else [grad, grads[1]])
         for optimizer in pair.optimizers:
             optimizer.step()
         if seed == 1:
@@ -76,7 +77,7 @@ def test_inf_and_nan_propagate_as_in_torch(case):
     assert pair.params[0][1].isfinite().all()
 
 
-@pytest.mark.point("10 million steps")
+@pytest.mark.feature("10 million steps")
 @each_case
 def test_ten_million_steps(case):
     pair = Pair(case)
@@ -92,7 +93,7 @@ def test_ten_million_steps(case):
             assert state.get("step", 10_000_003) == 10_000_003
 
 
-@pytest.mark.point("2,000 tensors")
+@pytest.mark.feature("2,000 tensors")
 @each_class
 def test_two_thousand_tensors(case):
     start = values([(1 + i % 3,) for i in range(2000)], torch.float64)
@@ -101,11 +102,11 @@ def test_two_thousand_tensors(case):
         pair.backward()
         for optimizer in pair.optimizers:
             optimizer.step()
-    torch.testing.assert_close(*map(joined, pair.params))
+    torch.testing.assert_close(*map(join_flat, pair.params))
     assert not torch.equal(pair.params[0][1999], start[1999])
 
 
-@pytest.mark.point("1,000 steps")
+@pytest.mark.feature("1,000 steps")
 @each_class
 def test_a_thousand_steps(case):
     pair = Pair(case, values([(5,)], torch.float64), foreach=False)
@@ -117,12 +118,12 @@ def test_a_thousand_steps(case):
     pair.check()
 
 
-@pytest.mark.point("half precision")
+@pytest.mark.feature("half precision")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @each_class
 def test_half_precision(case, dtype):
-    """No further from float64 after 50 steps than twice torch's own distance and one rounding."""
+    """Guard against an error after 50 steps above twice torch's own plus one rounding."""
     # an eps of 1e-8 is 0 in fp16, where torch divides by it
-    safe = [c for c in PEERS if c.fused is case.fused and c.options.get("eps", 0) > 1e-4]
+    safe = [c for c in IN_TORCH if c.fused is case.fused and c.options.get("eps", 0) > 1e-4]
     case = (*safe, case)[0]
-    compare(case, values([(31,), (2, 3)], dtype), dtype, "reference")
+    compare_with_torch(case, values([(31,), (2, 3)], dtype), dtype, "reference")

@@ -1,20 +1,20 @@
-"""Every kind of parameter that torch takes, updated in place, beside torch's.
+"""Every sort of parameter that torch takes, updated in place and compared with torch's.
 
-Guards: a copy updated and thrown away, elements paired by address, a version counter left
-alone, a gradient used as scratch.
+Faults guarded against: a copy updated and thrown away, elements paired by address, a version
+counter left alone, a gradient used as scratch.
 """
 
 import pytest
 import torch
-from models import give, parameters, state_of, values
-from pairs import Pair, each_case, each_class
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.torch_pair import Pair, each_case, each_class
 from torch import nn
 
 WIDE = torch.float64
 
 
 def strided(make):
-    """A parameter that is a view of ``make()``, and the whole it is a view of."""
+    """Return a parameter that is a view of ``make()``, and the whole tensor."""
     whole, view = make()
     return whole, nn.Parameter(view)
 
@@ -52,15 +52,18 @@ def one_element_expanded():
 VIEWS = [sliced, column, transposed, channels_last, middle, one_element_expanded]
 
 
-@pytest.mark.point("layouts")
+@pytest.mark.feature("layouts")
 @pytest.mark.parametrize("make", VIEWS, ids=lambda m: m.__name__)
 @each_class
 def test_views(case, make):
-    """The whole is compared too: neighbours in memory are untouched."""
+    """Guard against writes to the neighbours of a view: the whole tensor is compared."""
     pair = Pair(case)
     wholes, pair.params = zip(*[strided(make) for _ in range(2)], strict=True)
     pair.params = [[param] for param in pair.params]
-    pair.optimizers = case.fused(pair.params[0], backend="reference"), case.peer(pair.params[1])
+    pair.optimizers = (
+        case.fused(pair.params[0], backend="reference"),
+        case.torch_class(pair.params[1]),
+    )
     start, pointer, strides = (
         wholes[0].clone(),
         pair.params[0][0].data_ptr(),
@@ -77,10 +80,10 @@ def test_views(case, make):
     assert not torch.equal(wholes[0], start)
 
 
-@pytest.mark.point("kinds of parameters")
+@pytest.mark.feature("kinds of parameters")
 @each_case
 def test_scalar_empty_and_frozen(case):
-    """0-dim and empty ones; ``requires_grad=False``; one that gets no gradient at times."""
+    """Guard against faults with 0-dim, empty, frozen and at times gradient-less parameters."""
     pair = Pair(case, values([(), (0,), (3, 0, 2), (1,), (4,), (5,)], WIDE))
     for params in pair.params:
         params[4].requires_grad_(False)
@@ -91,24 +94,24 @@ def test_scalar_empty_and_frozen(case):
     assert pair.params[0][4] not in pair.optimizers[0].state or case.fused.__name__ == "Adagrad"
 
 
-@pytest.mark.point("complex parameters")
+@pytest.mark.feature("complex parameters")
 @each_case
 def test_complex(case):
-    """As view_as_real, where torch does so."""
+    """Guard against other results than view_as_real gives, where torch uses it."""
     pair = Pair(case, values([(3, 2), (4,)], torch.complex128))
     for seed in range(3):
         for params in pair.params:
             grads = values([(3, 2), (4,)], torch.float64, seed)
-            give(params, [torch.complex(grad, grad.flip(0) + seed) for grad in grads])
+            set_grads(params, [torch.complex(grad, grad.flip(0) + seed) for grad in grads])
         for optimizer in pair.optimizers:
             optimizer.step()
         pair.check()
 
 
-@pytest.mark.point("mixed dtypes")
+@pytest.mark.feature("mixed dtypes")
 @each_case
 def test_dtypes_mixed_in_one_group(case):
-    """Beside torch on each dtype, with equal bits beside ours on that dtype alone."""
+    """Guard against rows of one dtype that change another's bits."""
     dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float64]
     options = {} if case.options.get("eps", 1) == 1 else {"eps": case.options["eps"]}
     start = [value.to(dtype) for value, dtype in zip(values([(9,)] * 5, WIDE), dtypes, strict=True)]
@@ -134,12 +137,12 @@ def test_dtypes_mixed_in_one_group(case):
     torch.testing.assert_close(exact[:3], exact[3:])
 
 
-@pytest.mark.point("tied and shared")
+@pytest.mark.feature("tied and shared")
 @each_class
 def test_tied_parameters(case):
-    """One parameter under two names in a model: one update with the sum of both gradients."""
+    """Guard against two updates of one parameter that a model has under two names."""
     results = []
-    for cls, added in ((case.fused, {"backend": "reference"}), (case.peer, {})):
+    for cls, added in ((case.fused, {"backend": "reference"}), (case.torch_class, {})):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)).double()
         model[1].weight = model[0].weight
@@ -154,7 +157,7 @@ def test_tied_parameters(case):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.point("tied and shared")
+@pytest.mark.feature("tied and shared")
 @each_class
 def test_one_gradient_for_two_parameters(case):
     pair = Pair(case, values([(4,), (4,)], WIDE))
@@ -167,28 +170,28 @@ def test_one_gradient_for_two_parameters(case):
         pair.check()
 
 
-@pytest.mark.point("duplicates")
+@pytest.mark.feature("duplicates")
 @each_class
 def test_duplicates(case):
-    """Across groups torch's error; within a group torch's warning is an error here."""
+    """Guard against duplicates: an error across groups as in torch, and within a group too."""
     (param,) = parameters(values([(2,)], WIDE))
     errors = []
-    for cls in (case.fused, case.peer):
+    for cls in (case.fused, case.torch_class):
         with pytest.raises(ValueError, match="more than one parameter group") as error:
             cls([{"params": [param]}, {"params": [param]}])
         errors.append(str(error.value))
     assert errors[0] == errors[1]
     message = "optimizer contains a parameter group with duplicate parameters; "
     with pytest.warns(UserWarning, match=message):
-        case.peer([param, param])
+        case.torch_class([param, param])
     with pytest.raises(ValueError, match=message):
         case.fused([param, param])
 
 
-@pytest.mark.point("swapped tensors")
+@pytest.mark.feature("swapped tensors")
 @each_class
 def test_swap_tensors(case):
-    """``module.to`` with swapping: the same Python object with new memory, and its state."""
+    """Guard against old memory or a lost state after ``module.to`` swaps the tensor."""
     pair = Pair(case)
     pair.step(2)
     for _, params in pair.both:
@@ -199,7 +202,7 @@ def test_swap_tensors(case):
     pair.step(2)
 
 
-@pytest.mark.point("swapped tensors")
+@pytest.mark.feature("swapped tensors")
 @each_class
 def test_data_replaced(case):
     pair = Pair(case)
@@ -210,10 +213,10 @@ def test_data_replaced(case):
     pair.step(2)
 
 
-@pytest.mark.point("in place")
+@pytest.mark.feature("in place")
 @each_case
 def test_in_place(case):
-    """Storages are kept, of states too; version counters rise; ``p.grad`` keeps its bits."""
+    """Guard against new storages, unchanged version counters and written gradients."""
     pair = Pair(case)
     pair.step(1)
     ours, params = pair.optimizers[0], pair.params[0]
@@ -237,10 +240,10 @@ def test_in_place(case):
         assert grad._version == version
 
 
-@pytest.mark.point("in place")
+@pytest.mark.feature("in place")
 @each_class
 def test_autograd_notices_the_update(case):
-    """Backward through values from before the step raises, as with torch's."""
+    """Guard against a backward pass through overwritten values: it must raise."""
     pair = Pair(case, values([(3,)], WIDE))
     for optimizer, (param,) in pair.both:
         loss = (param**2).sum()
@@ -252,7 +255,7 @@ def test_autograd_notices_the_update(case):
         assert param.requires_grad
 
 
-@pytest.mark.point("in place")
+@pytest.mark.feature("in place")
 @each_class
 def test_views_of_parameters_see_the_update(case):
     pair = Pair(case, values([(6,)], WIDE))

@@ -1,7 +1,7 @@
-"""Every scheduler of torch, which edits groups between steps, beside torch's optimizer.
+"""Every scheduler of torch, which edits groups between steps, on ours and on torch's.
 
-Guards: a Tensor lr read once, betas kept from the first step, a step that ``LRScheduler``
-does not see.
+Faults guarded against: a Tensor lr read once, betas kept from the first step, a step that
+``LRScheduler`` does not see.
 """
 
 import copy
@@ -9,10 +9,10 @@ import inspect
 
 import pytest
 import torch
-from models import values
-from pairs import CLASSES, Pair, each_class
+from helpers.models import values
+from helpers.torch_pair import CLASSES, Pair, each_class
+from helpers.versions import NEEDS_KEPT_TENSOR_LR, SEQUENTIAL_LR_WARNS
 from torch.optim import lr_scheduler as lrs
-from versions import NEEDS_KEPT_TENSOR_LR, SEQUENTIAL_LR_WARNS
 
 START = values([(3,), (2,)], torch.float64)
 SCHEDULERS = {
@@ -36,7 +36,7 @@ SCHEDULERS = {
     "CyclicLR": lambda o: lrs.CyclicLR(o, 0.01, 0.1, 2, cycle_momentum=False),
     "OneCycleLR": lambda o: lrs.OneCycleLR(o, 0.1, 8, cycle_momentum=False),
 }
-# of these, some torch puts another number or tensor in the place of a Tensor lr
+# with these, torch replaces a Tensor lr by another number or tensor
 REPLACING = ("CosineAnnealingWarmRestarts", "SequentialLR", "ReduceLROnPlateau")
 CYCLES = {
     "CyclicLR": lambda o: lrs.CyclicLR(o, 0.01, 0.1, 2, base_momentum=0.5, max_momentum=0.75),
@@ -46,15 +46,15 @@ CYCLES = {
 pytestmark = SEQUENTIAL_LR_WARNS
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 def test_no_scheduler_is_left_out():
     bases = {"LRScheduler", "_LRScheduler"}
-    found = {
+    result = {
         name
         for name, cls in vars(lrs).items()
         if inspect.isclass(cls) and issubclass(cls, lrs.LRScheduler)
     }
-    assert found - bases == set(SCHEDULERS)
+    assert result - bases == set(SCHEDULERS)
 
 
 def rates(optimizer):
@@ -76,11 +76,11 @@ def with_groups(params):
     return [{"params": params[:1]}, {"params": params[1:], "lr": 0.2}]
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 @pytest.mark.parametrize("name", SCHEDULERS)
 @each_class
 def test_scheduler(case, name):
-    """Six steps in two groups, and a resume from the checkpoints in the middle."""
+    """Guard against options read once: six steps in two groups, resumed in the middle."""
     pair = Pair(case, START, with_groups, lr=0.3)
     schedulers = [SCHEDULERS[name](optimizer) for optimizer in pair.optimizers]
     scheduled(pair, schedulers, 3)
@@ -102,7 +102,7 @@ def test_scheduler(case, name):
     assert name == "ConstantLR" or before != rates(pair.optimizers[0])
 
 
-@pytest.mark.point("schedulers of a Tensor lr")
+@pytest.mark.feature("schedulers of a Tensor lr")
 @pytest.mark.parametrize(
     "name",
     [
@@ -112,7 +112,7 @@ def test_scheduler(case, name):
 )
 @each_class
 def test_scheduler_of_a_tensor(case, name):
-    """It is filled in place: the group keeps its tensor."""
+    """Guard against a Tensor lr that is replaced: schedulers fill it."""
     pair = Pair(case, START, lr=torch.tensor(0.3, dtype=torch.float64))
     tensors = [optimizer.param_groups[0]["lr"] for optimizer in pair.optimizers]
     schedulers = [SCHEDULERS[name](optimizer) for optimizer in pair.optimizers]
@@ -126,11 +126,11 @@ def can_cycle(case):
     return "betas" in defaults or "momentum" in defaults
 
 
-@pytest.mark.point("cycled momentum")
+@pytest.mark.feature("cycled momentum")
 @pytest.mark.parametrize("name", CYCLES)
 @pytest.mark.parametrize("case", [c for c in CLASSES if can_cycle(c)], ids=lambda c: c.name)
 def test_cycled_momentum(case, name):
-    """``momentum`` or ``betas[0]`` moves with the rate; from 0 on, for SGD and RMSprop."""
+    """Guard against a momentum or ``betas[0]`` read once, from 0 on for SGD and RMSprop."""
     pair = Pair(case, START)
     schedulers = [CYCLES[name](optimizer) for optimizer in pair.optimizers]
     seen = set()
@@ -143,10 +143,10 @@ def test_cycled_momentum(case, name):
     assert len(seen) > 2
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 @each_class
 def test_schedulers_in_a_row(case):
-    """Two schedulers that step one after the other, on the same groups."""
+    """Guard against options lost between two schedulers of the same groups."""
     pair = Pair(case, START, lr=0.3)
     schedulers = [
         make(optimizer)
@@ -156,10 +156,10 @@ def test_schedulers_in_a_row(case):
     scheduled(pair, schedulers, 5)
 
 
-@pytest.mark.point("schedulers")
+@pytest.mark.feature("schedulers")
 @each_class
 def test_a_scheduler_sees_our_steps(case):
-    """torch warns if the scheduler steps first, for it counts the optimizer's steps."""
+    """Guard against steps that torch does not count: it warns if the scheduler steps first."""
     pair = Pair(case)
     for optimizer in pair.optimizers:
         scheduler = SCHEDULERS["StepLR"](optimizer)

@@ -1,14 +1,14 @@
-"""What a user's code sees of an optimizer before and around its steps, beside torch's.
+"""The constructor, attributes, errors, hooks and closures of an optimizer, compared with torch's.
 
-Guards: another default, a missing group key, a hook that is not called, ``step`` without
-``enable_grad`` for the closure.
+Faults guarded against: another default, a missing group key, a hook that is not called, ``step``
+without ``enable_grad`` for the closure.
 """
 
 import inspect
 
 import pytest
 import torch
-from pairs import Pair, each_case, each_class
+from helpers.torch_pair import Pair, each_case, each_class
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -22,53 +22,55 @@ def without_additions(group):
 
 
 def described(groups):
-    """Groups without their parameters, which differ in identity only."""
+    """Return groups without their parameters, which differ in identity only."""
     return [{n: v for n, v in without_additions(g).items() if n != "params"} for g in groups]
 
 
-@pytest.mark.point("signature")
+@pytest.mark.feature("signature")
 @each_class
 def test_signature(case):
-    """torch's arguments in torch's order, then ours by keyword."""
-    mine, theirs = (list(inspect.signature(c).parameters.values()) for c in (case.fused, case.peer))
+    """Guard against torch's arguments in another order, or ours by position."""
+    mine, theirs = (
+        list(inspect.signature(c).parameters.values()) for c in (case.fused, case.torch_class)
+    )
     assert [(p.name, p.default, p.kind) for p in mine[: len(theirs)]] == [
         (p.name, p.default, p.kind) for p in theirs
     ]
     assert [p.kind for p in mine[len(theirs) :]] == [inspect.Parameter.VAR_KEYWORD]
 
 
-@pytest.mark.point("signature")
+@pytest.mark.feature("signature")
 @each_class
 def test_positional_arguments(case):
     positional = [
         p.default
-        for p in inspect.signature(case.peer).parameters.values()
+        for p in inspect.signature(case.torch_class).parameters.values()
         if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
     ]
     param = torch.zeros(2, requires_grad=True)
     positional[0] = 0.125
-    ours, peer = case.fused([param], *positional), case.peer([param], *positional)
-    assert described(ours.param_groups) == described(peer.param_groups)
+    ours, theirs = case.fused([param], *positional), case.torch_class([param], *positional)
+    assert described(ours.param_groups) == described(theirs.param_groups)
     with pytest.raises(TypeError, match="positional argument"):
         case.fused([param], *positional, None, None, None, None, None, None, None, None)
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
         case.fused([param], learning_rate=1.0)
 
 
-@pytest.mark.point("defaults, groups and repr")
+@pytest.mark.feature("defaults, groups and repr")
 @each_case
 def test_defaults_groups_and_repr(case):
     pair = Pair(case)
-    ours, peer = pair.optimizers
+    ours, theirs = pair.optimizers
     assert isinstance(ours, torch.optim.Optimizer)
-    assert type(ours).__name__ == type(peer).__name__
-    assert without_additions(ours.defaults) == peer.defaults
-    assert ours.defaults.keys() == peer.defaults.keys() | GROUP_DEFAULTS.keys()
-    assert described(ours.param_groups) == described(peer.param_groups)
-    assert ours.param_groups[0].keys() == peer.param_groups[0].keys() | GROUP_DEFAULTS.keys()
+    assert type(ours).__name__ == type(theirs).__name__
+    assert without_additions(ours.defaults) == theirs.defaults
+    assert ours.defaults.keys() == theirs.defaults.keys() | GROUP_DEFAULTS.keys()
+    assert described(ours.param_groups) == described(theirs.param_groups)
+    assert ours.param_groups[0].keys() == theirs.param_groups[0].keys() | GROUP_DEFAULTS.keys()
     added = tuple(f"    {name}: " for name in GROUP_DEFAULTS)
     lines = [line for line in repr(ours).splitlines() if not line.startswith(added)]
-    assert lines == repr(peer).splitlines()
+    assert lines == repr(theirs).splitlines()
 
 
 WAYS = {
@@ -84,23 +86,23 @@ WAYS = {
 }
 
 
-@pytest.mark.point("ways to give parameters")
+@pytest.mark.feature("ways to give parameters")
 @pytest.mark.parametrize("way", WAYS)
 @each_class
 def test_ways_to_give_parameters(case, way):
-    """Names are kept, in ``param_groups`` and in the checkpoint."""
+    """Guard against names lost in ``param_groups`` or in the checkpoint."""
     pair = Pair(case, group=WAYS[way])
-    ours, peer = pair.optimizers
-    assert described(ours.param_groups) == described(peer.param_groups)
+    ours, theirs = pair.optimizers
+    assert described(ours.param_groups) == described(theirs.param_groups)
     assert ("param_names" in ours.param_groups[0]) == ("name" in way)
-    for mine, other in zip(ours.param_groups, peer.param_groups, strict=True):
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
         assert [p.shape for p in mine["params"]] == [p.shape for p in other["params"]]
     pair.step(2)
     saved = [optimizer.state_dict()["param_groups"] for optimizer in pair.optimizers]
     assert [without_additions(group) for group in saved[0]] == saved[1]
 
 
-@pytest.mark.point("ways to give parameters")
+@pytest.mark.feature("ways to give parameters")
 @each_class
 @pytest.mark.parametrize(
     "given",
@@ -116,19 +118,19 @@ def test_ways_to_give_parameters(case, way):
     ids=["nothing", "tensor", "set", "half named", "non-leaf", "none", "no params"],
 )
 def test_what_torch_refuses(case, given):
-    """With the kind and the words of torch's error."""
+    """Guard against another error type or message than torch's."""
     errors = []
-    for cls in (case.fused, case.peer):
+    for cls in (case.fused, case.torch_class):
         with pytest.raises((TypeError, ValueError, KeyError)) as error:
             cls(given)
         errors.append((error.type, str(error.value)))
     assert errors[0] == errors[1]
 
 
-@pytest.mark.point("step hooks")
+@pytest.mark.feature("step hooks")
 @each_class
 def test_step_hooks(case):
-    """Local and global, in torch's order; a pre hook may replace the arguments."""
+    """Guard against hooks that are not called, in another order, or with the old arguments."""
     pair, calls = Pair(case), []
     logs = []
     for optimizer in pair.optimizers:
@@ -158,10 +160,10 @@ def test_step_hooks(case):
     assert len(logs[0]) == 4
 
 
-@pytest.mark.point("checkpoint hooks")
+@pytest.mark.feature("checkpoint hooks")
 @each_class
 def test_checkpoint_hooks(case):
-    """``state_dict`` and ``load_state_dict``, before and after; a hook may replace the dict."""
+    """Guard against hooks of ``state_dict`` and ``load_state_dict`` that have no effect."""
     pair, logs = Pair(case), []
     pair.step(1)
     for optimizer in pair.optimizers:
@@ -180,7 +182,7 @@ def test_checkpoint_hooks(case):
     pair.step(2)
 
 
-@pytest.mark.point("profiler labels")
+@pytest.mark.feature("profiler labels")
 @each_class
 def test_profiler_labels(case):
     pair = Pair(case)
@@ -191,22 +193,22 @@ def test_profiler_labels(case):
             optimizer.step()
             optimizer.zero_grad()
         seen.append([e.name for e in profile.function_events if e.name.startswith("Optimizer.")])
-    name = case.peer.__name__
+    name = case.torch_class.__name__
     expected = [f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"]
     assert seen == [expected, expected]
 
 
-@pytest.mark.point("zero_grad")
+@pytest.mark.feature("zero_grad")
 @each_class
 @pytest.mark.parametrize("foreach", [None, True])
 def test_zero_grad(case, foreach):
     pair = Pair(case, foreach=foreach)
     pair.step(1)
     for optimizer, params in pair.both:
-        kept = [p.grad for p in params]
+        gradients = [p.grad for p in params]
         optimizer.zero_grad(set_to_none=False)
-        assert all(p.grad is k for p, k in zip(params, kept, strict=True))
-        assert not any(k.any() for k in kept)
+        assert all(p.grad is k for p, k in zip(params, gradients, strict=True))
+        assert not any(k.any() for k in gradients)
         optimizer.step()  # a zero gradient is a gradient: momentum goes on
     pair.check()
     for optimizer, params in pair.both:
@@ -216,10 +218,10 @@ def test_zero_grad(case, foreach):
     pair.check()
 
 
-@pytest.mark.point("closures")
+@pytest.mark.feature("closures")
 @each_class
 def test_closures(case):
-    """The gradient is enabled inside, whatever it is outside; the loss comes back as it is."""
+    """Guard against a closure without gradients enabled, and a changed loss."""
     pair = Pair(case)
     losses = []
     for optimizer, params in pair.both:
@@ -241,13 +243,13 @@ def test_closures(case):
     torch.testing.assert_close(losses[:2], losses[2:])
 
 
-@pytest.mark.point("subclasses")
+@pytest.mark.feature("subclasses")
 @each_class
 def test_subclasses(case):
-    """With an overridden ``step``; its hooks are called as often as torch's are."""
+    """Guard against hooks of a subclass with its own ``step`` called more or less than torch's."""
     logs = []
     pair = Pair(case)
-    for i, parent in enumerate((case.fused, case.peer)):
+    for i, parent in enumerate((case.fused, case.torch_class)):
 
         class Mine(parent):
             def step(self, closure=None):

@@ -1,7 +1,7 @@
-"""What torch puts around a step: scaling, averages, hooks of backward, compilation.
+"""Utilities of torch around a step: scaling, averages, hooks of backward and compilation.
 
-Guards: a step that unscales twice, a skipped step that is counted, a result that a compiled
-caller does not see.
+Faults guarded against: a step that unscales twice, a skipped step that is counted, a result that a
+compiled caller does not see.
 """
 
 import math
@@ -9,8 +9,8 @@ import warnings
 
 import pytest
 import torch
-from models import give, parameters, state_of, values
-from pairs import Pair, each_case, each_class
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.torch_pair import Pair, each_case, each_class
 from torch import nn
 from torch.optim import swa_utils
 
@@ -18,15 +18,15 @@ SHAPES = [(6,), (2, 3)]
 
 
 def float_pair(case):
-    """A float32 pair: GradScaler's scales are float32."""
+    """Return a pair in float32, the dtype of GradScaler's scales."""
     return Pair(case, values(SHAPES, torch.float32))
 
 
-@pytest.mark.point("GradScaler")
+@pytest.mark.feature("GradScaler")
 @pytest.mark.parametrize("way", ["step unscales", "scaler unscales", "unscale_", "attributes"])
 @each_case
 def test_grad_scaler(case, way):
-    """An Inf at the first and at a later step; skipped steps are not counted.
+    """Guard against Inf steps that are counted or not skipped, at the first and at a later step.
 
     torch's optimizers leave unscaling and skipping to the scaler; a step of ours that measures does
     both itself, and the gradient stays scaled. ``attributes`` is what the scaler does, by hand.
@@ -43,7 +43,7 @@ def test_grad_scaler(case, way):
             grads[1][1, 2] = math.inf
         for scaler, params in zip(scalers, pair.params, strict=True):
             scaler.scale(torch.zeros(()))
-            give(params, [grad * scaler.get_scale() for grad in grads])
+            set_grads(params, [grad * scaler.get_scale() for grad in grads])
         scaled = [p.grad.clone() for p in pair.params[0]]
         step_scaled(pair, scalers, way, bad)
         assert [s.get_scale() for s in scalers[:1]] == [s.get_scale() for s in scalers[1:]]
@@ -55,8 +55,8 @@ def test_grad_scaler(case, way):
 
 
 def step_scaled(pair, scalers, way, bad):
-    """One step of both, and the update of the scales; unscale_ comes with torch's clipping."""
-    ours, peer = pair.optimizers
+    """Take a scaled step of both and update the scales; ``unscale_`` goes with torch's clipping."""
+    ours, theirs = pair.optimizers
     if way == "unscale_":
         for scaler, optimizer, params in zip(scalers, pair.optimizers, pair.params, strict=True):
             scaler.unscale_(optimizer)
@@ -69,7 +69,7 @@ def step_scaled(pair, scalers, way, bad):
         assert ours.skipped == bad
     else:
         scalers[0].step(ours)
-    scalers[1].step(peer)
+    scalers[1].step(theirs)
     scalers[1].update()
     if way == "attributes":
         scalers[0].load_state_dict(scalers[1].state_dict())
@@ -79,12 +79,12 @@ def step_scaled(pair, scalers, way, bad):
     assert not hasattr(ours, "found_inf")
 
 
-@pytest.mark.point("GradScaler")
+@pytest.mark.feature("GradScaler")
 @each_class
 def test_a_scaler_of_cuda_without_cuda(case):
-    """It disables itself, with torch's warning, and the script goes on."""
+    """Guard against a script that stops where the scaler disables itself with torch's warning."""
     if torch.cuda.is_available():
-        pytest.skip("a GPU is there")
+        pytest.skip("with a GPU the scaler does not disable itself")
     pair = Pair(case)
     with pytest.warns(UserWarning, match="CUDA is not available"):
         scaler = torch.amp.GradScaler("cuda")
@@ -97,7 +97,7 @@ def test_a_scaler_of_cuda_without_cuda(case):
 
 
 class Model(nn.Module):
-    """With a norm, whose statistics ``update_bn`` has to find again."""
+    """A model with a norm, whose statistics ``update_bn`` has to form."""
 
     def __init__(self):
         super().__init__()
@@ -110,9 +110,9 @@ class Model(nn.Module):
 
 
 def models(case):
-    """The same model twice, each with its optimizer."""
+    """Return the same model twice, each with its optimizer."""
     pairs = []
-    for cls, added in ((case.fused, {"backend": "reference"}), (case.peer, {})):
+    for cls, added in ((case.fused, {"backend": "reference"}), (case.torch_class, {})):
         torch.manual_seed(0)
         model = Model()
         pairs.append((model, cls(model.parameters(), **added)))
@@ -131,10 +131,10 @@ def train(model, optimizer, seed):
     return loss.detach()
 
 
-@pytest.mark.point("swa_utils")
+@pytest.mark.feature("swa_utils")
 @each_class
 def test_swa(case):
-    """AveragedModel, SWALR and update_bn around the steps."""
+    """Guard against AveragedModel, SWALR or update_bn that miss a step."""
     results = []
     for model, optimizer in models(case):
         ema_update = swa_utils.AveragedModel(model)
@@ -148,7 +148,7 @@ def test_swa(case):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.point("swa_utils")
+@pytest.mark.feature("swa_utils")
 @each_class
 def test_ema_of_swa_utils(case):
     results = []
@@ -162,17 +162,17 @@ def test_ema_of_swa_utils(case):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.point("ema_decay")
+@pytest.mark.feature("ema_decay")
 @each_class
 def test_ema_decay(case):
-    """The average in the pass is that of AveragedModel, and part of the checkpoint."""
+    """Guard against another average than AveragedModel's, or one that a checkpoint lacks."""
     ours = parameters(values(SHAPES, torch.float64))
     optimizer = case.fused(ours, ema_decay=0.75, backend="reference")
     ema_update = swa_utils.AveragedModel(
         nn.ParameterList(ours), multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.75)
     )
     for seed in range(4):
-        give(ours, values(SHAPES, torch.float64, seed))
+        set_grads(ours, values(SHAPES, torch.float64, seed))
         optimizer.step()
         ema_update.update_parameters(nn.ParameterList(ours))
     expected = [p.detach() for p in ema_update.module]
@@ -186,12 +186,12 @@ def test_ema_decay(case):
     torch.testing.assert_close(list(fresh.ema_parameters()), expected)
 
 
-@pytest.mark.point("step in backward")
+@pytest.mark.feature("step in backward")
 @each_class
 def test_step_in_backward(case):
-    """An optimizer for each parameter, stepped by its hook: no gradient outlives backward."""
+    """Guard against gradients that outlive backward, with an optimizer in each parameter's hook."""
     results = []
-    for cls in (case.fused, case.peer):
+    for cls in (case.fused, case.torch_class):
         torch.manual_seed(0)
         model = Model()
         optimizers = {p: cls([p]) for p in model.parameters()}
@@ -209,10 +209,10 @@ def test_step_in_backward(case):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.point("torch.compile")
+@pytest.mark.feature("torch.compile")
 @each_class
 def test_compiled_training_step(case):
-    """A graph break at the step is allowed; nothing recompiles step by step; results are equal."""
+    """Guard against recompilation at each step, and results that a compiled caller misses."""
     torch._dynamo.reset()
     results = []
     with warnings.catch_warnings():
@@ -235,10 +235,10 @@ def test_compiled_training_step(case):
     torch.testing.assert_close(results[0], [p.detach() for p in model.parameters()])
 
 
-@pytest.mark.point("differentiable")
+@pytest.mark.feature("differentiable")
 @each_class
 def test_differentiable(case):
-    """Refused with the reason, in the defaults and in a group: the step is outside autograd."""
+    """Guard against a silent ``differentiable``: refused in the defaults and in a group."""
     params = parameters(values([(2,)], torch.float64))
     with pytest.raises(ValueError, match="differentiable must be False"):
         case.fused(params, differentiable=True)

@@ -5,9 +5,9 @@ import struct
 import driver_stubs
 import pytest
 import torch
-from closeness import assert_same_bits
 from driver_stubs.hip import kernarg
-from models import exact_values, give, parameters, state_of, values
+from helpers.models import exact_values, parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 
@@ -63,16 +63,16 @@ class Pair:
         for i, param in enumerate(self.params):
             self.put(param, i)
 
-    def give(self):
+    def set_grads(self):
         """New gradients whose squares add up without rounding, the same for both."""
         self.seed += 1
         grads = exact_values([p.shape for p in self.others], self.others[0].dtype, self.seed)
-        give(self.others, grads)
+        set_grads(self.others, grads)
         for i, (param, grad) in enumerate(zip(self.params, grads, strict=True)):
             param.grad = self.put(grad.clone(), i)
 
     def step(self):
-        self.give()
+        self.set_grads()
         self.kernel.step()
         self.reference.step()
 

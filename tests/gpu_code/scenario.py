@@ -9,10 +9,10 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from cases import CASES
-from closeness import assert_same_bits
 from gpu_code.devices import TARGETS
-from models import FORMATS, exact_values, state_of, values
+from helpers.cases import CASES
+from helpers.models import FORMATS, exact_values, state_of, values
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 
@@ -142,7 +142,7 @@ class Scenario:
     def params(self):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def give(self, step):
+    def set_grads(self, step):
         """Gradients whose squares add up without rounding, in any order."""
         given = exact_values([p.shape for p in self.params], torch.float32, step)
         for tensor, param, value in zip(self.tensors, self.params, given, strict=True):
@@ -157,7 +157,7 @@ class Scenario:
                 param.grad = grad
 
     def step(self, step):
-        self.give(step)
+        self.set_grads(step)
         if STEPS[step] == "new lr":
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"] * 0.5

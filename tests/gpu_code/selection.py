@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 
-from models import RULES
+from helpers.models import RULES
 
 from ci.codegen.builds import CODECS, DTYPES, FORMATS, TARGETS, Build
 

@@ -7,7 +7,7 @@ each check fails where it should is tested in ``test_codegen_checks.py``.
 
 import pytest
 from gpu_code.selection import aligned_builds, few_builds, other_builds, unaligned_builds
-from versions import OLD_LIBDEVICE
+from helpers.versions import OLD_LIBDEVICE
 
 from ci.codegen.builds import Build, made
 from ci.codegen.checks import complaints

@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from models import RULES
+from helpers.models import RULES
 
 from ci.codegen.amd import Amd
 from ci.codegen.builds import TARGETS, compiled, make_bucket_key

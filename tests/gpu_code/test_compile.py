@@ -9,8 +9,8 @@ from itertools import combinations, product
 import pytest
 import torch
 from gpu_code.selection import aligned_builds, few_builds, other_builds, unaligned_builds
-from models import RULES
-from versions import NEEDS_AMD_LINKER
+from helpers.models import RULES
+from helpers.versions import NEEDS_AMD_LINKER
 
 from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, make_bucket_key
 from fused_optim.backends.constexprs import constants

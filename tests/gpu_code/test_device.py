@@ -6,8 +6,8 @@ The reference takes the same steps on the CPU, and its bits are asked for.
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import exact_values, give, parameters, state_of, values
+from helpers.models import exact_values, parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 
@@ -51,13 +51,13 @@ def test_streams_and_a_host_that_runs_ahead(device):
     """
     twins = Twins(device)
     for step, (ours, theirs) in enumerate(twins.gradients(6)):
-        give(twins.others, theirs)
+        set_grads(twins.others, theirs)
         for optimizer in (twins.kernel, twins.reference):
             optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
         twins.reference.step()
         with device.on(), device.stream():
             device.keep_busy()
-            give(twins.params, ours)
+            set_grads(twins.params, ours)
             twins.kernel.step()
             twins.kernel.zero_grad()
             # takes the memory that was freed: of gradients, partial sums and tables
@@ -73,18 +73,18 @@ def test_nothing_waits_for_the_device(device):
     twins.kernel.param_groups[0]["lr"] = lr
     rates = [torch.tensor(0.1 / (1 + i), device=device.torch) for i in range(4)]
     for step, (ours, theirs) in enumerate(twins.gradients(4)):
-        give(twins.others, theirs)
+        set_grads(twins.others, theirs)
         twins.reference.param_groups[0].update(lr=rates[step].cpu(), weight_decay=0.01 * step)
         twins.kernel.param_groups[0]["weight_decay"] = 0.01 * step  # each has to be uploaded
         twins.reference.step()
         with device.on():
             if step == 0:  # which compiles and loads
-                give(twins.params, ours)
+                set_grads(twins.params, ours)
                 twins.kernel.step()
                 continue
             device.keep_busy()
             with device.forbid_waiting():
-                give(twins.params, ours)
+                set_grads(twins.params, ours)
                 lr.copy_(rates[step])
                 twins.kernel.step()
                 _ = twins.kernel.grad_norm, twins.kernel.clip_factor, twins.kernel.skipped
@@ -102,7 +102,7 @@ def test_a_graph_of_the_step(device):
         param.grad = grad
     replay = None
     for step, (ours, theirs) in enumerate(twins.gradients(6)):
-        give(twins.others, theirs)
+        set_grads(twins.others, theirs)
         twins.reference.param_groups[0]["lr"] = torch.tensor(0.1 / (1 + step))
         twins.reference.step()
         for grad, value in zip(fixed, ours, strict=True):
@@ -134,7 +134,7 @@ def test_grad_scaler(device):
                 scaled = [scaler.scale(g) for g in given]
                 if step == 1:
                     scaled[0][7] = torch.inf
-                give(params, scaled)
+                set_grads(params, scaled)
                 scaler.step(optimizer)
                 scaler.update()
     assert pairs[0][0].get_scale() == pairs[1][0].get_scale() == 1024.0
@@ -172,7 +172,7 @@ def test_the_gpu_of_the_parameters():
     for place in ("cuda:1", "cpu"):
         params = parameters([v.to(place) for v in values(SHAPES, torch.float32)])
         optimizer = fused_optim.AdamW(params, **OPTIONS)
-        give(params, [v.to(place) for v in exact_values(SHAPES, torch.float32, 1)])
+        set_grads(params, [v.to(place) for v in exact_values(SHAPES, torch.float32, 1)])
         optimizer.step()
         found.append(params)
     assert torch.cuda.current_device() == 0

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from models import RULES
+from helpers.models import RULES
 
 from ci.codegen.builds import make_bucket_key
 from fused_optim.backends.constexprs import constants

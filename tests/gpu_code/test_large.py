@@ -9,8 +9,8 @@ import mmap
 import time
 
 import torch
-from closeness import assert_same_bits
-from models import values
+from helpers.models import values
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim.backends.kernel_runner import KernelRunner

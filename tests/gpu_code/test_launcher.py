@@ -19,7 +19,6 @@ import driver_stubs
 import pytest
 import torch
 import triton
-from closeness import assert_same_bits
 from gpu_code.launches import (
     BF16,
     CASES,
@@ -31,7 +30,8 @@ from gpu_code.launches import (
     needs_compiler,
     pointers,
 )
-from models import give, values
+from helpers.models import set_grads, values
+from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim.backends.triton import CachedKernel
@@ -90,7 +90,7 @@ def test_later_launches_hand_over_what_the_first_does(case, stub):
     pair = Pair(case)
     with stub():
         pair.step()  # makes the state and the tables
-    pair.give()
+    pair.set_grads()
     with stub() as driver, same_memory(), asked_of_triton() as asked:
         pair.kernel.step()
         assert [function.fn.__name__ for function, _, _ in asked] == pair.kernels
@@ -128,10 +128,10 @@ def test_a_grad_scaler(stub):
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in range(2)]
     with stub() as driver:
         for step in range(3):
-            pair.give()
+            pair.set_grads()
             sides = (pair.kernel, pair.params), (pair.reference, pair.others)
             for scaler, (optimizer, params) in zip(scalers, sides, strict=True):
-                give(params, [scaler.scale(p.grad) for p in params])
+                set_grads(params, [scaler.scale(p.grad) for p in params])
                 if step == 1:
                     params[1].grad[3] = torch.inf
                 scaler.step(optimizer)

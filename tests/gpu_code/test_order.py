@@ -6,7 +6,7 @@ device.
 
 import pytest
 import torch
-from models import give, parameters, state_of, values
+from helpers.models import parameters, set_grads, state_of, values
 
 import fused_optim
 
@@ -19,7 +19,7 @@ def stepped(device, **options):
     """What a step leaves behind that runs every kernel, on gradients whose sum has roundings."""
     params = parameters([v.to(device.torch) for v in values(SHAPES, torch.float32)])
     optimizer = fused_optim.LAMB(params, max_grad_norm=0.1, nonfinite="skip", backend="triton")
-    give(params, [v.to(device.torch) for v in values(SHAPES, torch.float32, 1)])
+    set_grads(params, [v.to(device.torch) for v in values(SHAPES, torch.float32, 1)])
     with device.on(**options) as driver:
         optimizer.step()
     if driver is not None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from closeness import assert_same_bits
 from gpu_code import scenario
 from gpu_code.devices import GPU, TARGETS, device_named
-from models import give, parameters, state_of, values
-from versions import NEEDS_DENORMALS
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
+from helpers.versions import NEEDS_DENORMALS
 
 import fused_optim
 from fused_optim.kernels.rules.common import div_rn, sqrt_rn
@@ -65,10 +65,10 @@ def test_an_inf_where_one_group_skips_and_one_does_not(device):
         params = parameters([v.to(place) for v in values([1500, 1500], torch.float32)])
         groups = [{"params": params[:1], "nonfinite": "skip"}, {"params": params[1:]}]
         optimizer = fused_optim.AdamW(groups, ema_decay=0.5, max_grad_norm=1.0, backend=backend)
-        give(params, [torch.full_like(p, torch.inf) for p in params])
+        set_grads(params, [torch.full_like(p, torch.inf) for p in params])
         with device.on():
             optimizer.step()
-            give(params, [torch.ones_like(p) for p in params])
+            set_grads(params, [torch.ones_like(p) for p in params])
             optimizer.step()
         states = [state_of(optimizer, p) for p in params]
         found.append([*params, *(value for state in states for value in state.values())])
@@ -126,7 +126,7 @@ def test_a_step_of_200_tensors_in_3_groups_is_3_launches_of_the_driver():
         {"params": params[150:], "betas": (0.5, 0.6), "max_grad_value": 1.0},
     ]
     optimizer = fused_optim.AdamW(groups, backend="triton", max_grad_norm=1.0)
-    give(params, [torch.ones_like(p) for p in params])
+    set_grads(params, [torch.ones_like(p) for p in params])
     with ptxsim.install(arch=90) as driver:
         optimizer.step()
         grids = [(launch.name, launch.grid[0]) for launch in driver.launches]
@@ -164,7 +164,7 @@ def test_options_and_sizes_compile_nothing(device):
         )
         with device.on():
             for _ in range(2):
-                give(params, [torch.ones_like(p) for p in params])
+                set_grads(params, [torch.ones_like(p) for p in params])
                 optimizer.step()
         compiled.append(sum(len(caches[0]) for caches in update.device_caches.values()))
     assert compiled[0] == compiled[1] > 0

@@ -1,4 +1,4 @@
-"""Run kernels on columns that end, or begin, where memory ends; a program of its own.
+"""Run kernels on columns that begin or end at protected memory; a program of its own.
 
     python guarded.py LEVEL FORMAT[,FORMAT...]|rows LIE
 
@@ -22,26 +22,26 @@ from fused_optim.backends.native.executor import GEOMETRY
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 
 LENGTHS = [*range(1, 66), 127, 128, 4095, 4096, 4097, 8192 + 77]
-RULE_MODULES = 18  # of data: the longest row in float64, and more
+PAGES = 18  # of data: the longest row in float64, and more
 FILL = 0xA5
 NO_ACCESS = 0  # PROT_NONE
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Guarded:
-    """Memory between two pages that nothing may touch."""
+    """Memory between two protected pages."""
 
     def __init__(self) -> None:
-        size, page = (RULE_MODULES + 2) * mmap.PAGESIZE, mmap.PAGESIZE
+        size, page = (PAGES + 2) * mmap.PAGESIZE, mmap.PAGESIZE
         self.memory = mmap.mmap(-1, size)
         whole = np.frombuffer(self.memory, np.uint8)
         self.data = whole[page:-page]
-        for place in (whole[:page], whole[-page:]):
-            address = ctypes.c_void_p(place.ctypes.data)
+        for edge in (whole[:page], whole[-page:]):
+            address = ctypes.c_void_p(edge.ctypes.data)
             assert LIBC.mprotect(address, ctypes.c_size_t(page), NO_ACCESS) == 0
 
     def put(self, values: np.ndarray, at_end: bool) -> int:
-        """Put values to the end of the memory or its beginning; their address."""
+        """Put values at the end of the memory or its beginning; return their address."""
         raw = values.view(np.uint8).reshape(-1)
         start = len(self.data) - len(raw) if at_end else 0
         self.used = slice(start, start + len(raw))
@@ -50,54 +50,54 @@ class Guarded:
         return self.data.ctypes.data + start
 
     def check(self) -> None:
-        """The bytes around the values are what they were."""
+        """Check that the bytes around the values have not changed."""
         around = np.concatenate([self.data[: self.used.start], self.data[self.used.stop :]])
-        assert (around == FILL).all(), "written beside the values"
+        assert (around == FILL).all(), "written outside the values"
 
 
-def columns(kind: BucketKey, numel: int) -> list[np.ndarray]:
-    """Some values for every column."""
+def columns(key: BucketKey, numel: int) -> list[np.ndarray]:
+    """Return values for every column."""
     generator = torch.Generator().manual_seed(numel)
-    found = []
-    for dtype, block in zip(kind.dtypes, kind.blocks, strict=True):
+    result = []
+    for dtype, block in zip(key.dtypes, key.blocks, strict=True):
         count = -(-numel // block)
         values = torch.rand(count, generator=generator, dtype=torch.float64) * 100 + 1
-        found.append(values.to(dtype).view(torch.uint8).numpy())
-    return found
+        result.append(values.to(dtype).view(torch.uint8).numpy())
+    return result
 
 
 class Launch:
-    """One launch whose tables are put into guarded memory too."""
+    """A launch whose columns and tables are in guarded memory."""
 
     def __init__(self, memory: list[Guarded], at_end: bool) -> None:
         self.memory, self.at_end, self.used = memory, at_end, 0
 
     def put(self, values: np.ndarray) -> int:
-        """Put values into memory that this launch has not used; their address."""
+        """Put values into memory that this launch has not used; return their address."""
         self.used += 1
         return self.memory[self.used - 1].put(values, self.at_end)
 
     def elements(self, case: Case, level: str, numel: int, lie: int) -> None:
-        """One row through a kernel that goes through elements."""
-        kind = case.kind
+        """Run a kernel over the elements of one row."""
+        key = case.key
         firsts, spans = chunk_maps([numel + lie], GEOMETRY)
-        addresses = [self.put(column) for column in columns(kind, numel)]
+        addresses = [self.put(column) for column in columns(key, numel)]
         table = self.put(np.array([[numel + lie, 5, *addresses]], np.int64))
         arguments: list[int] = [table, self.put(firsts), self.put(spans)]
         chunks = int(firsts[-1])
         if case.kernel == "norm":
             arguments += [self.put(np.zeros((chunks, 2))), chunks]
         else:
-            scalars = np.full(len(CommonScalars._fields) + len(kind.rule.scalars._fields), 0.125)
+            scalars = np.full(len(CommonScalars._fields) + len(key.rule.scalars._fields), 0.125)
             scalars[0] = 0  # not skipped
-            arguments.append(self.put(scalars.astype(str(kind.compute)[6:])))
+            arguments.append(self.put(scalars.astype(str(key.compute)[6:])))
         if case.kernel == "reduce":
-            arguments.append(self.put(np.zeros((chunks, kind.rule.reduction.num_sums))))
+            arguments.append(self.put(np.zeros((chunks, key.rule.reduction.num_sums))))
         run(loaded(case, level), *arguments, programs=chunks)
 
     def begin(self, case: Case, level: str, rows: int, partials: int, lie: int) -> None:
-        """Some rows through begin."""
-        rule = case.kind.rule
+        """Run ``prepare`` on some rows."""
+        rule = case.key.rule
         counters = len(rule.scalar_state)
         count = self.put(np.full(rows * max(counters, 1), 3.0, np.float32))
         addresses = count + 4 * np.arange(rows * counters, dtype=np.int64)
@@ -117,8 +117,8 @@ class Launch:
         run(loaded(case, level), *arguments, partials, rows + lie, programs=programs)
 
     def finish(self, case: Case, level: str, rows: int, chunks: int, lie: int) -> None:
-        """Some rows, of so many chunks each, through finish."""
-        rule, width = case.kind.rule, 2 + len(case.kind.dtypes)
+        """Run ``finalize`` on some rows, of ``chunks`` chunks each."""
+        rule, width = case.key.rule, 2 + len(case.key.dtypes)
         sums = np.ones((rows * chunks, rule.reduction.num_sums))
         arguments = [
             self.put(np.ones((rows, width), np.int64)),
@@ -131,13 +131,13 @@ class Launch:
         run(loaded(case, level), *arguments, programs=rows + lie)
 
     def check(self) -> None:
-        """Nothing was written beside what this launch has put."""
+        """Check that the launch wrote to its own values alone."""
         for piece in self.memory[: self.used]:
             piece.check()
 
 
 def through_elements(level: str, formats: str, lie: int, memory: list[Guarded]) -> None:
-    """Every kernel that goes through elements, every length, both ends of the memory."""
+    """Run every kernel over elements, with every length, at both ends of the memory."""
     for name in formats.split(","):
         for kernel, rule in (("update", "adam"), ("norm", "adam"), ("reduce", "lamb")):
             for numel, at_end in itertools.product(LENGTHS, (True, False)):
@@ -147,7 +147,7 @@ def through_elements(level: str, formats: str, lie: int, memory: list[Guarded]) 
 
 
 def through_rows(level: str, lie: int, memory: list[Guarded]) -> None:
-    """The kernels that go through rows, for every number that a program may have left."""
+    """Run the kernels over rows, with every number of rows that a program may have left."""
     for rows, at_end in itertools.product(range(1, 2 * GEOMETRY.rows + 2), (True, False)):
         for rule, partials in (("adam", 1), ("asgd", 64), ("sgd", 65)):
             launch = Launch(memory, at_end)
@@ -160,7 +160,7 @@ def through_rows(level: str, lie: int, memory: list[Guarded]) -> None:
 
 
 def main(level: str, formats: str, lie: str) -> None:
-    """See the head of this file; ``rows`` in the place of formats are the other kernels."""
+    """Run the kernels of the formats, or those over rows; print that nothing was touched."""
     memory = [Guarded() for _ in range(16)]
     if formats == "rows":
         through_rows(level, int(lie), memory)

@@ -1,11 +1,11 @@
-"""What the tests of the compiler compile: kernels as the executor has them, and TTIR by hand."""
+"""Kernels for the tests of the native compiler, as the executor makes them and as TTIR by hand."""
 
 import ctypes
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from models import RULES
+from helpers.models import RULES
 
 from ci.codegen.builds import FORMATS
 from fused_optim.backends import triton
@@ -19,74 +19,75 @@ from fused_optim.backends.native.lowering import lower
 from fused_optim.backends.native.tree import Function
 from fused_optim.backends.native.ttir import parse
 
-HERE = levels()  # what this machine runs
+HERE = levels()  # levels of this machine
 PER_TENSOR = [name for name, rule in RULES.items() if rule.reduction is not None]
 
 
 class Case(NamedTuple):
-    """A kernel to compile."""
+    """A kernel to compile, of a rule in a format."""
 
     kernel: str
     rule: str
     format: str
 
     @property
-    def kind(self) -> BucketKey:
-        """What the rows have in common."""
-        kind = FORMATS[self.format](RULES[self.rule])
-        return kind._replace(backend="native", device=torch.device("cpu"), aligned=False)
+    def key(self) -> BucketKey:
+        """Bucket key of the rows."""
+        key = FORMATS[self.format](RULES[self.rule])
+        return key._replace(backend="native", device=torch.device("cpu"), aligned=False)
 
     def __str__(self) -> str:
         return "-".join(self)
 
 
 def covering() -> list[Case]:
-    """Every rule, every format and every kernel, each with one or two of the others."""
+    """Return cases with every rule, every format and every kernel, each with one or two others."""
     names = list(FORMATS)
-    found = {Case("update", "adam", name) for name in names}
+    result = {Case("update", "adam", name) for name in names}
     for i, rule in enumerate(RULES):
-        found |= {Case("update", rule, names[i % len(names)]), Case("prepare", rule, "fp32")}
+        result |= {Case("update", rule, names[i % len(names)]), Case("prepare", rule, "fp32")}
     for i, rule in enumerate(PER_TENSOR):
-        found.add(Case("reduce", rule, names[i % len(names)]))
-        found.add(Case("reduce", rule, names[(i + 7) % len(names)]))
-        found.add(Case("finalize", rule, "fp64" if i % 2 else "fp32"))
-    found |= {Case("norm", "adam", name) for name in ("fp32", "bf16", "fp16", "fp64")}
-    return sorted(found | {Case("prepare", "adam", "fp64")})
+        result.add(Case("reduce", rule, names[i % len(names)]))
+        result.add(Case("reduce", rule, names[(i + 7) % len(names)]))
+        result.add(Case("finalize", rule, "fp64" if i % 2 else "fp32"))
+    result |= {Case("norm", "adam", name) for name in ("fp32", "bf16", "fp16", "fp64")}
+    return sorted(result | {Case("prepare", "adam", "fp64")})
 
 
 def some() -> list[Case]:
-    """Fewer, for what takes long: every format, every kernel."""
+    """Return fewer cases for slow tests: every format and every kernel."""
     return [case for case in covering() if case.rule in ("adam", "lamb")]
 
 
-def source(kind: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """What Triton compiles, as the executor asks for it."""
-    absent = ["state_ptr"] if kernel == "prepare" and kind.scalar_state_dtype is None else []
-    absent += ["count_ptr"] if kernel == "update" and not kind.count_stalled else []
-    function, types = triton.KERNELS[kernel], argument_types(kind.compute)
+def source(key: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """Return the function, types and constants that the executor asks Triton to compile."""
+    absent = ["state_ptr"] if kernel == "prepare" and key.scalar_state_dtype is None else []
+    absent += ["count_ptr"] if kernel == "update" and not key.count_stalled else []
+    function, types = triton.KERNELS[kernel], argument_types(key.compute)
     names = [p.name for p in function.params if not p.is_constexpr and p.name not in absent]
-    consts = triton.resolve(constants(kind, GEOMETRY)[kernel])
+    consts = triton.resolve(constants(key, GEOMETRY)[kernel])
     return function, {name: types[name] for name in names}, {**dict.fromkeys(absent), **consts}
 
 
 @cache
 def text(case: Case) -> str:
-    """The TTIR of a kernel, by the Triton that is installed."""
-    return frontend.make_ttir(*source(case.kind, case.kernel))
+    """Return the TTIR of a kernel by the installed Triton."""
+    return frontend.make_ttir(*source(case.key, case.kernel))
 
 
 def ir(function: Function, level: str) -> str:
+    """Return the LLVM IR of a function for a level."""
     return lower(function, codegen.LEVELS[level].target)
 
 
 @cache
 def loaded(case: Case, level: str) -> Kernel:
-    """A kernel, ready to run."""
+    """Return a kernel that is ready to run."""
     return by_hand(text(case), level)
 
 
 def by_hand(ttir: str, level: str) -> Kernel:
-    """The kernel of a text."""
+    """Compile the kernel of a TTIR text."""
     function = parse(ttir)
     return Kernel(codegen.make_code(ir(function, level), function.name, level))
 
@@ -99,7 +100,7 @@ def run(kernel: Kernel, *arguments: Any, programs: int = 1, grain: int = 1) -> N
 
 
 def module(body: str, arguments: str, name: str = "kernel") -> str:
-    """A module with one function."""
+    """Return the TTIR of a module with one function."""
     return f"""module {{
   tt.func public @{name}({arguments}) attributes {{noinline = false}} {{
 {body}

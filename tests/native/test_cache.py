@@ -1,7 +1,7 @@
-"""Machine code on disk: who may write it, what is believed, and what a warm start needs.
+"""The cache of machine code on disk: owners, damage, concurrency and warm starts.
 
-Tried by hand: the checksum not compared; the key not compared; files of other users taken; links
-followed; a lock that a forked child inherits; a version of llvmlite that is not in the key.
+Faults tried by hand: the checksum not compared; the key not compared; files of other users taken;
+links followed; a lock that a forked child inherits; a version of llvmlite that is not in the key.
 """
 
 import multiprocessing
@@ -25,72 +25,72 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def place(monkeypatch, tmp_path):
-    """A folder of its own, and no kernel in memory."""
+def folder(monkeypatch, tmp_path):
+    """Set an empty cache folder, and forget the kernels in memory."""
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiler.MADE, "kernels", {})
     return tmp_path / "cache"
 
 
-def test_what_is_stored_is_loaded(place):
+def test_what_is_stored_is_loaded(folder):
     assert cache.load(KEY) is None
     cache.store(KEY, b"code")
     assert cache.load(KEY) == b"code"
-    assert [path.name for path in place.iterdir()] == [KEY]
-    assert stat.S_IMODE(place.stat().st_mode) == 0o700
-    assert stat.S_IMODE((place / KEY).stat().st_mode) == 0o600
+    assert [path.name for path in folder.iterdir()] == [KEY]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / KEY).stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("at", [0, 30, 100, 130, -1])
-def test_a_damaged_file_is_ignored_and_made_anew(place, at):
+def test_a_damaged_file_is_ignored_and_made_anew(folder, at):
     cache.store(KEY, b"code" * 100)
-    data = bytearray((place / KEY).read_bytes())
+    data = bytearray((folder / KEY).read_bytes())
     data[at] ^= 1
-    (place / KEY).write_bytes(data)
+    (folder / KEY).write_bytes(data)
     assert cache.load(KEY) is None
     cache.store(KEY, b"code")
     assert cache.load(KEY) == b"code"
 
 
 @pytest.mark.parametrize("size", [0, 10, 91, 120])
-def test_half_a_file_is_ignored(place, size):
+def test_half_a_file_is_ignored(folder, size):
     cache.store(KEY, b"code")
-    (place / KEY).write_bytes((place / KEY).read_bytes()[:size])
+    (folder / KEY).write_bytes((folder / KEY).read_bytes()[:size])
     assert cache.load(KEY) is None
 
 
-def test_the_code_of_another_key_is_ignored(place):
+def test_the_code_of_another_key_is_ignored(folder):
     cache.store(KEY, b"code")
     other = KEY.replace("1", "2")
-    os.rename(place / KEY, place / other)
+    os.rename(folder / KEY, folder / other)
     assert cache.load(other) is None
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_may_write_to_is_ignored(place, mode):
+def test_a_file_that_others_may_write_to_is_ignored(folder, mode):
     cache.store(KEY, b"code")
-    (place / KEY).chmod(mode)
+    (folder / KEY).chmod(mode)
     assert cache.load(KEY) is None
 
 
-def test_a_folder_that_others_may_write_to_is_not_used(place):
+def test_a_folder_that_others_may_write_to_is_not_used(folder):
     cache.store(KEY, b"code")
-    place.chmod(0o770)
+    folder.chmod(0o770)
     assert cache.load(KEY) is None
     cache.store(KEY.replace("1", "2"), b"code")
-    assert [path.name for path in place.iterdir()] == [KEY]
+    assert [path.name for path in folder.iterdir()] == [KEY]
 
 
-def test_files_of_another_user_are_ignored(place, monkeypatch):
+def test_files_of_another_user_are_ignored(folder, monkeypatch):
     cache.store(KEY, b"code")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert cache.load(KEY) is None
 
 
-def test_a_link_is_ignored(place, tmp_path):
+def test_a_link_is_ignored(folder, tmp_path):
     cache.store(KEY, b"code")
-    os.rename(place / KEY, tmp_path / "elsewhere")
-    (place / KEY).symlink_to(tmp_path / "elsewhere")
+    os.rename(folder / KEY, tmp_path / "elsewhere")
+    (folder / KEY).symlink_to(tmp_path / "elsewhere")
     assert cache.load(KEY) is None
 
 
@@ -125,33 +125,33 @@ def test_without_a_home(monkeypatch):
 
 
 def made(calls, describe="as it is"):
-    """A kernel, compiled if need be."""
+    """Return a kernel, compiled if need be."""
     case = Case("norm", "sgd", "fp32")
 
     def make_source():
         calls.append("made")
-        return source(case.kind, "norm")
+        return source(case.key, "norm")
 
     return compiler.compile_kernel("norm", describe, make_source, level())
 
 
-def test_a_kernel_is_compiled_once(place, monkeypatch):
+def test_a_kernel_is_compiled_once(folder, monkeypatch):
     calls = []
     kernel = made(calls)
     assert made(calls) is kernel
     monkeypatch.setattr(compiler.MADE, "kernels", {})  # another process
     assert made(calls) is not kernel
     assert calls == ["made"]
-    assert len(list(place.iterdir())) == 1
+    assert len(list(folder.iterdir())) == 1
     made(calls, "otherwise")
     assert calls == ["made"] * 2
-    assert len(list(place.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 2
 
 
-def test_a_damaged_kernel_is_compiled_anew(place, monkeypatch):
+def test_a_damaged_kernel_is_compiled_anew(folder, monkeypatch):
     calls = []
     made(calls)
-    (path,) = place.iterdir()
+    (path,) = folder.iterdir()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -211,22 +211,22 @@ print(p.sum().item(), optimizer.backend_used, "llvmlite" in sys.modules)
 
 
 def process(program, *arguments):
-    """What a program prints, in a process of its own."""
+    """Run a program in its own process; return its output."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
-def test_a_warm_start_imports_no_compiler(place):
+def test_a_warm_start_imports_no_compiler(folder):
     made([])
     process(WARM, level())
 
 
-def test_a_step_with_all_code_on_disk_needs_no_compiler(place):
-    """torch imports triton for its own ends, but nothing needs llvmlite."""
+def test_a_step_with_all_code_on_disk_needs_no_compiler(folder):
+    """Guard against an import of llvmlite where all code is on disk."""
     value, used, compiled = process(STEP).stdout.split()
     assert (used, compiled) == ("native", "True")
-    assert len(list(place.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 3
     assert process(STEP).stdout.split() == [value, used, "False"]
 
 
@@ -238,8 +238,8 @@ def racing(barrier, connection):
 
 
 @FORKS
-def test_eight_processes_at_once(place):
-    """All may compile; the file is whole whenever any of them looks."""
+def test_eight_processes_at_once(folder):
+    """Guard against readers that see half a file while eight processes compile."""
     context = multiprocessing.get_context("fork")
     barrier, ends, processes = context.Barrier(8), [], []
     for _ in range(8):
@@ -253,7 +253,7 @@ def test_eight_processes_at_once(place):
         assert calls in ([], ["made"])
         assert any(len(name) == 64 for name in names)
         one.join()
-    (path,) = place.iterdir()
+    (path,) = folder.iterdir()
     assert cache.load(path.name) is not None
     made(calls := [])
     assert calls == []

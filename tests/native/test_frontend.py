@@ -1,6 +1,6 @@
-"""Triton's front end alone: no device, no driver, none of the stages after TTIR.
+"""Triton's front end alone: no device, no driver and no stage after TTIR.
 
-Tried by hand: ``triton.compile`` in its place; the check for the interpreter left out.
+Faults tried by hand: ``triton.compile`` in its place; the check for the interpreter left out.
 """
 
 import os
@@ -26,7 +26,7 @@ class Untouchable:
 
 driver = Untouchable()
 triton.runtime.driver.set_active(driver)
-ttir = frontend.make_ttir(*source(Case("norm", "sgd", "fp32").kind, "norm"))
+ttir = frontend.make_ttir(*source(Case("norm", "sgd", "fp32").key, "norm"))
 assert ttir.startswith("module {")
 assert "tt.func public @norm(" in ttir
 assert "ttg." not in ttir
@@ -35,7 +35,7 @@ assert triton.runtime.driver.active is driver
 
 
 def run(program, **environment):
-    """What a program prints."""
+    """Run a program; return its output."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -47,8 +47,8 @@ def run(program, **environment):
     return done.stdout
 
 
-def test_no_driver_is_asked_and_nothing_is_kept(tmp_path):
-    """Later stages would ask the driver, look for ptxas, and write to Triton's cache."""
+def test_no_driver_is_asked_and_no_cache_is_written(tmp_path):
+    """Guard against later stages, which ask the driver, look for ptxas and write a cache."""
     none = str(tmp_path / "none")
     run(ALONE, TRITON_CACHE_DIR=str(tmp_path), TRITON_PTXAS_PATH=none)
     assert not list(tmp_path.iterdir())
@@ -65,8 +65,8 @@ except RuntimeError as error:
 
 
 def test_the_interpreter_is_named():
-    found = run(PROGRAM, TRITON_INTERPRET="1")
-    assert "norm is no jit function: Triton's interpreter is on (TRITON_INTERPRET)" in found
+    result = run(PROGRAM, TRITON_INTERPRET="1")
+    assert "norm is no jit function: Triton's interpreter is on (TRITON_INTERPRET)" in result
 
 
 def test_the_writer_is_named():

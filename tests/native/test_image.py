@@ -1,7 +1,7 @@
-"""Machine code in memory: never writable and executable at once, given back, refused with a reason.
+"""Machine code in memory: not writable and executable at once, freed, and refused with a reason.
 
-Tried by hand: memory that stays writable; memory that is not given back; the error of mprotect
-ignored.
+Faults tried by hand: memory that stays writable; memory that is not given back; the error of
+mprotect ignored.
 """
 
 import ctypes
@@ -24,10 +24,10 @@ STORE = """
 
 
 def mapping(address):
-    """The permissions of the memory at an address; "" if there is none."""
+    """Return the permissions of the memory at an address; "" if nothing is mapped there."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, permissions = line.split()[:2]
-        start, end = (int(place, 16) for place in span.split("-"))
+        start, end = (int(bound, 16) for bound in span.split("-"))
         if start <= address < end:
             return permissions
     return ""
@@ -36,13 +36,13 @@ def mapping(address):
 def test_the_memory_is_read_and_executed_alone():
     kernel = by_hand(module(STORE, "%out: !tt.ptr<i32>"), level())
     assert mapping(kernel.address) == "r-xp"
-    found = ctypes.c_int32(0)
-    run(kernel, ctypes.addressof(found))
-    assert found.value == 7
+    result = ctypes.c_int32(0)
+    run(kernel, ctypes.addressof(result))
+    assert result.value == 7
 
 
 def test_the_memory_is_given_back():
-    """An image larger than what the system keeps at hand, so that its mapping is gone."""
+    """Guard against a leaked mapping, with an image that malloc would not cache."""
     kernel = Kernel(Image(bytes(64 << 20), 0))
     address = kernel.address
     assert mapping(address) == "r-xp"
@@ -60,7 +60,7 @@ def test_an_image_is_packed_and_unpacked():
 PROGRAM = """
 import ctypes, sys
 libc = ctypes.CDLL(None, use_errno=True)
-# PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN: what systemd's MemoryDenyWriteExecute does
+# PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN: as systemd's MemoryDenyWriteExecute does
 if libc.prctl(65, 1, 0, 0, 0) != 0:
     sys.exit(3)
 from fused_optim.backends.native.image import Image, Kernel
@@ -79,6 +79,6 @@ def test_a_system_that_forbids_it_is_named():
         text=True,
     )
     if done.returncode == 3:
-        pytest.skip("this Linux cannot forbid it")
+        pytest.skip("prctl(PR_SET_MDWE) fails: it needs Linux 6.3")
     assert "backend='native' needs memory that can be executed" in done.stdout
     assert "Permission denied" in done.stdout or "not permitted" in done.stdout

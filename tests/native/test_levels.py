@@ -1,6 +1,6 @@
-"""Levels of processors: which one this machine has, and that all give the same bits.
+"""Levels of processors: the choice for this machine, and equal bits on all of them.
 
-Tried by hand: a level that needs one flag less; a flag of the first processor taken for all;
+Faults tried by hand: a level that needs one flag less; a flag of the first processor taken for all;
 float16 rounded half up where the level has no instruction for it.
 """
 
@@ -18,14 +18,17 @@ from fused_optim.backends.native.executor import GEOMETRY
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, torch.inf, -torch.inf, torch.nan, 1.0]
+needs_two_levels = pytest.mark.skipif(
+    len(HERE) < 2, reason=f"this processor executes the code of one level alone, {HERE}"
+)
 NUMEL = 4096 + 77  # a whole chunk, a block and a tail
 
 
-def columns(kind):
-    """Values of every size for every column, and special ones in the first chunk."""
+def columns(key):
+    """Return values of every size for every column, special ones in the first chunk."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for dtype, block in zip(kind.dtypes, kind.blocks, strict=True):
+    result = []
+    for dtype, block in zip(key.dtypes, key.blocks, strict=True):
         count = -(-NUMEL // block)
         if dtype.is_floating_point:
             values = torch.randn(count, generator=generator, dtype=torch.float64)
@@ -35,18 +38,18 @@ def columns(kind):
             values[some_places] = torch.tensor(SPECIAL, dtype=torch.float64)[choice]
         else:
             values = torch.randint(1, 127, (count,), generator=generator)
-        found.append(values.to(dtype))
-    return found
+        result.append(values.to(dtype))
+    return result
 
 
 def executed(case, level):
-    """All that a kernel writes for one row."""
-    kind, tensors = case.kind, columns(case.kind)
+    """Return everything that a kernel writes for one row."""
+    key, tensors = case.key, columns(case.key)
     firsts, spans = (torch.from_numpy(a) for a in chunk_maps([NUMEL], GEOMETRY))
     chunks = int(firsts[-1])
     table = torch.tensor([[NUMEL, 5, *[tensor.data_ptr() for tensor in tensors]]])
     scalars = torch.full(
-        (len(CommonScalars._fields) + len(kind.rule.scalars._fields),), 0.125, dtype=kind.compute
+        (len(CommonScalars._fields) + len(key.rule.scalars._fields),), 0.125, dtype=key.compute
     )
     # not skipped, average, keys; factor, limit, L2, L1
     scalars[: len(CommonScalars._fields)] = torch.tensor([0, 0.5, 123, 456, 0.75, 2.0, 0.25, 0.125])
@@ -55,7 +58,7 @@ def executed(case, level):
         run(loaded(case, level), table, firsts, spans, out, chunks, programs=chunks)
         return [out]
     if case.kernel == "reduce":
-        out = torch.zeros(chunks, kind.rule.reduction.num_sums, dtype=torch.float64)
+        out = torch.zeros(chunks, key.rule.reduction.num_sums, dtype=torch.float64)
         run(loaded(case, level), table, firsts, spans, scalars, out, programs=chunks)
         return [out]
     run(loaded(case, level), table, firsts, spans, scalars, programs=chunks)
@@ -63,7 +66,7 @@ def executed(case, level):
 
 
 def assert_all_same(ours, theirs):
-    """The same bits; any NaN for a NaN, and beside one anything: a remainder is part of it."""
+    """Check that bits are equal, but for NaN and the remainders of NaN."""
     nans = [t.isnan() for t in theirs if t.is_floating_point() and t.itemsize > 1]
     for mine, other in zip(ours, theirs, strict=True):
         bits = [t.view(torch.uint8).view(*t.shape, t.itemsize) for t in (mine, other)]
@@ -80,7 +83,7 @@ def assert_all_same(ours, theirs):
 ELEMENTS = [case for case in covering() if case.kernel not in ("prepare", "finalize")]
 
 
-@pytest.mark.skipif(len(HERE) < 2, reason="there is one level")
+@needs_two_levels
 @pytest.mark.parametrize("case", ELEMENTS, ids=str)
 def test_all_levels_give_the_same_bits(case):
     first = executed(case, HERE[0])
@@ -89,31 +92,31 @@ def test_all_levels_give_the_same_bits(case):
 
 
 def begun(rule, level):
-    """What begin and finish leave behind for 21 rows."""
+    """Return everything that ``prepare`` and ``finalize`` write for 21 rows."""
     case = Case("prepare", rule, "fp32")
-    kind, generator = case.kind, torch.Generator().manual_seed(0)
-    rows, counters = 21, len(kind.rule.scalar_state)
+    key, generator = case.key, torch.Generator().manual_seed(0)
+    rows, counters = 21, len(key.rule.scalar_state)
     counts = torch.arange(1, 1 + rows * max(counters, 1)).float()
     partials = torch.rand(130, 2, generator=generator, dtype=torch.float64)
     partials[:, 1] = 0
     hyper = torch.rand(
         3,
-        len(CommonOptions._fields) + len(kind.rule.hparams._fields),
+        len(CommonOptions._fields) + len(key.rule.hparams._fields),
         generator=generator,
         dtype=torch.float64,
     )
     hyper[:, -1] = hyper[:, 8] = torch.tensor([0, 7, 1 << 40])
     groups = torch.stack([torch.arange(rows) % 3, torch.arange(rows)], 1).int()
-    scalars = torch.zeros(rows, len(CommonScalars._fields) + len(kind.rule.scalars._fields))
+    scalars = torch.zeros(rows, len(CommonScalars._fields) + len(key.rule.scalars._fields))
     report, one, zero = torch.zeros(3, dtype=torch.float64), torch.ones(1), torch.zeros(1)
     addresses = counts.data_ptr() + 4 * torch.arange(rows * counters)
     tables = [*([addresses] if counters else []), groups, hyper, one, zero, scalars, report]
     run(loaded(case, level), partials, *tables, len(partials), rows, programs=2)
-    found = [counts, scalars.clone(), report]
+    result = [counts, scalars.clone(), report]
     if rule in PER_TENSOR:
-        table, chunks = torch.full((rows, 2 + len(kind.dtypes)), 1000), 70
+        table, chunks = torch.full((rows, 2 + len(key.dtypes)), 1000), 70
         firsts = torch.arange(rows + 1) * chunks
-        num_sums = kind.rule.reduction.num_sums
+        num_sums = key.rule.reduction.num_sums
         sums = torch.rand(rows * chunks, num_sums, generator=generator, dtype=torch.float64)
         run(
             loaded(case._replace(kernel="finalize"), level),
@@ -123,11 +126,11 @@ def begun(rule, level):
             scalars,
             programs=rows,
         )
-        found.append(scalars)
-    return found
+        result.append(scalars)
+    return result
 
 
-@pytest.mark.skipif(len(HERE) < 2, reason="there is one level")
+@needs_two_levels
 @pytest.mark.parametrize("rule", sorted({case.rule for case in covering()}))
 def test_begin_and_finish(rule):
     first = begun(rule, HERE[0])
@@ -142,6 +145,7 @@ V3 = " ".join(sorted(levels.V3)) + " lm vmx"
 
 
 def machine(monkeypatch, tmp_path, flags, name="x86_64", system="linux", processors=2):
+    """Imitate a machine with the given name, system and flags."""
     text = "".join(f"processor\t: {i}\nflags\t\t: {flags}\n\n" for i in range(processors))
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(platform, "machine", lambda: name)
@@ -198,10 +202,11 @@ def test_the_environment_chooses_among_them(monkeypatch, tmp_path):
         levels.level()
 
 
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="/proc/cpuinfo has a line of flags on x86-64 alone"
+)
 def test_the_flags_are_those_of_numpy():
-    """numpy asks the processor itself."""
-    if platform.machine() != "x86_64":
-        pytest.skip("flags are those of x86-64")
+    """Guard against flags read wrongly: numpy asks the processor itself."""
     features = np._core._multiarray_umath.__cpu_features__
     flags = levels.cpu_flags(levels.CPUINFO.read_text())
     for ours, theirs in (("avx2", "AVX2"), ("avx512bw", "AVX512BW"), ("f16c", "F16C")):

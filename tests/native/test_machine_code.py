@@ -1,9 +1,9 @@
-"""The machine code for every level: no fused operation, no call, whole vectors, nothing foreign.
+"""The machine code of every level: no fused operation, no call, whole vectors, nothing foreign.
 
 It is read as LLVM writes it, for levels too that this machine does not have; and as objdump reads
-the finished image, where there is one. Tried by hand: products and sums that may be contracted;
-"no-builtins" left out; vectors of at most 256 bits; relocations that are not applied, or to the
-wrong bits; float16 by an instruction on x86-64-v2; addresses loaded anew for each block.
+the finished image, where there is one. Faults tried by hand: products and sums that may be
+contracted; "no-builtins" left out; vectors of at most 256 bits; relocations that are not applied,
+or to the wrong bits; float16 by an instruction on x86-64-v2; addresses loaded anew for each block.
 """
 
 import re
@@ -37,11 +37,11 @@ def assembly(case, level):
 
 
 def instructions(listing):
-    """Mnemonic and operands of every instruction."""
+    """Yield the mnemonic and operands of every instruction."""
     for line in listing.splitlines():
-        found = re.match(r"\t(?:lock\t+|rep\w*\t+)?([a-z][\w.]*)(?:\s+(.*))?$", line)
-        if found and not found[1].startswith("."):
-            yield found[1], found[2] or ""
+        result = re.match(r"\t(?:lock\t+|rep\w*\t+)?([a-z][\w.]*)(?:\s+(.*))?$", line)
+        if result and not result[1].startswith("."):
+            yield result[1], result[2] or ""
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -60,7 +60,7 @@ def test_nothing_is_fused_and_nothing_is_called(case, level):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "fp64", "fp32-int8"])
 def test_the_full_path_has_whole_vectors(name, level):
-    """Seven accesses of registers' width, at least; no vector is put together by elements."""
+    """Guard against vectors put together by elements: at least seven full-width accesses."""
     listing = assembly(Case("update", "adam", name), level)
     assert len(VECTORS[level].findall(listing)) >= 7
     single = re.findall(r"^\s*v?(?:pinsr|pextr|insertps|ins\s).*", listing, re.MULTILINE)
@@ -79,25 +79,25 @@ WHOLE = r"\tvmovups\t%zmm\d+, [^{]*\(%r(?!sp)[^{]*$"  # a store without a mask, 
 
 
 def inner_loop(listing):
-    """The instructions that a block takes whose gradient has no L1 and L2 term, in their order."""
+    """Return the instructions of a block without L1 and L2 terms, in execution order."""
     lines = [line for line in listing.splitlines() if not re.match(r"\t\.|#", line)]
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
     stores = [i for i, line in enumerate(lines) if re.match(WHOLE, line)]
     start = max(at for at in labels.values() if at < stores[0])
-    found, at = [], start
-    while not found or at != start:
+    result, at = [], start
+    while not result or at != start:
         line = lines[at]
         mnemonic, operand = [*line.strip().split(maxsplit=1), ""][:2]
         if not line.endswith(":"):
-            found.append(line.strip())
+            result.append(line.strip())
         # the loop goes on; a comparison with 0 says equal, and so not unordered
         at = labels[operand] if mnemonic in ("jmp", "jnp", "je") else at + 1
-        assert len(found) < 1000
-    return found
+        assert len(result) < 1000
+    return result
 
 
 def test_adamw_takes_few_instructions():
-    """For each register: 2 loads, 3 stores, 4 for the limits, 21 of the rule, 1 to spare.
+    """Guard against more than 31 vector instructions for each register.
 
     The other 2 loads are part of products. What L1 and L2 would add is behind jumps; scalars and
     addresses stay in registers.
@@ -112,11 +112,14 @@ def test_adamw_takes_few_instructions():
     assert len(loop) - len(vectors) <= 12, [line for line in loop if "zmm" not in line]
 
 
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+@pytest.mark.skipif(
+    shutil.which("objdump") is None,
+    reason="objdump (binutils) is not installed",
+)
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
 @pytest.mark.parametrize("kernel", ["norm", "prepare", "update", "reduce", "finalize"])
 def test_the_image_stays_in_itself(kernel, level, tmp_path):
-    """Every jump and every constant of the finished bytes lies within them."""
+    """Guard against jumps and constants outside the finished bytes."""
     case = Case(kernel, "lamb", "fp32-int8" if kernel == "update" else "fp32")
     image = make_code(ir(parse(text(case)), level), kernel, level)
     path = tmp_path / "image"
@@ -124,23 +127,23 @@ def test_the_image_stays_in_itself(kernel, level, tmp_path):
     command = ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "--no-show-raw-insn", path]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     code = listing[listing.index(f"{image.entry:x}:") : listing.rindex("ret") + 3]
-    constants = [int(place, 16) for place in re.findall(r"\(%rip\).*# 0x([0-9a-f]+)", code)]
-    jumps = [int(place, 16) for place in re.findall(r"\tj\w+\s+0x([0-9a-f]+)", code)]
+    constants = [int(address, 16) for address in re.findall(r"\(%rip\).*# 0x([0-9a-f]+)", code)]
+    jumps = [int(address, 16) for address in re.findall(r"\tj\w+\s+0x([0-9a-f]+)", code)]
     last = int(re.findall(r"^\s*([0-9a-f]+):\t.*$", code, re.MULTILINE)[-1], 16)
     assert len(jumps) > 5
-    assert all(image.entry <= place <= last for place in jumps)
-    assert all(last < place < len(image.code) for place in constants)
+    assert all(image.entry <= address <= last for address in jumps)
+    assert all(last < address < len(image.code) for address in constants)
     assert kernel in ("norm", "finalize") or len(constants) > 1
 
 
 @pytest.mark.parametrize("kernel", ["prepare", "update"])
 def test_the_constants_of_aarch64_are_found(kernel):
-    """ADRP and what follows it lead to the constants behind the code, wherever it is."""
+    """Guard against ADRP pairs that do not reach the constants behind the code."""
     case = Case(kernel, "adam", "fp32-int8" if kernel == "update" else "fp32")
     listing = assembly(case, "aarch64")
     image = make_code(ir(parse(text(case)), "aarch64"), kernel, "aarch64")
     words = [word for (word,) in struct.iter_unpack("<I", image.code[: len(image.code) // 4 * 4])]
-    pages, places = {}, []
+    pages, addresses = {}, []
     for at, word in enumerate(words):
         if word & 0x9F000000 == 0x90000000:  # adrp
             distance = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
@@ -148,10 +151,10 @@ def test_the_constants_of_aarch64_are_found(kernel):
             pages[word & 31] = at * 4 // 4096 * 4096 + distance * 4096
         elif word & 0x3F000000 == 0x3D000000 and word >> 5 & 31 in pages:  # ldr of a vector
             size = (word >> 30 & 3) | (word >> 23 & 1) << 2
-            places.append(pages.pop(word >> 5 & 31) + ((word >> 10 & 0xFFF) << size))
+            addresses.append(pages.pop(word >> 5 & 31) + ((word >> 10 & 0xFFF) << size))
     end = max(i for i, word in enumerate(words) if word == 0xD65F03C0) * 4  # ret
-    assert len(places) >= len(re.findall(r":lo12:", listing)) // 2 > 0
-    assert all(end < place < len(image.code) for place in places)
+    assert len(addresses) >= len(re.findall(r":lo12:", listing)) // 2 > 0
+    assert all(end < address < len(image.code) for address in addresses)
 
 
 def test_a_call_of_a_library_is_refused_by_name():
@@ -167,7 +170,7 @@ def test_a_call_of_a_library_is_refused_by_name():
 
 @pytest.mark.parametrize("sort", ["global i32 7", "constant ptr @other"])
 def test_memory_of_its_own_is_refused(sort):
-    """Whatever is writable, or has an address in it, would tie the code to a place."""
+    """Guard against code with writable data or absolute addresses."""
     good = ir(parse(module("", "%a: !tt.ptr<f32>")), "x86-64-v2")
     extra = f"@own = {sort}\n@other = global i32 7\n"
     with pytest.raises(NotIndependent, match=r"own|to write to|depend on where"):

@@ -1,7 +1,7 @@
-"""No kernel touches a byte that is not of its rows: columns that end where memory ends.
+"""Columns that end at protected memory, so that an access outside a kernel's rows is fatal.
 
-In a process of their own, since such an access is the end of it: see guarded.py. Tried by hand: a
-mask with one element more; a tail that is loaded whole; a tail that is stored whole.
+In a process of their own, since such an access is the end of it: see guarded.py. Faults tried by
+hand: a mask with one element more; a tail that is loaded whole; a tail that is stored whole.
 """
 
 import os
@@ -22,6 +22,7 @@ WIDE = [name for name in FORMATS if "8" not in name]
 
 
 def guarded(level, formats, lie=0):
+    """Run guarded.py in its own process."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     return subprocess.run(
         [sys.executable, TESTS / "native" / "guarded.py", level, ",".join(formats), str(lie)],
@@ -42,5 +43,5 @@ def test_every_length_at_both_ends_of_memory(formats, level):
 @pytest.mark.parametrize("level", HERE)
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp64", "split24-int8", "rows"])
 def test_one_element_too_many_is_seen(name, level):
-    """Otherwise the test above would prove nothing."""
+    """Guard against protection without effect: one element too many must crash."""
     assert guarded(level, [name], lie=1).returncode == -signal.SIGSEGV

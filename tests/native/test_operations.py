@@ -1,9 +1,9 @@
-"""Single operations, executed at every level of this machine: what each gives, bit for bit.
+"""Single operations, executed at every level of this machine and compared bit for bit.
 
-Tried by hand: bfloat16 rounded half up; float16 without the carry into infinity; a NaN that becomes
-infinity; a maximum that does not tell zeros, or keeps a NaN; a sum from left to right; sitofp for
-uitofp; a mask that is one element short; a loop that copies masked elements; one element stored
-whatever its mask; turns that overlap; loads taken out of a loop that stores.
+Faults tried by hand: bfloat16 rounded half up; float16 without the carry into infinity; a NaN that
+becomes infinity; a maximum that does not tell zeros, or keeps a NaN; a sum from left to right;
+sitofp for uitofp; a mask that is one element short; a loop that copies masked elements; one element
+stored whatever its mask; turns that overlap; loads taken out of a loop that stores.
 """
 
 import math
@@ -30,7 +30,7 @@ N = 64
 
 
 def elementwise(level, body, result, **operands):
-    """Run ``body``, which makes %out of its operands, on blocks of 64 elements."""
+    """Run ``body``, which computes %out from its operands, on blocks of 64 elements."""
     arguments = [f"%{name}_ptr: !tt.ptr<{type_}>" for name, (type_, _) in operands.items()]
     arguments.append(f"%out_ptr: !tt.ptr<{result}>")
     lines = [
@@ -52,9 +52,9 @@ def elementwise(level, body, result, **operands):
     kernel = by_hand(module("\n".join(lines), ", ".join(arguments)), level)
     count = len(next(iter(operands.values()))[1])
     assert count % N == 0
-    found = torch.empty(count, dtype=TYPES[result])
-    run(kernel, *[values for _, values in operands.values()], found, programs=count // N)
-    return found
+    actual = torch.empty(count, dtype=TYPES[result])
+    run(kernel, *[values for _, values in operands.values()], actual, programs=count // N)
+    return actual
 
 
 def padded(values, dtype=torch.float32):
@@ -63,14 +63,14 @@ def padded(values, dtype=torch.float32):
 
 
 def assert_same(ours, theirs):
-    """The same bits; any NaN for a NaN."""
+    """Check that bits are equal, any NaN for a NaN."""
     same = (ours == theirs) & (ours.signbit() == theirs.signbit()) | (ours.isnan() & theirs.isnan())
     wrong = (~same).nonzero().flatten()
     assert not len(wrong), f"{len(wrong)}: {ours[wrong[:5]]}, {theirs[wrong[:5]]} at {wrong[:5]}"
 
 
 def halves(bits):
-    """Float32 values at, just below and just above the middle between neighbours of 16 bits."""
+    """Return float32 values at, just below and just above the middle of 16-bit neighbours."""
     every = torch.arange(1 << 16, dtype=torch.int64)
     exact = every.to(torch.uint16).view(bits).float()
     other = (every + 1).clamp(max=65535).to(torch.uint16).view(bits).float()
@@ -96,13 +96,13 @@ def test_from_16_bits(level, name, dtype, wide):
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
 def test_a_nan_stays_quiet_with_its_sign_or_is_the_canonical_one(level, name):
-    """The payload may be lost, but the bits are the same on every level."""
+    """Guard against NaN bits that differ between levels; the payload may be lost."""
     bits = torch.tensor([0x7F800001, 0x7FC00000, -0x7FFFFF, -1], dtype=torch.int32)
     values = padded(bits.view(torch.float32))
     body = f"%out = arith.truncf %a : tensor<{N}xf32> to tensor<{N}x{name}>"
-    found = elementwise(level, body, name, a=("f32", values)).view(torch.int16)[:4]
+    result = elementwise(level, body, name, a=("f32", values)).view(torch.int16)[:4]
     expected = [0x7FC0] * 4 if name == "bf16" else [0x7E00, 0x7E00, -0x200, -1]
-    assert found.tolist() == expected
+    assert result.tolist() == expected
 
 
 def pairs(dtype):
@@ -137,10 +137,10 @@ def test_arithmetic_with_special_values(level, name, operation, expected):
 @pytest.mark.parametrize("operands", ["%a, %c", "%c, %a"])
 @pytest.mark.parametrize("bound", [1.5, -3.0e38, 0.0, -0.0])
 def test_a_bound(level, operation, operands, bound):
-    """Of a constant it is known that it is no NaN; a zero is told from the other one."""
+    """Guard against lost NaN and signs of zero where one operand is a constant."""
     a = padded(SPECIAL)
     constant = f"%c = arith.constant dense<{bound:e}> : tensor<{N}xf32>"
-    found = elementwise(
+    result = elementwise(
         level, f"{constant}\n%out = {operation} {operands} : tensor<{N}xf32>", "f32", a=("f32", a)
     )
     larger = "max" in operation
@@ -151,7 +151,7 @@ def test_a_bound(level, operation, operands, bound):
         if larger
         else (a.signbit() | (math.copysign(1, bound) < 0))
     )
-    assert_same(found, torch.where(both, torch.where(sign, -0.0, 0.0), theirs))
+    assert_same(result, torch.where(both, torch.where(sign, -0.0, 0.0), theirs))
 
 
 @pytest.mark.parametrize("name", ["f32", "f64"])
@@ -172,8 +172,8 @@ def test_to_integers_the_nearest_that_fits(level, signed):
     low, high = (-(1 << 31), (1 << 31) - 1) if signed else (0, (1 << 32) - 1)
     expected = [0 if math.isnan(x) else int(min(max(x, low), high)) for x in a.tolist()]
     body = f"%out = {operation} %a : tensor<{N}xf32> to tensor<{N}xi32>"
-    found = elementwise(level, body, "i32", a=("f32", a)).tolist()
-    assert [x % (1 << 32) for x in found] == [x % (1 << 32) for x in expected]
+    result = elementwise(level, body, "i32", a=("f32", a)).tolist()
+    assert [x % (1 << 32) for x in result] == [x % (1 << 32) for x in expected]
 
 
 def test_from_unsigned(level):
@@ -202,12 +202,12 @@ def test_integers(level, operation):
     a = torch.randint(-(1 << 31), 1 << 31, (512,), generator=generator)
     b = torch.randint(1, 32, (512,), generator=generator)
     body = f"%out = {operation} %a, %b : tensor<{N}xi32>"
-    found = elementwise(level, body, "i32", a=("i32", a.int()), b=("i32", b.int()))
-    assert torch.equal(found, INTEGERS[operation](a, b).int())
+    result = elementwise(level, body, "i32", a=("i32", a.int()), b=("i32", b.int()))
+    assert torch.equal(result, INTEGERS[operation](a, b).int())
 
 
 def summed(level, values, rows):
-    """The sums of rows of a block, as ``tt.reduce`` forms them."""
+    """Return the sums of rows of a block, formed by ``tt.reduce``."""
     count = len(values)
     body = f"""
     %r = tt.make_range {{end = {count} : i32, start = 0 : i32}} : tensor<{count}xi32>
@@ -224,14 +224,14 @@ def summed(level, values, rows):
     %o = tt.splat %b : !tt.ptr<f32> -> tensor<{rows}x!tt.ptr<f32>>
     %u = tt.addptr %o, %t : tensor<{rows}x!tt.ptr<f32>>, tensor<{rows}xi32>
     tt.store %u, %s : tensor<{rows}x!tt.ptr<f32>>"""
-    found = torch.empty(rows)
-    run(by_hand(module(body, "%a: !tt.ptr<f32>, %b: !tt.ptr<f32>"), level), values, found)
-    return found
+    result = torch.empty(rows)
+    run(by_hand(module(body, "%a: !tt.ptr<f32>, %b: !tt.ptr<f32>"), level), values, result)
+    return result
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_the_order_of_a_sum(level, rows):
-    """Halves are added: whoever knows the size knows the bits."""
+    """Guard against another order than halves added to halves, which the size fixes."""
     values = torch.randn(64, generator=torch.Generator().manual_seed(2)) * 1e3
     tree = values.view(rows, -1)
     while tree.shape[1] > 1:
@@ -266,7 +266,7 @@ GATHER = """
 @pytest.mark.parametrize("index", ["r", "twice"])
 @pytest.mark.parametrize("odd", ["eq", "sle", ""])
 def test_masks(level, name, index, odd):
-    """Consecutive or not; a mask of the first so many, or any; every width of element.
+    """Guard against masked elements that are loaded or stored, for every width and mask.
 
     What is loaded is stored where it came from, and all of it, with what stands for masked
     elements, elsewhere.
@@ -278,21 +278,21 @@ def test_masks(level, name, index, odd):
     arguments = f"%a: {types}, %b: {types}, %d: {types}, %count: i32"
     dtype = TYPES[name]
     source, i = torch.arange(10, 42).to(dtype), torch.arange(16)
-    places = i * (2 if index == "twice" else 1)
+    positions = i * (2 if index == "twice" else 1)
     kernel = by_hand(module(body, arguments), level)
     for count in (0, 1, 7, 16, 99, -5):
         stored, seen = torch.zeros(32, dtype=dtype), torch.zeros(16, dtype=dtype)
         run(kernel, source, stored, seen, count)
         live = (i < count) & ((i % 2 == 1) | (odd != "eq"))
         expected = torch.zeros(32, dtype=dtype)
-        expected[places[live]] = source[places[live]]
+        expected[positions[live]] = source[positions[live]]
         assert torch.equal(stored, expected)
-        assert torch.equal(seen, torch.where(live, source[places], torch.tensor(7).to(dtype)))
+        assert torch.equal(seen, torch.where(live, source[positions], torch.tensor(7).to(dtype)))
 
 
 @pytest.mark.parametrize("live", [True, False])
 def test_a_mask_of_one_element(level, live):
-    """Scales have one element a block."""
+    """Guard against scales, which have one element a block, stored past their end."""
     body = """
     %zero = arith.constant 0 : i32
     %is = arith.cmpi sgt, %count, %zero : i32
@@ -310,7 +310,7 @@ def test_a_mask_of_one_element(level, live):
 
 
 def test_loops_and_branches(level):
-    """3 programs, each of which counts in a loop, in turns of 2."""
+    """Guard against wrong programs: three count in a loop, in turns of two."""
     body = """
     %pid = tt.get_program_id x : i32
     %grid = tt.get_num_programs x : i32
@@ -343,14 +343,14 @@ def test_loops_and_branches(level):
     %f = arith.addi %g, %grid : i32
     %at = tt.addptr %out, %pid : !tt.ptr<i32>, i32
     tt.store %at, %f : !tt.ptr<i32>"""
-    found = torch.zeros(3, dtype=torch.int32)
-    run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), found, programs=3, grain=2)
+    result = torch.zeros(3, dtype=torch.int32)
+    run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), result, programs=3, grain=2)
     # pid + 25, divided by 10 with a rest of 1 to 10, and 3 programs
-    assert found.tolist() == [205 + 3, 206 + 3, 207 + 3]
+    assert result.tolist() == [205 + 3, 206 + 3, 207 + 3]
 
 
 def test_what_a_loop_stores_it_loads_again(level):
-    """Only of arguments that nothing is stored through are loads taken out of loops."""
+    """Guard against loads hoisted out of a loop that stores through their argument."""
     body = """
     %zero = arith.constant 0 : i32
     %one = arith.constant 1 : i32
@@ -361,9 +361,9 @@ def test_what_a_loop_stores_it_loads_again(level):
       %new = arith.addi %old, %one : i32
       tt.store %at, %new : !tt.ptr<i32>
     }"""
-    found = torch.zeros(2, dtype=torch.int32)
-    run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), found)
-    assert found.tolist() == [0, 10]
+    result = torch.zeros(2, dtype=torch.int32)
+    run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), result)
+    assert result.tolist() == [0, 10]
 
 
 @pytest.mark.parametrize("grain", [1, 2, 5, 64])
@@ -375,9 +375,9 @@ def test_every_program_runs_once(level, grain):
     %old = tt.load %at : !tt.ptr<i32>
     %new = arith.addi %old, %one : i32
     tt.store %at, %new : !tt.ptr<i32>"""
-    found = torch.zeros(64, dtype=torch.int32)
-    run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), found, programs=61, grain=grain)
-    assert found.tolist() == [1] * 61 + [0] * 3
+    result = torch.zeros(64, dtype=torch.int32)
+    run(by_hand(module(body, "%out: !tt.ptr<i32>"), level), result, programs=61, grain=grain)
+    assert result.tolist() == [1] * 61 + [0] * 3
 
 
 def test_arguments_of_every_type(level):
@@ -391,6 +391,6 @@ def test_arguments_of_every_type(level):
     tt.store %out, %z : !tt.ptr<f64>"""
     arguments = "%a: i32, %b: i64, %c: f32, %d: f64, %out: !tt.ptr<f64>"
     floats = np.array([0.5], np.float32).view(np.int32)[0], np.array([0.25]).view(np.int64)[0]
-    found = torch.zeros(1, dtype=torch.float64)
-    run(by_hand(module(body, arguments), level), -3, 1 << 40, *map(int, floats), found)
-    assert found.item() == -3 + 2.0**40 + 0.75
+    result = torch.zeros(1, dtype=torch.float64)
+    run(by_hand(module(body, arguments), level), -3, 1 << 40, *map(int, floats), result)
+    assert result.item() == -3 + 2.0**40 + 0.75

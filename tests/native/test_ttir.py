@@ -1,7 +1,7 @@
-"""TTIR is read with a tokenizer and refused by name; what is accepted, LLVM accepts too.
+"""The reader of TTIR: texts it refuses by name, and LLVM's acceptance of the others.
 
-Tried by hand: the words after operands skipped unread; attributes skipped unread; operands not
-compared with the types beside them; a reduction along any axis taken for one along the last.
+Faults tried by hand: the words after operands skipped unread; attributes skipped unread; operands
+not compared with the types beside them; a reduction along any axis taken for one along the last.
 """
 
 import random
@@ -42,7 +42,7 @@ SMALL = module(
     tt.store %8, %10, %6 : tensor<8x!tt.ptr<f32>>""",
     "%arg0: !tt.ptr<f32> {tt.divisibility = 16 : i32}, %arg1: i32",
 )
-# what is written, what a future Triton might write instead, and what the message names
+# a text, a text that a future Triton might write instead, and the words of the message
 REFUSED = [
     ("%10 = arith.addf %9, %cst :", "%10 = math.exp %9 :", "`math.exp`"),
     ("tt.get_program_id x", "tt.get_program_id y", "`y` in the place of `x`"),
@@ -87,7 +87,7 @@ TAKEN = [
 
 
 def accepted(ttir):
-    """Read and lower a text; LLVM must take what comes out."""
+    """Read and lower a text, and check that LLVM takes the result."""
     function = parse(ttir, "triton 9.9")
     for level in ("x86-64-v2", "x86-64-v4"):
         llvm.parse_assembly(ir(function, level)).verify()
@@ -123,7 +123,7 @@ def test_what_changes_nothing_is_taken(old, new):
 
 
 def mutated(ttir, generator):
-    """A text with one to three pieces of it left out, doubled, exchanged or put elsewhere."""
+    """Return a text with one to three pieces removed, doubled, exchanged or moved."""
     pieces = [match.group() for match in TOKEN.finditer(ttir)]
     for _ in range(generator.randint(1, 3)):
         i, j = generator.randrange(len(pieces)), generator.randrange(len(pieces))
@@ -145,7 +145,7 @@ def mutated(ttir, generator):
 
 @pytest.mark.parametrize("kernel", ["small", "norm", "finalize", "update"])
 def test_a_mutated_text_is_refused_or_understood(kernel):
-    """No other error, and no text that LLVM does not take; most are refused."""
+    """Guard against other errors, and against IR that LLVM refuses."""
     rule = "lamb" if kernel == "finalize" else "sgd"
     ttir = SMALL if kernel == "small" else text(Case(kernel, rule, "fp32"))
     generator = random.Random(kernel)

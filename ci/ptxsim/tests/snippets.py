@@ -7,7 +7,7 @@ import numpy as np
 import ptxsim
 import pytest
 import triton
-from versions import OLD_PTXAS
+from helpers.versions import OLD_PTXAS
 
 MODULE = """
 .version {version}

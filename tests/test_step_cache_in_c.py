@@ -1,8 +1,8 @@
-"""The C module beyond what it compares: errors, references, the version of DLPack, the log.
+"""The C module's errors, references, memory, DLPack versions and log.
 
-Tried by hand, in csrc/: an exception left set after a tensor that cannot be read; a reference
-too many and one too few to a gradient, to a name and to the types; no look at the version; a size
-of the state that is not looked at again.
+Faults tried by hand, in csrc/: an exception left set after a tensor that cannot be read; a
+reference too many and one too few to a gradient, to a name and to the types; no look at the
+version; a size of the state that is not looked at again.
 """
 
 import contextlib
@@ -16,24 +16,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from models import KERNELS
-from test_guards import needs_c
-from test_host import Twins
+from helpers.c_module import NEEDS_C_MODULE
+from helpers.models import KERNELS
+from helpers.step_cache_pair import CachePair
+from helpers.step_inputs import EVENTS, Own, StepInputs
 from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.torch_version import TorchVersion
-from worlds import EVENTS, Own, World
 
 from fused_optim import SGD
 from fused_optim.private_api import dlpack_exchange_api, find
 from fused_optim.step import guards
 
-pytestmark = needs_c
+pytestmark = NEEDS_C_MODULE
 
 
 class Broken(TorchFunctionMode):
-    """Within it, ``action`` runs whenever an attribute of a tensor is read."""
+    """A mode that calls ``action`` whenever an attribute of a tensor is read."""
 
     def __init__(self, action):
         super().__init__()
@@ -49,91 +49,92 @@ def fail():
 
 
 def test_an_error_passes_through():
-    world = World()
-    guard = guards.HostGuard(world.groups, world.state)
+    inputs = StepInputs()
+    guard = guards.HostGuard(inputs.groups, inputs.state)
     with Broken(fail), pytest.raises(OSError, match="stop"):
-        guard.check(world.groups, world.state)
-    assert guard.check(world.groups, world.state) is not None
+        guard.check(inputs.groups, inputs.state)
+    assert guard.check(inputs.groups, inputs.state) is not None
     with Broken(fail), pytest.raises(OSError, match="stop"):
-        guards.HostGuard(world.groups, world.state)
+        guards.HostGuard(inputs.groups, inputs.state)
 
 
 @pytest.mark.parametrize("complete", [False, True])
 def test_what_changes_meanwhile_does_no_harm(complete):
-    """Code of a user may run while the gradients are read."""
-    world = World()
+    """Guard against user code that runs while gradients are read, and changes everything."""
+    inputs = StepInputs()
     calls, last = [], 3 if complete else 12  # the first 8 of 12 are made in Python
     if complete:
-        guard = guards.HostGuard(world.groups, world.state)
+        guard = guards.HostGuard(inputs.groups, inputs.state)
 
     def empty():
         calls.append(0)
         if len(calls) == last:
-            world.state.clear()
-            for group in world.groups:
+            inputs.state.clear()
+            for group in inputs.groups:
                 group["params"].clear()
 
     with Broken(empty):
         if complete:
-            assert guard.check(world.groups, world.state) is None
+            assert guard.check(inputs.groups, inputs.state) is None
         else:
             with pytest.raises(ValueError, match="meanwhile"):
-                guards.HostGuard(world.groups, world.state)
+                guards.HostGuard(inputs.groups, inputs.state)
     assert len(calls) >= last
 
 
-def references(world):
-    """Of all that the world alone has: strings like "step" are not counted."""
-    entries = list(world.state.values())
+def references(inputs):
+    """Return the reference counts of all objects that the inputs alone hold."""
+    entries = list(inputs.state.values())
     own = [v for entry in entries for v in (entry, *entry.values())]
-    grads = [param.grad for param in world.params if param.grad is not None]
+    grads = [param.grad for param in inputs.params if param.grad is not None]
     names = [name for entry in entries for name in entry if name.startswith("a ")]
-    return list(map(sys.getrefcount, [*world.params, *grads, *own, *names, world.state]))
+    return list(map(sys.getrefcount, [*inputs.params, *grads, *own, *names, inputs.state]))
 
 
 def shared_references():
-    """Of what others hold too, and let go of at any time."""
+    """Return the reference counts of objects that others hold too."""
     own = find("fused_optim._host", "Snapshot"), sys.intern("grad")
     return list(map(sys.getrefcount, [None, guards.READABLE, Tensor.is_neg, *own]))
 
 
-def refuse(world, value, reason):
-    world.state[world.params[0]]["more"] = value
+def refuse(inputs, value, reason):
+    """Check that a state tensor is refused with a reason."""
+    inputs.state[inputs.params[0]]["more"] = value
     with pytest.raises(ValueError, match=reason):
-        guards.HostGuard(world.groups, world.state)
-    del world.state[world.params[0]]["more"]
+        guards.HostGuard(inputs.groups, inputs.state)
+    del inputs.state[inputs.params[0]]["more"]
 
 
 def test_no_reference_is_left_or_lost():
-    """Neither by comparisons that succeed, nor by those that fail in every way."""
-    world = World()
-    for i, entry in enumerate(world.state.values()):
+    """Guard against reference leaks of comparisons that succeed or fail."""
+    inputs = StepInputs()
+    for i, entry in enumerate(inputs.state.values()):
         entry[f"a {i}"] = torch.ones(2)
     gc.collect()
-    before = references(world)
+    before = references(inputs)
     for _ in range(3):
-        guard = guards.HostGuard(world.groups, world.state)
-        assert guard.check(world.groups, world.state) is not None
+        guard = guards.HostGuard(inputs.groups, inputs.state)
+        assert guard.check(inputs.groups, inputs.state) is not None
         for event in EVENTS.values():
-            other = World(1)
+            other = StepInputs(1)
             unlike = guards.HostGuard(other.groups, other.state)
             with contextlib.suppress(RuntimeError):
                 event[0](other)
             unlike.check(other.groups, other.state)
         with Broken(fail), pytest.raises(OSError, match="stop"):
-            guard.check(world.groups, world.state)
-        refuse(world, Own(torch.ones(2)), "worlds.Own")
-        refuse(world, torch.ones(2, dtype=torch.complex64), "complex")
-        refuse(world, torch._neg_view(torch.ones(2)), "negative")
+            guard.check(inputs.groups, inputs.state)
+        refuse(inputs, Own(torch.ones(2)), "step_inputs.Own")
+        refuse(inputs, torch.ones(2, dtype=torch.complex64), "complex")
+        refuse(inputs, torch._neg_view(torch.ones(2)), "negative")
     del guard, unlike, other
     gc.collect()
-    assert references(world) == before
+    assert references(inputs) == before
 
 
 def test_no_memory_is_left():
-    """Of Python's; what others take or free is little beside an object for each comparison."""
-    world, shorter, meta = World(), World(), World()
-    pairs = [(w, guards.HostGuard(w.groups, w.state)) for w in (world, shorter, meta)]
+    """Guard against leaked Python memory, an object for each comparison."""
+    inputs, shorter, meta = StepInputs(), StepInputs(), StepInputs()
+    pairs = [(w, guards.HostGuard(w.groups, w.state)) for w in (inputs, shorter, meta)]
     shorter.groups[1]["params"].pop()
     meta.state[meta.params[0]]["step"] = torch.tensor(1.0, device="meta")
     blocks, shared = [], shared_references()
@@ -141,10 +142,10 @@ def test_no_memory_is_left():
         for _ in range(500):
             for own, guard in pairs:
                 guard.check(own.groups, own.state)
-            guards.HostGuard(world.groups, world.state)
+            guards.HostGuard(inputs.groups, inputs.state)
         for _ in range(500):
             with Broken(fail), contextlib.suppress(OSError):
-                pairs[0][1].check(world.groups, world.state)
+                pairs[0][1].check(inputs.groups, inputs.state)
         gc.collect()
         blocks.append(sys.getallocatedblocks())
     assert min(after - before for before, after in pairwise(blocks)) < 250
@@ -155,8 +156,8 @@ def test_no_memory_is_left():
 def test_the_answer_to_a_question_is_not_kept():
     from fused_optim._host import Snapshot
 
-    world, answer = World(), []
-    arguments = world.params, dict(world.state)
+    inputs, answer = StepInputs(), []
+    arguments = inputs.params, dict(inputs.state)
     before = sys.getrefcount(answer)
     guard = Snapshot(dlpack_exchange_api(), lambda tensor: answer, guards.READABLE, *arguments)
     assert guard.check(*arguments) is not None
@@ -166,20 +167,20 @@ def test_the_answer_to_a_question_is_not_kept():
 
 
 def test_no_tensor_is_kept_alive():
-    world = World()
-    guard = guards.HostGuard(world.groups, world.state)
-    assert guard.check(world.groups, world.state) is not None
-    tensors = [t for p in world.params for t in (p, p.grad, *world.state[p].values())]
+    inputs = StepInputs()
+    guard = guards.HostGuard(inputs.groups, inputs.state)
+    assert guard.check(inputs.groups, inputs.state) is not None
+    tensors = [t for p in inputs.params for t in (p, p.grad, *inputs.state[p].values())]
     seen = [weakref.ref(tensor) for tensor in tensors if tensor is not None]
     del tensors
-    world.groups.clear()
-    world.state.clear()
+    inputs.groups.clear()
+    inputs.state.clear()
     gc.collect()
     assert [ref() for ref in seen] == [None] * len(seen)
 
 
 class DLTensor(ctypes.Structure):
-    """As DLPack defines it."""
+    """The struct of DLPack."""
 
     _fields_ = [
         ("data", ctypes.c_uint64),
@@ -194,7 +195,7 @@ class DLTensor(ctypes.Structure):
 
 
 class ExchangeAPI(ctypes.Structure):
-    """As DLPack defines it."""
+    """The struct of DLPack."""
 
     _fields_ = [
         ("major", ctypes.c_uint32),
@@ -220,12 +221,12 @@ def real_api():
 
 
 def test_the_version_of_the_api_is_heeded():
-    """Another major version may have other layouts, but may offer this one as well."""
+    """Guard against another major version, which may have other layouts."""
     from fused_optim._host import Snapshot
 
-    real, world = real_api(), World()
+    real, inputs = real_api(), StepInputs()
     assert real.major == 1
-    arguments = (Tensor.is_neg, guards.READABLE, world.params, dict(world.state))
+    arguments = (Tensor.is_neg, guards.READABLE, inputs.params, dict(inputs.state))
 
     def snapshot(api, *name):
         return Snapshot(capsule(api, *name), *arguments)
@@ -233,14 +234,14 @@ def test_the_version_of_the_api_is_heeded():
     newer = ExchangeAPI(2, 0, ctypes.addressof(real), (ctypes.c_void_p * 5)())
     expected = snapshot(real).check(*arguments[2:])
     assert snapshot(newer).check(*arguments[2:]) == expected
-    assert len(expected) == 8 * sum(param.grad is not None for param in world.params)
+    assert len(expected) == 8 * sum(param.grad is not None for param in inputs.params)
     with pytest.raises(ValueError, match="DLPack 1"):
         snapshot(ExchangeAPI(2, 0, None, real.functions))
     with pytest.raises(ValueError, match="DLPack 1"):
         snapshot(ExchangeAPI(1, 0, None, (ctypes.c_void_p * 5)()))
     with pytest.raises(ValueError, match="PyCapsule"):
         snapshot(real, b"another name")
-    for params in ([], world.params[1:], [*world.params, world.params[0]]):
+    for params in ([], inputs.params[1:], [*inputs.params, inputs.params[0]]):
         assert snapshot(real).check(params, arguments[3]) is None
     for wrong in (((), {}), ([], [])):
         with pytest.raises(TypeError):
@@ -260,7 +261,7 @@ OTHERS = {
 
 
 class Reader:
-    """An exchange API whose reader changes what torch's own gives by ``change(out)``."""
+    """An exchange API whose reader changes torch's result by ``change(out)``."""
 
     def __init__(self, change):
         real = real_api()
@@ -284,29 +285,29 @@ class Reader:
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("at_first", [False, True])
 def test_what_this_machine_does_not_have(name, at_first):
-    """Other devices and other producers of DLPack."""
+    """Guard against tensors of other devices and of other producers of DLPack."""
     fields, same = OTHERS[name]
-    world, changed = World(shapes=[(4,)]), [at_first]
+    inputs, changed = StepInputs(shapes=[(4,)]), [at_first]
 
     def change(out):
         for field, value in fields.items() if changed[0] else ():
             setattr(out, field, value)
 
-    reader, arguments = Reader(change), (world.params, dict(world.state))
+    reader, arguments = Reader(change), (inputs.params, dict(inputs.state))
     if at_first and name == "strides":
         with pytest.raises(ValueError, match="strides"):
             reader.snapshot(*arguments)
         return
     guard = reader.snapshot(*arguments)
     shift = 8 if at_first and name == "byte_offset" else 0
-    address = world.params[0].grad.data_ptr() + shift
+    address = inputs.params[0].grad.data_ptr() + shift
     assert np.frombuffer(guard.check(*arguments), np.int64).tolist() == [address]
     changed[0] = not at_first
     assert (guard.check(*arguments) is not None) == same
 
 
 def test_a_gradient_that_turns_negative_in_place_of_the_last():
-    """An imaginary part is dense if it has one element, and may get the memory of the last one.
+    """Guard against a negative bit missed at the same address.
 
     So may the objects of Python and of torch; here they are the same ones.
     """
@@ -326,7 +327,7 @@ def lines(caplog):
 
 def test_which_way_a_step_reads_is_logged(caplog):
     caplog.set_level(logging.DEBUG, "fused_optim")
-    Twins("fp32", "reference").step()
+    CachePair("fp32", "reference").step()
     assert set(lines(caplog)) == {"the tensors of a step are compared in C"}
 
 
@@ -335,7 +336,7 @@ NOT_IN_C = {
     "no API": (None, "has no exchange API"),
     "an API of others": ("2.9.1", "torch 2.9.1 has no exchange API"),
     "complex": (torch.complex64, "is complex"),
-    "subclass": (Own, "worlds.Own"),
+    "subclass": (Own, "step_inputs.Own"),
     "meta": ("meta", "meta"),
 }
 

@@ -1,9 +1,9 @@
-"""The reference updates small rows as one, and large ones in pieces: no bit depends on either."""
+"""Small rows that the reference updates together, and large ones in pieces, with equal bits."""
 
 import pytest
 import torch
-from closeness import assert_same_bits
-from models import give, parameters, state_of, values
+from helpers.models import parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW
 from fused_optim.backends import reference, small_tensors
@@ -27,18 +27,18 @@ SMALL = [
 
 
 def stepped(make, numels, steps=3, before=lambda step, params: None):
-    """Parameters and states after some steps."""
+    """Return parameters and states after some steps."""
     params = parameters(values(numels, torch.float32))
     optimizer = make(params)
     for step in range(steps):
-        give(params, values(numels, torch.float32, seed=step + 1))
+        set_grads(params, values(numels, torch.float32, seed=step + 1))
         before(step, params)
         optimizer.step()
     return [params, [list(state_of(optimizer, param).values()) for param in params]]
 
 
 def compare(actual, expected):
-    """Parameters and states."""
+    """Compare parameters and states bit for bit."""
     for mine, theirs in zip(actual[0], expected[0], strict=True):
         assert_same_bits("parameter", mine, theirs)
     for mine, theirs in zip(actual[1], expected[1], strict=True):
@@ -46,41 +46,43 @@ def compare(actual, expected):
             assert_same_bits("state", *pair)
 
 
-def alone(monkeypatch):
-    """From now on every row is updated for itself, with its own scalars."""
+def disable_packing(monkeypatch):
+    """Make the reference update every row by itself, with its own scalars."""
     monkeypatch.setattr(small_tensors, "MAX_NUMEL", 0)
     monkeypatch.setattr(reference.ReferenceRunner, "_shared_bits", each_row)
 
 
 def each_row(launch):
+    """Return a different value for each row."""
     return range(len(launch.bucket.rows))
 
 
 def adamw(params):
+    """Return an AdamW with every column."""
     return AdamW(params, lr=0.1, amsgrad=True, ema_decay=0.5, backend="reference")
 
 
 @pytest.mark.parametrize("numels", [SMALL, SMALL[::-1], [5], [0, 0], [0, 7]])
 def test_packed_rows_are_as_rows_alone(numels, monkeypatch):
     packed = stepped(adamw, numels)
-    alone(monkeypatch)
+    disable_packing(monkeypatch)
     compare(packed, stepped(adamw, numels))
 
 
 def test_rows_that_come_and_go(monkeypatch):
-    """A pack is for the rows of one step: those with gradients, with their own counts."""
+    """Guard against buffers of rows that have no gradient in this step."""
 
     def lacking(step, params):
         for param in params[step::3]:
             param.grad = None
 
     packed = stepped(adamw, SMALL, 6, lacking)
-    alone(monkeypatch)
+    disable_packing(monkeypatch)
     compare(packed, stepped(adamw, SMALL, 6, lacking))
 
 
 def test_rows_of_any_strides(monkeypatch):
-    """Rows are in the order of the parameter's memory; gradients come in another."""
+    """Guard against gradients copied in another order than the parameter's memory."""
 
     def strided():
         params = [
@@ -93,17 +95,17 @@ def test_rows_of_any_strides(monkeypatch):
         ]
         optimizer = adamw(params)
         for seed in range(3):
-            give(params, values([p.shape for p in params], torch.float32, seed))
+            set_grads(params, values([p.shape for p in params], torch.float32, seed))
             optimizer.step()
         return [params, [list(state_of(optimizer, p).values()) for p in params]]
 
     packed = strided()
-    alone(monkeypatch)
+    disable_packing(monkeypatch)
     compare(packed, strided())
 
 
 def test_groups_are_not_packed_together():
-    """Their scalars may be the same, and the limit another."""
+    """Guard against rows of one buffer with different limits but equal scalars."""
     params, limits = parameters(values(SMALL, torch.float32)), (0.1, 0.2, 0.3)
     groups = [{"params": params[i::3], "max_grad_value": limits[i]} for i in range(3)]
     optimizer = SGD(groups, lr=1.0, backend="reference")
@@ -112,13 +114,13 @@ def test_groups_are_not_packed_together():
         p.detach() - g.clamp(-limits[i % 3], limits[i % 3])
         for i, (p, g) in enumerate(zip(params, grads, strict=True))
     ]
-    give(params, grads)
+    set_grads(params, grads)
     optimizer.step()
     compare([params, []], [expected, []])
 
 
 def test_more_counters_than_a_pack_has_elements(monkeypatch):
-    """At first 40 and then 50."""
+    """Guard against a buffer that is too small, for 40 counters and then 50."""
 
     def lacking(step, params):
         for param in params[: 0 if step else 10]:
@@ -133,18 +135,18 @@ def test_more_counters_than_a_pack_has_elements(monkeypatch):
 def test_gradients_are_not_written():
     params = parameters(values(SMALL, torch.float32))
     optimizer = adamw(params)
-    give(params, values(SMALL, torch.float32))
+    set_grads(params, values(SMALL, torch.float32))
     optimizer.step()
     assert [param.grad._version for param in params] == [0] * len(params)
 
 
 def test_threads_change_no_bit():
-    """Each thread has its part of a piece, so pieces differ too."""
+    """Guard against bits that depend on the pieces, which depend on the threads."""
     numels = [3 * reference.CHUNK + 5, 7]
-    alone = stepped(adamw, numels)
+    expected = stepped(adamw, numels)
     torch.set_num_threads(2)
     try:
-        compare(stepped(adamw, numels), alone)
+        compare(stepped(adamw, numels), expected)
     finally:
         torch.set_num_threads(1)
 
@@ -153,7 +155,7 @@ def test_packs_without_use_are_dropped():
     params = parameters(values([4] * 6, torch.float32))
     optimizer = adamw(params)
     for count in (6, 5, 4, 3, 2):
-        give(params, values([4] * 6, torch.float32))
+        set_grads(params, values([4] * 6, torch.float32))
         for param in params[count:]:
             param.grad = None
         optimizer.step()
@@ -164,10 +166,10 @@ def test_packs_without_use_are_dropped():
 
 
 def test_what_is_kept_does_not_grow_with_the_tensors():
-    """All packs are places in the same memory."""
+    """Guard against memory for every buffer."""
     params = parameters(values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer = adamw(params)
-    give(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
+    set_grads(params, values([small_tensors.MAX_NUMEL - 1] * 40, torch.float32))
     optimizer.step()
     (bucket,) = optimizer._engine.plan.buckets.values()
     storages = {

@@ -1,39 +1,40 @@
-"""What users, and utilities for them, change between two steps."""
+"""Changes that users and utilities make to an optimizer between two steps."""
 
 import copy
 
 import torch
-from models import KERNELS, parameters, values
+from helpers.models import KERNELS, parameters, values
 from torch.nn import Parameter
 
 
 def params_of(optimizer):
+    """Return the parameters of all groups."""
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def replaced(optimizer, name):
-    """Another state tensor in the place of one, and a trap in the old one."""
+    """Replace a state tensor by a copy, and zero the old one so that its use shows."""
     state = optimizer.state[params_of(optimizer)[2]]
     old, state[name] = state[name], state[name].clone()
     old.zero_()
 
 
 def moved(tensor):
-    """Other memory behind the same object, and a trap in the old one."""
+    """Move a tensor to other memory, and zero the old memory so that its use shows."""
     old = tensor.data
     tensor.data = tensor.data.clone()
     old.zero_()
 
 
 def renamed(optimizer):
-    """The same tensors in the same order under another name."""
+    """Give the last state tensor of a parameter another name."""
     state = optimizer.state[params_of(optimizer)[2]]
     name = list(state)[-1]
     state["other"] = state.pop(name)
 
 
 def loaded(optimizer):
-    """A checkpoint of some steps ago: other values."""
+    """Load the optimizer's own checkpoint with other counts."""
     packed = copy.deepcopy(optimizer.state_dict())
     for state in packed["state"].values():
         state["step"] += 3
@@ -41,14 +42,14 @@ def loaded(optimizer):
 
 
 def swapped(optimizer):
-    """What utilities do that swap the state: another mapping with other tensors."""
+    """Replace the state by another mapping with copies, as utilities do that swap it."""
     optimizer.state = copy.copy(optimizer.state)
     for param in params_of(optimizer):
         optimizer.state[param] = {k: v.clone() for k, v in optimizer.state[param].items()}
 
 
 def exchanged(optimizer):
-    """Two parameters of one shape with the state of each other, in the order of before."""
+    """Exchange the states of two parameters of one shape, in the old order."""
     first, second, third, fourth = params_of(optimizer)
     optimizer.state = dict(
         zip([third, second, first, fourth], optimizer.state.values(), strict=True)
@@ -56,46 +57,51 @@ def exchanged(optimizer):
 
 
 def edited(optimizer):
+    """Write to a parameter outside a step."""
     with torch.no_grad():
         params_of(optimizer)[1].mul_(0.5)
 
 
 def ema_update(optimizer):
-    """A group more with an average, or a group less."""
+    """Switch the average of a group on or off."""
     group = optimizer.param_groups[0]
     group["ema_decay"] = 0.9 if group["ema_decay"] is None else None
 
 
 def other_parameter(optimizer):
-    """A parameter without a state in the memory of another."""
+    """Replace a parameter by one without a state, in the same memory."""
     group = optimizer.param_groups[0]
     group["params"][1] = Parameter(group["params"][1].data)
 
 
 def group_added(optimizer):
+    """Add a group with a new parameter."""
     new = values([(7, 9)], params_of(optimizer)[0].dtype, 5)
     optimizer.add_param_group({"params": parameters(new)})
 
 
 def regrouped(optimizer):
-    """The same parameters in the same order, one of them in another group."""
+    """Move a parameter to the next group, in the same order of all."""
     first, second = optimizer.param_groups
     second["params"].insert(0, first["params"].pop())
 
 
 def in_group(index, **options):
+    """Return a change that updates options of a group."""
     return lambda optimizer: optimizer.param_groups[index].update(options)
 
 
 def attribute(name, value):
+    """Return a change that sets an attribute."""
     return lambda optimizer: setattr(optimizer, name, value)
 
 
 def on_param(index, change):
+    """Return a change of a parameter."""
     return lambda optimizer: change(params_of(optimizer)[index])
 
 
-# what happens between two steps, and whether the second can go on from the first
+# changes by name, with True where the cached step survives
 EVENTS = {
     "nothing": (lambda optimizer: None, True),
     "lr": (in_group(1, lr=0.01), True),

@@ -1,4 +1,4 @@
-"""Parameters and gradients for tests, and the loops that run optimizers on them."""
+"""Values, parameters and gradients for tests, and the rules, backends and formats they run."""
 
 import importlib
 import os
@@ -15,13 +15,13 @@ from fused_optim.formats.registry import STATES, WEIGHTS
 from fused_optim.rules.common import Rule
 
 RULE_MODULES = [
-    importlib.import_module(page.name)
-    for page in pkgutil.iter_modules(fused_optim.rules.__path__, "fused_optim.rules.")
+    importlib.import_module(module.name)
+    for module in pkgutil.iter_modules(fused_optim.rules.__path__, "fused_optim.rules.")
 ]
 RULES = {
     name.lower(): rule
-    for page in RULE_MODULES
-    for name, rule in vars(page).items()
+    for module in RULE_MODULES
+    for name, rule in vars(module).items()
     if isinstance(rule, Rule)
 }
 # the backend that runs the Triton kernels here: see tests/conftest.py
@@ -39,12 +39,13 @@ LARGE = 65537
 
 
 def values(shapes: Sequence[Any], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    """Return normally distributed tensors, formed in float32."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def exact_values(shapes: Sequence[Any], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """Small multiples of 1/8: the sum of their squares has no rounding, in any order."""
+    """Return multiples of 1/8, the sum of whose squares has no rounding in any order."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.randint(-16, 17, shape, generator=generator) / 8.0).to(dtype)
@@ -53,14 +54,16 @@ def exact_values(shapes: Sequence[Any], dtype: torch.dtype, seed: int = 0) -> li
 
 
 def parameters(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Parameter]:
+    """Return new parameters with copies of ``tensors``."""
     return [Parameter(tensor.detach().clone().to(dtype or tensor.dtype)) for tensor in tensors]
 
 
-def give(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+def set_grads(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
     """Set new gradients, as backward does after ``zero_grad()``."""
     for param, grad in zip(params, grads, strict=True):
         param.grad = None if grad is None else grad.to(param.dtype).clone()
 
 
 def state_of(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
+    """Return the state of a parameter without the entries that are None."""
     return {k: v for k, v in optimizer.state.get(param, {}).items() if v is not None}

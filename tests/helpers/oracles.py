@@ -1,4 +1,4 @@
-"""The optimizers that torch.optim lacks, in numpy, from their papers: ``(p, g, state, t) -> p``.
+"""Oracles in numpy from the papers, for optimizers that torch.optim lacks.
 
 ``state`` is a dict that lives from step to step, under the names that the optimizer uses; ``t``
 counts from 1; the options and their defaults are those of the authors. The dtype of ``p`` and ``g``
@@ -21,7 +21,7 @@ def adan(
     weight_decay=0.0,
     no_prox=False,
 ):
-    """Adan, Xie et al. 2022, algorithm 1 (https://arxiv.org/abs/2208.06677).
+    """Update by Adan, Xie et al. 2022, algorithm 1 (https://arxiv.org/abs/2208.06677).
 
     The betas are 1 - beta of the paper, and the averages are corrected as in the authors' code.
     """
@@ -52,7 +52,7 @@ def ademamix(
     eps=1e-8,
     weight_decay=0.0,
 ):
-    """AdEMAMix, Pagliardini et al. 2024, algorithm 1 (https://arxiv.org/abs/2409.03137)."""
+    """Update by AdEMAMix, Pagliardini et al. 2024, algorithm 1 (https://arxiv.org/abs/2409.03137)."""
     beta1, beta2, beta3 = betas
     if alpha_warmup is not None:
         alpha = min(t * alpha / alpha_warmup, alpha)
@@ -72,7 +72,7 @@ def ademamix(
 
 
 def lion(p, g, state, t, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
-    """Lion, Chen et al. 2023, algorithm 2 (https://arxiv.org/abs/2302.06675)."""
+    """Update by Lion, Chen et al. 2023, algorithm 2 (https://arxiv.org/abs/2302.06675)."""
     beta1, beta2 = betas
     m = state.get("exp_avg", np.zeros_like(p))
     c = beta1 * m + (1 - beta1) * g
@@ -93,7 +93,10 @@ def schedule_free_adamw(
     r=0.0,
     weight_lr_power=2.0,
 ):
-    """Schedule-free AdamW, Defazio et al. 2024, algorithm 1 (https://arxiv.org/abs/2405.15682)."""
+    """Update by schedule-free AdamW, Defazio et al. 2024 (https://arxiv.org/abs/2405.15682).
+
+    The rule is algorithm 1 of the paper.
+    """
     beta1, beta2 = betas
     v = beta2 * state.get("exp_avg_sq", np.zeros_like(p)) + (1 - beta2) * g * g
     rate = lr * math.sqrt(1 - beta2**t) * (min(1, t / warmup_steps) if warmup_steps else 1)
@@ -114,7 +117,10 @@ def schedule_free_sgd(
     r=0.0,
     weight_lr_power=2.0,
 ):
-    """Schedule-free SGD, Defazio et al. 2024, equations 2-4 (https://arxiv.org/abs/2405.15682)."""
+    """Update by schedule-free SGD, Defazio et al. 2024 (https://arxiv.org/abs/2405.15682).
+
+    The rule is that of equations 2 to 4 of the paper.
+    """
     rate = lr * (min(1, t / warmup_steps) if warmup_steps else 1)
     move = -rate * (g + weight_decay * p)
     return average_iterates(p, move, state, t, rate, momentum, r, weight_lr_power)

@@ -1,11 +1,11 @@
-"""What ``memory`` says before a training is what the training then takes."""
+"""The estimate of ``memory``, compared with the memory of real optimizers."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from models import FORMATS, give, parameters, values
+from helpers.models import FORMATS, parameters, set_grads, values
 from torch import nn
 from torch.nn import Parameter
 
@@ -14,7 +14,7 @@ from fused_optim import AdamW, memory
 from fused_optim.formats.registry import STATES, WEIGHTS
 
 BF16 = torch.bfloat16
-# bytes a parameter: states, and what a step moves without the norm
+# bytes of states, and bytes that a step without norm moves, for each parameter
 PRESETS = {
     ("plain", "param", torch.float32): (8, 28),
     ("plain", "param", BF16): (4, 14),
@@ -28,14 +28,14 @@ PRESETS = {
 
 
 def taken(optimizer):
-    """Bytes of all states but the counts."""
+    """Return the bytes of all states but the counts."""
     states = optimizer.state.values()
     return sum(v.nbytes for state in states for k, v in state.items() if k != "step")
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=str)
 def test_the_presets(preset, capsys):
-    """In a real optimizer, and in the forecast."""
+    """Guard against other bytes than documented, in a real optimizer and in the estimate."""
     weights, states, dtype = preset
     held, moved = PRESETS[preset]
     param = Parameter(torch.zeros(6400, dtype=dtype))
@@ -43,12 +43,12 @@ def test_the_presets(preset, capsys):
     param.grad = torch.zeros_like(param)
     optimizer.step()
     assert taken(optimizer) == held * 6400
-    found = memory([param], weights=weights, states=states)
-    assert found.states == held * 6400 + 4
-    assert found.moved == moved * 6400
-    assert found.parameters == found.gradients == dtype.itemsize * 6400
-    assert found.total == found.parameters + found.gradients + found.states
-    assert capsys.readouterr().out == f"{found}\n"
+    result = memory([param], weights=weights, states=states)
+    assert result.states == held * 6400 + 4
+    assert result.moved == moved * 6400
+    assert result.parameters == result.gradients == dtype.itemsize * 6400
+    assert result.total == result.parameters + result.gradients + result.states
+    assert capsys.readouterr().out == f"{result}\n"
     with_norm = memory([param], weights=weights, states=states, max_grad_norm=1.0)
     assert with_norm.moved == (moved + dtype.itemsize) * 6400
 
@@ -56,33 +56,33 @@ def test_the_presets(preset, capsys):
 @pytest.mark.parametrize("states", STATES)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_format(weights, states):
-    """Blocks that are not full, tensors too small for them, an average, other optimizers."""
+    """Guard against partial blocks, small tensors and averages left out of the estimate."""
     shapes = [(5000,), (3, 1400), (7,), (0,)]
     for fused, options in ((AdamW, {"amsgrad": True}), (fused_optim.Lion, {})):
         options |= {"weights": weights, "states": states, "ema_decay": 0.9}
         options["backend"] = "reference"  # the others take the same states
         params = parameters(values(shapes, BF16))
         optimizer = fused(params, **options)
-        give(params, values(shapes, BF16, 1))
+        set_grads(params, values(shapes, BF16, 1))
         optimizer.step()
         steps = sum(state["step"].nbytes for state in optimizer.state.values())
         assert memory(params, fused, **options).states == taken(optimizer) + steps
 
 
 def test_a_model_too_large_for_any_machine(capsys):
-    """A module on the meta device, some of it frozen; groups and pairs are taken too."""
+    """Guard against allocations: a module on the meta device, some of it frozen."""
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(1 << 17, 1 << 17, bias=False), nn.Linear(1 << 17, 8))
     model[1].weight.requires_grad_(False)
-    found = memory(model, states="int8")
-    assert found.numel == (1 << 34) + (1 << 20) + 8
-    assert found.gradients == 4 * ((1 << 34) + 8)
-    assert found.parameters == 4 * found.numel
+    result = memory(model, states="int8")
+    assert result.numel == (1 << 34) + (1 << 20) + 8
+    assert result.gradients == 4 * ((1 << 34) + 8)
+    assert result.parameters == 4 * result.numel
     assert "64.004" in capsys.readouterr().out.splitlines()[1]
-    assert memory(model.named_parameters(), states="int8") == found
+    assert memory(model.named_parameters(), states="int8") == result
     group = {"params": model[0].parameters(), "states": "int8"}
     pair = memory([group, {"params": model[1].weight}, {"params": [model[1].bias]}])
-    assert (pair.numel, pair.gradients) == (found.numel, found.gradients)
+    assert (pair.numel, pair.gradients) == (result.numel, result.gradients)
     assert model[0].weight.grad is None
 
 
@@ -98,14 +98,14 @@ def test_what_an_optimizer_refuses_is_refused():
 
 
 def test_the_pairs_of_formats_are_all_formats():
-    """Tests that take their formats from FORMATS leave none out."""
+    """Guard against formats that tests over FORMATS leave out."""
     assert {f["weights"] for f in FORMATS} == set(WEIGHTS)
     assert {f["states"] for f in FORMATS} == set(STATES)
     assert FORMATS[0] == {"weights": "plain", "states": "param"}
 
 
 def test_the_readme_has_these_bytes():
-    """Its table of formats, line by line."""
+    """Guard against other bytes in the README's table of formats."""
     lines = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
     rows = [line.split("|")[1:-1] for line in lines if re.match(r'\| `"\w+"`, `"\w+"`', line)]
     assert len(rows) == len(PRESETS)
@@ -113,6 +113,9 @@ def test_the_readme_has_these_bytes():
         weights, states = re.findall(r'`"(\w+)"`', row[0])
         dtype = {"fp32": torch.float32, "bf16": BF16}[row[1].strip()]
         param = Parameter(torch.empty(1 << 24, dtype=dtype, device="meta"))
-        found = memory([param], weights=weights, states=states, max_grad_norm=1.0)
-        kept = (found.parameters + found.states) / found.numel
-        assert [float(row[2]), float(row[3])] == [round(kept, 2), round(found.moved / 2**24, 2)]
+        result = memory([param], weights=weights, states=states, max_grad_norm=1.0)
+        resident = (result.parameters + result.states) / result.numel
+        assert [float(row[2]), float(row[3])] == [
+            round(resident, 2),
+            round(result.moved / 2**24, 2),
+        ]

@@ -1,4 +1,4 @@
-"""Tensors of all kinds as a step may meet them, and what may happen to them between two steps."""
+"""Tensors of every sort that a step may meet, and events that change them between two steps."""
 
 import collections
 import random
@@ -12,11 +12,11 @@ HALF = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
 
 
 class Own(Tensor):
-    """A subclass without anything of its own."""
+    """A subclass of Tensor without additions."""
 
 
-class World:
-    """Parameters in two groups, their gradients and states: every dtype that a step may meet."""
+class StepInputs:
+    """Parameters in two groups, their gradients and states, of every dtype that a step may meet."""
 
     def __init__(self, seed=0, shapes=SHAPES):
         self.random = random.Random(seed)
@@ -36,20 +36,23 @@ class World:
 
     @property
     def params(self):
+        """Parameters of all groups."""
         return [param for group in self.groups for param in group["params"]]
 
     def param(self):
+        """Choose a parameter with a gradient and several elements."""
         return self.random.choice([p for p in self.params if p.grad is not None and p.numel() > 1])
 
     def entry(self):
+        """Choose the state of a parameter."""
         return self.random.choice(list(self.state.values()))
 
 
 def with_grad(change):
-    """Another gradient for one parameter."""
+    """Return an event that replaces the gradient of one parameter by ``change(gradient)``."""
 
-    def event(world):
-        param = world.param()
+    def event(inputs):
+        param = inputs.param()
         new = change(param.grad)
         if new is None or new.dtype == param.dtype:
             param.grad = new
@@ -58,121 +61,149 @@ def with_grad(change):
 
 
 def with_param(change):
-    return lambda world: change(world.param())
+    """Return an event that changes one parameter."""
+    return lambda inputs: change(inputs.param())
 
 
 def with_data(change):
-    def event(world):
-        param = world.param()
+    """Return an event that replaces ``param.data`` by ``change(param.data)``."""
+
+    def event(inputs):
+        param = inputs.param()
         param.data = change(param.data)
 
     return event
 
 
 def with_value(name, change):
-    def event(world):
-        entry = world.entry()
+    """Return an event that replaces a state tensor by ``change(tensor)``."""
+
+    def event(inputs):
+        entry = inputs.entry()
         entry[name] = change(entry[name])
 
     return event
 
 
 def swap(param):
+    """Swap a parameter with a new one, as ``module.to`` does."""
     torch.utils.swap_tensors(param, Parameter(torch.zeros_like(param)))
 
 
-def give(world):
-    param = world.random.choice(world.params)
+def toggle_grad(inputs):
+    """Remove a gradient, or set one where there is none."""
+    param = inputs.random.choice(inputs.params)
     param.grad = None if param.grad is not None else torch.zeros_like(param)
 
 
 def other_grad_dtype(param):
+    """Set a gradient of another dtype than the parameter's."""
     param.grad = None
     param.grad_dtype = torch.float32 if param.dtype is torch.float64 else torch.float64
     param.grad = torch.zeros(param.shape, dtype=param.grad_dtype)
 
 
-def regroup(world):
-    first, second = world.groups
+def regroup(inputs):
+    """Move a parameter to the second group."""
+    first, second = inputs.groups
     second["params"].insert(0, first["params"].pop())
 
 
-def exchange(world):
-    params = world.groups[1]["params"]
+def exchange(inputs):
+    """Exchange two parameters of one group."""
+    params = inputs.groups[1]["params"]
     params[0], params[1] = params[1], params[0]
 
 
-def as_tuples(world):
-    for group in world.groups:
+def add_param(inputs):
+    """Add a parameter to the second group."""
+    inputs.groups[1]["params"].append(Parameter(torch.ones(2)))
+
+
+def as_tuples(inputs):
+    """Turn the lists of parameters into tuples."""
+    for group in inputs.groups:
         group["params"] = tuple(group["params"])
 
 
 def in_state(change):
-    def event(world):
-        world.state = change(world.state)
+    """Return an event that replaces the state by ``change(state)``."""
+
+    def event(inputs):
+        inputs.state = change(inputs.state)
 
     return event
 
 
 def other_order(state):
+    """Return the state with its first entry last."""
     ordered = collections.OrderedDict(state)
     ordered.move_to_end(next(iter(ordered)))
     return ordered
 
 
 def in_entry(change):
-    def event(world):
-        key = world.random.choice(list(world.state))
-        world.state[key] = change(world.state[key])
+    """Return an event that replaces the state of a parameter by ``change(state)``."""
+
+    def event(inputs):
+        key = inputs.random.choice(list(inputs.state))
+        inputs.state[key] = change(inputs.state[key])
 
     return event
 
 
 def without(entry):
+    """Remove the last name."""
     entry.popitem()
     return entry
 
 
 def renamed(entry):
+    """Return the state with ``exp_avg`` under another name."""
     return {"other" if name == "exp_avg" else name: value for name, value in entry.items()}
 
 
 def spelled(entry):
-    """The same names, other strings."""
+    """Return the state under equal names that are other strings."""
     return {"".join(list(name)): value for name, value in entry.items()}
 
 
 def negated(tensor):
+    """Return a view with the negative bit."""
     return torch._neg_view(tensor)
 
 
 def enlarge(param):
+    """Enlarge the storage of a parameter by 1 MiB."""
     storage = param.untyped_storage()
     storage.resize_(storage.nbytes() + (1 << 20))
 
 
 def reset(param):
+    """Give a parameter another storage by ``set_``."""
     with torch.no_grad():
         param.set_(torch.zeros_like(param).untyped_storage(), 0, param.shape, param.stride())
 
 
 def aliased(param):
+    """Give a parameter its own storage by ``set_``."""
     with torch.no_grad():
         param.set_(param.untyped_storage(), param.storage_offset(), param.shape, param.stride())
 
 
 def transposed_memory(tensor):
+    """Return a copy whose memory is transposed."""
     return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor.clone()
 
 
-# what happens, and whether a step may go on from the last one; None: it depends on the tensor
+# events by name, with True where the cached step survives; None: it depends on the tensor
 EVENTS = {
-    "nothing": (lambda world: None, True),
+    "nothing": (lambda inputs: None, True),
     "grad moved": (with_grad(torch.clone), True),
     "grad in place": (with_grad(lambda g: g.add_(1)), True),
     "grad alias": (with_grad(lambda g: g.view_as(g)), True),
     "grad requires grad": (with_grad(lambda g: g.clone().requires_grad_()), True),
-    "grad comes or goes": (give, False),
+    "grad comes or goes": (toggle_grad, False),
     "grad strides": (with_grad(transposed_memory), None),
     "grad dtype": (with_param(other_grad_dtype), False),
     "grad expanded": (with_grad(lambda g: g.flatten()[:1].expand(g.numel()).view(g.shape)), None),
@@ -211,13 +242,13 @@ EVENTS = {
     "state ordered": (in_state(collections.OrderedDict), True),
     "state in another order": (in_state(other_order), False),
     "state a slice": (with_value("exp_avg", lambda x: x[:-1] if x.dim() else x), None),
-    "state longer": (lambda world: world.state[torch.ones(1)].update(), False),
-    "state shorter": (lambda world: world.state.popitem(), False),
-    "state emptied": (lambda world: world.state.clear(), False),
+    "state longer": (lambda inputs: inputs.state[torch.ones(1)].update(), False),
+    "state shorter": (lambda inputs: inputs.state.popitem(), False),
+    "state emptied": (lambda inputs: inputs.state.clear(), False),
     "regrouped": (regroup, False),
     "exchanged": (exchange, False),
     "in tuples": (as_tuples, True),
-    "group more": (lambda world: world.groups.append({"params": []}), False),
-    "param more": (lambda world: world.groups[1]["params"].append(Parameter(torch.ones(2))), False),
-    "param less": (lambda world: world.groups[1]["params"].pop(), False),
+    "group more": (lambda inputs: inputs.groups.append({"params": []}), False),
+    "param more": (add_param, False),
+    "param less": (lambda inputs: inputs.groups[1]["params"].pop(), False),
 }

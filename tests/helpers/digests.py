@@ -1,18 +1,19 @@
 """Digests of everything that the reference computes, for comparisons between processors.
 
-``python tests/digests.py`` prints them as JSON, once with one thread and once with two.
+With ``tests`` in PYTHONPATH, ``python -m helpers.digests`` prints them as JSON, for one thread and
+for two.
 """
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 
 import torch
-from cases import CASES, Case
-from models import FORMATS, give, parameters, state_of
+from helpers.cases import CASES, Case
+from helpers.models import FORMATS, parameters, set_grads, state_of
 from torch import Tensor
 
-from fused_optim import AdamW
 from fused_optim.rules import common
 
 # the last is more than two threads take at once
@@ -35,28 +36,28 @@ NAMES = [
 
 
 def digest(tensors: Sequence[Tensor]) -> str:
-    """Of all bits."""
-    found = hashlib.sha256()
+    """Return a hash of the bits of all tensors."""
+    result = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        result.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()[:16]
 
 
 def uniform(sizes: Sequence[int], dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """In [-2, 2); ``torch.randn`` calls functions that depend on the processor."""
+    """Return uniform values in [-2, 2); the bits of ``torch.randn`` depend on the processor."""
     generator = torch.Generator().manual_seed(seed)
-    found = (torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes)
-    return [(4.0 * x - 2.0).to(dtype) for x in found]
+    result = (torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes)
+    return [(4.0 * x - 2.0).to(dtype) for x in result]
 
 
 def steps(case: Case, dtype: torch.dtype, sizes: Sequence[int], **options: object) -> list[Tensor]:
-    """What two steps leave behind, with a norm that has roundings."""
+    """Return parameters, states and norms after two steps that clip."""
     params = parameters(uniform(sizes, dtype, 0))
     options = {**case.options, **case.additions, "max_grad_norm": 1.0, **options}
     optimizer = case.fused(params, **options, backend="reference")
     norms = []
     for seed in (1, 2):
-        give(params, uniform(sizes, dtype, seed))
+        set_grads(params, uniform(sizes, dtype, seed))
         optimizer.step()
         norms.append(optimizer.grad_norm)
     states = [state_of(optimizer, param).values() for param in params]
@@ -64,37 +65,37 @@ def steps(case: Case, dtype: torch.dtype, sizes: Sequence[int], **options: objec
 
 
 def blocks() -> dict[str, str]:
-    """Of the building blocks of the rules."""
+    """Return a digest for each building block of the rules."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 100003, generator=generator, dtype=torch.float64)
-    found = {f"root {z.dtype}": common.sqrt_rn(z) for z in (x, x.float())}
-    found |= {"exp": common.exp(80.0 * (x - 0.5)), "log": common.log(x + y)}
-    found["real_power"] = common.pow_real(2.0 * x, 3.0 * y)
-    found["power"] = common.pow_int(x, (1e6 * y).long().double())
-    return {name: digest([tensor]) for name, tensor in found.items()}
+    result = {f"root {z.dtype}": common.sqrt_rn(z) for z in (x, x.float())}
+    result |= {"exp": common.exp(80.0 * (x - 0.5)), "log": common.log(x + y)}
+    result["real_power"] = common.pow_real(2.0 * x, 3.0 * y)
+    result["power"] = common.pow_int(x, (1e6 * y).long().double())
+    return {name: digest([tensor]) for name, tensor in result.items()}
 
 
 def digests() -> dict[str, str]:
-    """Of the blocks, and of steps in float32, in float64 and in every storage format."""
-    found = blocks()
+    """Return digests of the blocks, and of steps in float32, float64 and every storage format."""
+    result = blocks()
     for case in CASES:
         if case.name in NAMES:
             for dtype in (torch.float32, torch.float64):
-                found[f"{case.name} {dtype}"] = digest(steps(case, dtype, SIZES))
+                result[f"{case.name} {dtype}"] = digest(steps(case, dtype, SIZES))
     for formats in FORMATS:
-        case = Case("formats", AdamW, None, {"lr": 0.1})
+        case = Case("formats", "AdamW", {"lr": 0.1})
         name = "-".join(formats.values())
-        found[name] = digest(steps(case, torch.bfloat16, [70001], **formats))
-    return found
+        result[name] = digest(steps(case, torch.bfloat16, [70001], **formats))
+    return result
 
 
 def main() -> None:
-    """Print ``{threads: digests}`` and what says on which processor."""
-    found: dict[str, object] = {"capability": torch.backends.cpu.get_cpu_capability()}
+    """Print ``{threads: digests}`` and the processor's capability as JSON."""
+    result: dict[str, object] = {"capability": torch.backends.cpu.get_cpu_capability()}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found[str(threads)] = digests()
-    print(json.dumps(found))  # noqa: T201
+        result[str(threads)] = digests()
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Repairs to Triton's interpreter, so that it computes what the compiled code computes.
+"""Patches of Triton's interpreter, so that it computes the bits of the compiled code.
 
 The interpreter (3.4 to 3.9) truncates float32 to bfloat16 and misreads denormals; the compiler
 emits ``cvt.rn``, which the tests of the compiled kernels execute. Before 3.7 it takes the bounds of
@@ -11,20 +11,21 @@ from triton.runtime import interpreter
 
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """The bits of float32 rounded to bfloat16, to nearest even, as uint16."""
+    """Return the bits of float32 rounded to bfloat16, to nearest even, as uint16."""
     bits = x.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(x), 0x7FC0 | bits >> 16, rounded).astype(np.uint16)
 
 
 def install() -> None:
-    """Make casts between float32 and bfloat16 right, and Inf and NaN no cause for warnings."""
+    """Patch casts to and from bfloat16 and loop bounds; silence numpy's warnings of Inf and NaN."""
     np.seterr(all="ignore")
     _repair_casts()
     _repair_indices()
 
 
 def _repair_casts() -> None:
+    """Replace the casts between float32 and bfloat16."""
     cast = interpreter.InterpreterBuilder.cast_impl
 
     def cast_impl(self, src, dst_type):
@@ -40,10 +41,11 @@ def _repair_casts() -> None:
 
 
 def _repair_indices() -> None:
+    """Make loop bounds convertible to integers."""
     patch = interpreter._patch_lang_tensor
 
     def patch_lang_tensor(tensor, *scope):
-        """Do what the interpreter does to the class ``tensor`` at each launch, but for numbers."""
+        """Patch the class ``tensor`` as the interpreter does, then its ``__index__``."""
         patch(tensor, *scope)
         tensor.__index__ = lambda self: self.handle.data.item()
 

@@ -1,41 +1,41 @@
-"""What is peculiar to one namesake of torch.optim, beyond the cases that all share.
+"""Peculiarities of single optimizers of torch, beyond the cases that all share.
 
-What these tests guard, each tried by hand: a counter that a checkpoint loses, a variance that
-rounding makes negative, an Adagrad whose state appears at the first step.
+Faults tried by hand: a counter that a checkpoint loses, a variance that rounding makes negative, an
+Adagrad whose state appears at the first step.
 """
 
 import copy
 
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_same_bits
-from models import BACKENDS, give, parameters, state_of, values
-from versions import CENTERED_OVERFLOWS
+from helpers.cases import get_name
+from helpers.models import BACKENDS, parameters, set_grads, state_of, values
+from helpers.tolerances import assert_same_bits
+from helpers.torch_pair import CLASSES, IN_TORCH
+from helpers.versions import CENTERED_OVERFLOWS
 
 from fused_optim import ASGD, Adagrad, RAdam, RMSprop
 
-FIRSTS = {case.peer: case for case in reversed(CASES) if case.peer is not None}
-ALONE = [case for case in CASES if case.peer is not None and not case.additions]
 EXTREME = [0.0, -0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1e10, 1e19, 1e25, 1e30, 3e38]
 NOT_FINITE = [torch.inf, -torch.inf, torch.nan]
 
 
 def take_steps(params, optimizer, steps):
+    """Take a step for each seed in ``steps``."""
     for step in steps:
-        give(params, values([p.shape for p in params], torch.float32, seed=step))
+        set_grads(params, values([p.shape for p in params], torch.float32, seed=step))
         optimizer.step()
 
 
-@pytest.mark.parametrize("case", FIRSTS.values(), ids=named)
-def test_goes_on_from_torch_and_back(case):
-    """Counters travel both ways: after 5 steps of one, 5 of the other are as 10 of one."""
+@pytest.mark.parametrize("case", CLASSES, ids=get_name)
+def test_resumes_from_torch_and_back(case):
+    """Guard against counters lost between torch and ours: 5 steps of each are as 10 of one."""
     start = values([(33,)], torch.float32)
     runs = []
     for first, second in (
-        (case.peer, case.peer),
-        (case.peer, case.fused),
-        (case.fused, case.peer),
+        (case.torch_class, case.torch_class),
+        (case.torch_class, case.fused),
+        (case.fused, case.torch_class),
         (case.fused, case.fused),
     ):
         params = parameters(start)
@@ -51,21 +51,21 @@ def test_goes_on_from_torch_and_back(case):
             torch.testing.assert_close(state[name], value, msg=name)
 
 
-@pytest.mark.parametrize("case", ALONE, ids=named)
+@pytest.mark.parametrize("case", IN_TORCH, ids=get_name)
 def test_extreme_gradients_end_where_torch_ends(case, request):
-    """Finite where torch is finite, and Inf or NaN where it is not."""
+    """Guard against Inf or NaN where torch is finite, and the reverse."""
     if case.options.get("centered"):
         request.applymarker(CENTERED_OVERFLOWS)
     grad = torch.tensor(EXTREME + NOT_FINITE)
     ours, theirs = parameters([torch.ones_like(grad)]), parameters([torch.ones_like(grad)])
     fused = case.fused(ours, **case.options, backend="reference")  # the kernel has the same bits
-    peer = case.peer(theirs, **case.options, foreach=False)
+    torch_optimizer = case.torch_class(theirs, **case.options, foreach=False)
     for _ in range(3):
         for given in (grad, torch.full_like(grad, 0.5)):
-            give(ours, [given])
-            give(theirs, [given])
+            set_grads(ours, [given])
+            set_grads(theirs, [given])
             fused.step()
-            peer.step()
+            torch_optimizer.step()
             assert torch.equal(ours[0].isfinite(), theirs[0].isfinite())
 
 
@@ -87,7 +87,7 @@ def test_adagrad_has_its_state_from_the_start():
     late = parameters(values([(4,)], torch.float32))
     for optimizer in (ours, theirs):  # as torch, without a state before its first step
         optimizer.add_param_group({"params": late, "initial_accumulator_value": 7.0})
-        give(late, [torch.zeros(4)])
+        set_grads(late, [torch.zeros(4)])
         optimizer.step()
         assert torch.equal(optimizer.state[late[0]]["sum"], torch.full((4,), 0.5))
 
@@ -95,23 +95,23 @@ def test_adagrad_has_its_state_from_the_start():
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_constant_gradient_has_no_negative_variance(alpha, backend):
-    """Its centered variance is rounding alone, where torch may take the root of less than 0."""
+    """Guard against the root of a rounding error below 0."""
     steps = 400 if backend == "reference" else 40
     params = parameters([torch.zeros(6)])
     optimizer = RMSprop(params, alpha=alpha, eps=1e-3, centered=True, backend=backend)
     for _ in range(steps):
-        give(params, [torch.tensor([1.0, 0.3, 1e-3, 7.7, 0.1, 0.7])])
+        set_grads(params, [torch.tensor([1.0, 0.3, 1e-3, 7.7, 0.1, 0.7])])
         optimizer.step()
     assert torch.isfinite(params[0]).all()
 
 
 def test_radam_waits_for_the_variance():
-    """Five steps are those of momentum alone: the length of the average is not above 5 yet."""
+    """Guard against rectified steps before the sixth."""
     params = parameters([torch.zeros(3)])
     optimizer = RAdam(params, lr=1.0)
     for step in range(1, 8):
         before = params[0].detach().clone()
-        give(params, [torch.full((3,), 100.0)])
+        set_grads(params, [torch.full((3,), 100.0)])
         optimizer.step()
         assert torch.equal(before - params[0] > 99.0, torch.full((3,), step <= 5))
 
@@ -121,7 +121,7 @@ def test_asgd_averages_after_t0():
     optimizer = ASGD(params, lr=0.1, t0=2)
     seen = []
     for step in range(6):
-        give(params, values([(9,)], torch.float32, seed=step))
+        set_grads(params, values([(9,)], torch.float32, seed=step))
         optimizer.step()
         seen.append(params[0].detach().clone())
         # mu is 1 / max(1, t - t0) of the step before

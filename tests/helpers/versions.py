@@ -1,4 +1,4 @@
-"""What differs by the version of a package: named conditions, each with its reason.
+"""Conditions on versions of packages and on the processor, each with its reason.
 
 A test that cannot pass is marked by :func:`refused`, which is strict: where the condition holds the
 test must fail, so that a reason that no longer holds is found out. Where a package can be asked
@@ -16,7 +16,7 @@ from ci.codegen.linker import has_amd_linker
 
 
 def installed(package: str) -> tuple[int, ...]:
-    """The release that is imported: (3, 7, 1) for 3.7.1."""
+    """Return the installed release of a package, such as (3, 7, 1) for 3.7.1."""
     return Version(metadata.version(package)).release
 
 
@@ -34,7 +34,7 @@ NO_AMD_LINKER = not has_amd_linker()
 NEEDS_AMD_LINKER = refused(
     NO_AMD_LINKER, "Triton before 3.5 links for AMD with ROCm's ld.lld, which is not here"
 )
-# from 3.6 on the wheel has an assembler for Blackwell beside the other, and IEEE division and root
+# from 3.6 on the wheel has an assembler for Blackwell too, and IEEE division and root
 # are compiled to instructions of their own instead of NVIDIA's library with denormals off
 OLD_PTXAS = OLD_LIBDEVICE = TRITON < (3, 6)
 NEEDS_DENORMALS = refused(
@@ -52,14 +52,14 @@ NEEDS_KEPT_TENSOR_LR = refused(
     not hasattr(lr_scheduler, "_update_param_group_val"),
     f"this scheduler of torch {torch.__version__} does not keep a Tensor lr, but replaces it",
 )
-# the profiler of 2.11 warns of what its every use does
+# the profiler of 2.11 warns at every use
 PROFILER_WARNS = pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
 # a scheduler of 2.8 calls others in a way that these deprecate
 SEQUENTIAL_LR_WARNS = pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")
 
 
 def adagrad_is_lazy() -> bool:
-    """Whether the step of torch's Adagrad makes a state that is missing, as other optimizers do."""
+    """Return whether a step of torch's Adagrad creates a state that is missing."""
     param = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.Adagrad([param])
     optimizer.state.clear()

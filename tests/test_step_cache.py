@@ -1,9 +1,8 @@
-"""The step after a step: what it goes on from, and that it sees whatever has changed.
+"""The cached step: the changes that it survives, and those that end it.
 
-Every event happens to two optimizers. One goes on from its last step where it can, the other looks
-at everything in each step; they must have the same bits. Tried by hand: each comparison in
-fused_optim/optimizers/again.py and guards.py left out. What is read in C is compared with what is
-read in Python in test_guards.py.
+Every event happens to two optimizers. One uses its cached step where it can, the other takes a full
+step always; they must have the same bits. Faults tried by hand: each comparison in fused_optim/step
+left out. The guards in C and in Python are compared in test_guards.py.
 """
 
 import copy
@@ -16,11 +15,11 @@ from unittest import mock
 
 import pytest
 import torch
-from changes import EVENTS, params_of
-from closeness import assert_same_bits
-from models import BACKENDS, KERNELS, give, parameters, state_of, values
+from helpers.models import BACKENDS, KERNELS, parameters, set_grads, values
+from helpers.mutations import EVENTS, params_of
+from helpers.step_cache_pair import SHAPES, CachePair
+from helpers.versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 from torch.nn import Parameter
-from versions import NEEDS_GRAD_DTYPE, PROFILER_WARNS
 
 from benchmarks.allocation import tensor_allocations
 from fused_optim import SGD, AdamW
@@ -28,17 +27,13 @@ from fused_optim.backends.base import CompileError
 from fused_optim.step import guards
 from fused_optim.step.engine import StepEngine
 
-SHAPES = [(40,), (3, 50), (40,), (8, 9)]
-LARGE = [(40,), (41, 100), (40,), (8, 9)]  # one that is large enough for scales
-FORMATS = {"weights": "split", "states": "int8", "ema_decay": 0.5}
-SETUPS = {"fp32": (torch.float32, SHAPES, {}), "formats": (torch.bfloat16, LARGE, FORMATS)}
 # the formats are the same to either backend
 RUNS = [("fp32", "reference"), ("fp32", KERNELS), ("formats", "reference")]
 
 
 @pytest.fixture
 def full(monkeypatch):
-    """The optimizers that have looked at everything, one entry a step."""
+    """Record the optimizers that take a full step, one entry a step."""
     steps = []
     original = StepEngine._full_step
 
@@ -50,63 +45,27 @@ def full(monkeypatch):
     return steps
 
 
-class Twins:
-    """An optimizer that goes on, and one that starts anew in each step."""
-
-    def __init__(self, setup, backend):
-        self.dtype, shapes, options = SETUPS[setup]
-        options = {**options, "lr": 0.1, "max_grad_norm": 1.0, "backend": backend}
-        starts = values(shapes, self.dtype)
-        self.optimizers = []
-        for _ in range(2):
-            params = parameters(starts)
-            groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1}]
-            self.optimizers.append(AdamW(groups, **options))
-        self.seed = 0
-
-    def step(self, give=True):
-        self.seed += 1
-        for anew, optimizer in enumerate(self.optimizers):
-            if anew:
-                optimizer._engine.cache = None
-            params = params_of(optimizer)
-            grads = values([p.shape for p in params], self.dtype, self.seed)
-            for param, grad in zip(params, grads, strict=True):
-                if give and param.requires_grad:
-                    param.grad = grad.to(param.dtype)
-            optimizer.step()
-        self.compare()
-
-    def compare(self):
-        first, second = self.optimizers
-        for i, pair in enumerate(zip(params_of(first), params_of(second), strict=True)):
-            assert_same_bits(f"parameter {i}", *(param.detach() for param in pair))
-            states = [state_of(o, p) for o, p in zip(self.optimizers, pair, strict=True)]
-            assert list(states[0]) == list(states[1])
-            for name in states[0]:
-                assert_same_bits(f"{name} of {i}", *(state[name] for state in states))
-
-
 @pytest.mark.parametrize(("setup", "backend"), RUNS)
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_change_is_seen(event, setup, backend, full):
-    twins = Twins(setup, backend)
+    """Guard against changes that the cached step ignores."""
+    pair = CachePair(setup, backend)
     change, goes_on = EVENTS[event]
     for _ in range(2):
-        twins.step()
-    assert full.count(twins.optimizers[0]) == 1
-    for optimizer in twins.optimizers:
+        pair.step()
+    assert full.count(pair.optimizers[0]) == 1
+    for optimizer in pair.optimizers:
         before = copy.copy(optimizer.state)  # so that no address is given out again
         change(optimizer)
         for param in params_of(optimizer):
             if not param.requires_grad:
                 param.grad = None
     full.clear()
-    twins.step()
+    pair.step()
     del before
     # another backend is none where it is the same
-    assert (twins.optimizers[0] not in full) == (goes_on or event == backend)
-    twins.step()
+    assert (pair.optimizers[0] not in full) == (goes_on or event == backend)
+    pair.step()
 
 
 GRADIENTS = {
@@ -126,65 +85,65 @@ GRADIENTS = {
 @pytest.mark.parametrize(("setup", "backend"), RUNS)
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_another_gradient_is_seen(name, setup, backend, full):
-    """Each in turn for one parameter, then for all."""
-    twins = Twins(setup, backend)
+    """Guard against gradients with other addresses or strides, of one parameter and of all."""
+    pair = CachePair(setup, backend)
     change, goes_on = GRADIENTS[name]
-    twins.step()
-    twins.step()
+    pair.step()
+    pair.step()
     for places in ([1], [1, 3]):
         full.clear()
-        for optimizer in twins.optimizers:
+        for optimizer in pair.optimizers:
             for i in places:
                 param = params_of(optimizer)[i]
                 param.grad = change(param, 2.0)
-        twins.step(give=False)
-        assert (twins.optimizers[0] not in full) == goes_on
-        twins.step(give=False)  # from such a gradient to such a gradient
-        twins.step()
+        pair.step(new_grads=False)
+        assert (pair.optimizers[0] not in full) == goes_on
+        pair.step(new_grads=False)  # from such a gradient to such a gradient
+        pair.step()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_gradient_comes_and_goes(backend, full):
-    twins = Twins("fp32", backend)
+    pair = CachePair("fp32", backend)
     last = None
     for absent in ([], [1], [1], [], [0, 2], [0, 2], [1, 2]):
         full.clear()
-        for optimizer in twins.optimizers:
+        for optimizer in pair.optimizers:
             for i, param in enumerate(params_of(optimizer)):
                 param.requires_grad_(i not in absent)
                 param.grad = None
-        twins.step()
-        assert (twins.optimizers[0] not in full) == (absent == last)
+        pair.step()
+        assert (pair.optimizers[0] not in full) == (absent == last)
         last = absent
 
 
 @NEEDS_GRAD_DTYPE
 def test_a_gradient_of_another_dtype(full):
-    twins = Twins("fp32", KERNELS)
-    twins.step()
-    for optimizer in twins.optimizers:
+    pair = CachePair("fp32", KERNELS)
+    pair.step()
+    for optimizer in pair.optimizers:
         param = params_of(optimizer)[2]
         param.grad = None
         param.grad_dtype = torch.bfloat16
         param.grad = torch.ones(param.shape, dtype=torch.bfloat16)
     full.clear()
-    twins.step(give=False)
-    assert twins.optimizers[0] in full
+    pair.step(new_grads=False)
+    assert pair.optimizers[0] in full
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_does_not_fit_is_refused_as_ever(backend):
-    """At the address of before, with another shape: a kernel would not notice."""
-    twins = Twins("fp32", backend)
-    twins.step()
-    (optimizer, _), small = twins.optimizers, torch.zeros(20)
+    """Guard against another shape at the same address, which a kernel would not notice."""
+    pair = CachePair("fp32", backend)
+    pair.step()
+    (optimizer, _), small = pair.optimizers, torch.zeros(20)
     param = params_of(optimizer)[0]
     state = optimizer.state[param]
-    kept = state["exp_avg"]
-    state["exp_avg"] = kept[:20]
+    whole = state["exp_avg"]
+    state["exp_avg"] = whole[:20]
     with pytest.raises(ValueError, match="exp_avg"):
         optimizer.step()
-    state["exp_avg"] = kept
+    state["exp_avg"] = whole
     optimizer.step()
     param.data = param.data[:20]
     with pytest.raises(ValueError, match="gradient"):
@@ -195,14 +154,14 @@ def test_what_does_not_fit_is_refused_as_ever(backend):
 
 
 @pytest.mark.parametrize("travel", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_goes_its_own_way(travel):
-    """It must not write to the memory of the original."""
-    twins = Twins("fp32", KERNELS)
-    twins.step()
-    before = copy.deepcopy([params_of(optimizer) for optimizer in twins.optimizers])
-    originals, twins.optimizers = twins.optimizers, travel(twins.optimizers)
-    twins.step()
-    twins.step()
+def test_a_copy_is_independent(travel):
+    """Guard against a copy that writes to the memory of the original."""
+    pair = CachePair("fp32", KERNELS)
+    pair.step()
+    before = copy.deepcopy([params_of(optimizer) for optimizer in pair.optimizers])
+    originals, pair.optimizers = pair.optimizers, travel(pair.optimizers)
+    pair.step()
+    pair.step()
     for optimizer, expected in zip(originals, before, strict=True):
         for param, other in zip(params_of(optimizer), expected, strict=True):
             assert torch.equal(param, other)
@@ -210,28 +169,28 @@ def test_a_copy_goes_its_own_way(travel):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_failed_step_leaves_nothing_to_go_on_from(backend, full):
-    twins = Twins("fp32", backend)
-    twins.step()
+    pair = CachePair("fp32", backend)
+    pair.step()
     full.clear()
     with mock.patch("torch.autograd.graph.increment_version", side_effect=OSError("stop")):
-        for optimizer in twins.optimizers:
+        for optimizer in pair.optimizers:
             with pytest.raises(OSError, match="stop"):
                 optimizer.step()
-    twins.step()
-    assert full.count(twins.optimizers[0]) == 1
+    pair.step()
+    assert full.count(pair.optimizers[0]) == 1
 
 
 def test_what_cannot_be_compiled_is_done_anew(full):
-    twins = Twins("fp32", "reference")
-    twins.step()
+    pair = CachePair("fp32", "reference")
+    pair.step()
     full.clear()
     with mock.patch("fused_optim.step.plan.Plan.run_cached", side_effect=CompileError("stop")):
-        twins.step()
-    assert full.count(twins.optimizers[0]) == 1
+        pair.step()
+    assert full.count(pair.optimizers[0]) == 1
 
 
 def test_versions_move_each_step(full):
-    """Autograd must see every step; an edit in between asks for no other step."""
+    """Guard against steps that autograd does not see, and full steps after an edit."""
     param = Parameter(torch.ones(5000, dtype=torch.bfloat16))
     optimizer = AdamW([param], weights="split", backend="reference")
     for _ in range(3):
@@ -245,13 +204,13 @@ def test_versions_move_each_step(full):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_kept_alive(backend, full):
-    """Neither what the step before has seen, nor what the last one has."""
+def test_no_reference_to_tensors_remains(backend, full):
+    """Guard against references to tensors of the last step or the one before."""
     params = parameters(values(SHAPES, torch.float32))
     optimizer = AdamW(params, lr=torch.tensor(0.1), backend=backend)
     seen = []
     for _ in range(3):
-        give(params, values(SHAPES, torch.float32))
+        set_grads(params, values(SHAPES, torch.float32))
         seen += [weakref.ref(param.grad) for param in params]
         optimizer.step()
     assert len(full) == 1
@@ -269,35 +228,35 @@ def test_nothing_is_kept_alive(backend, full):
 
 @PROFILER_WARNS
 def test_allocations_do_not_grow_with_the_tensors(full):
-    """As many tensors for 300 parameters as for 10."""
+    """Guard against a tensor for each parameter: 300 take as many as 10."""
     counts = []
     for tensors in (10, 300):
         params = parameters(values([(5,)] * tensors, torch.float32))
         optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
         with mock.patch("fused_optim.backends.kernel_runner.KernelRunner._run"):
             for _ in range(2):
-                give(params, [torch.ones(5)] * tensors)
+                set_grads(params, [torch.ones(5)] * tensors)
                 optimizer.step()
             counts.append(sum(size > 0 for size in tensor_allocations(optimizer.step)))
     assert counts[0] == counts[1] > 0
     assert len(full) == 2
 
 
-def test_a_step_keeps_nothing(full, monkeypatch):
-    """Of Python's memory, and whether its gradients are new ones or not."""
+def test_a_step_leaks_no_memory(full, monkeypatch):
+    """Guard against leaked Python memory, with new gradients and old ones."""
     # a mock would keep its calls
     monkeypatch.setattr(
         "fused_optim.backends.kernel_runner.KernelRunner._run", lambda *arguments: None
     )
     for fresh in (False, True):
         params = parameters(values([(5,)] * 50, torch.float32))
-        give(params, [torch.ones(5)] * 50)
+        set_grads(params, [torch.ones(5)] * 50)
         optimizer = SGD(params, momentum=0.9, max_grad_norm=1.0, backend=KERNELS)
         blocks = []
         for _ in range(6):
             for _ in range(20):
                 if fresh:
-                    give(params, [torch.ones(5)] * 50)
+                    set_grads(params, [torch.ones(5)] * 50)
                 optimizer.step()
             gc.collect()
             blocks.append(sys.getallocatedblocks())
@@ -306,7 +265,7 @@ def test_a_step_keeps_nothing(full, monkeypatch):
     assert len(full) == 2
 
 
-# what a tensor can differ in
+# properties in which a tensor can differ
 FACTS = {
     "dtype": lambda x: x.view(torch.int32),
     "shape": lambda x: x[:3],
@@ -322,7 +281,7 @@ FACTS = {
 @pytest.mark.parametrize("has_guards", [True, False])
 @pytest.mark.parametrize("fact", FACTS)
 def test_tensors_are_told_apart(fact, has_guards, monkeypatch):
-    """By what torch has for it, and without."""
+    """Guard against tensors taken for equal, by torch's function and without it."""
     if not has_guards:
         monkeypatch.setattr(guards, "TENSOR_GUARDS", None)
     assert has_guards == (guards.TENSOR_GUARDS is not None), (
@@ -340,7 +299,7 @@ def test_tensors_are_told_apart(fact, has_guards, monkeypatch):
 def test_without_the_guards_of_torch(monkeypatch, full):
     monkeypatch.setitem(sys.modules, "fused_optim._host", None)
     monkeypatch.setattr(guards, "TENSOR_GUARDS", None)
-    twins = Twins("formats", KERNELS)
+    pair = CachePair("formats", KERNELS)
     for _ in range(3):
-        twins.step()
-    assert full.count(twins.optimizers[0]) == 1
+        pair.step()
+    assert full.count(pair.optimizers[0]) == 1

@@ -1,45 +1,59 @@
-"""The reference and the kernel give the same bits.
+"""Bits of the kernels, compared with those of the reference.
 
-Gradients are small multiples of 1/8, so that both form the same norm whatever the order of the
-sum, and clipping is compared bit for bit too. What these tests guard, each tried by hand: a scalar
-that differs between the pages (``lr`` for ``step_size``), a missing bias correction, an operation
-reordered on one page, a codec that rounds otherwise, a row that takes another row's options in the
-kernel. What both backends share, such as the plan, only the tests against torch can guard.
+Gradients are small multiples of 1/8, so that both form the same norm whatever the order of the sum,
+and clipping is compared bit for bit too. Faults tried by hand: a scalar that differs between the
+torch and Triton modules (``lr`` for ``step_size``), a missing bias correction, an operation
+reordered in one of them, a codec that rounds otherwise, a row that takes another row's options in
+the kernel. Faults of code that both backends share, such as the plan, only the tests against torch
+detect.
 """
 
 import math
 
 import pytest
 import torch
-from cases import CASES, named
-from closeness import assert_same_bits
-from models import FORMATS, KERNELS, LARGE, SIZES, exact_values, give, parameters, state_of, values
-from versions import NEEDS_GRAD_DTYPE
+from helpers.cases import CASES, ONE_PER_CLASS, find_case, get_name
+from helpers.models import (
+    FORMATS,
+    KERNELS,
+    LARGE,
+    SIZES,
+    exact_values,
+    parameters,
+    set_grads,
+    state_of,
+    values,
+)
+from helpers.tolerances import assert_same_bits
+from helpers.versions import NEEDS_GRAD_DTYPE
 
 from fused_optim.formats.registry import STATES, WEIGHTS
 
-CLASSES = list({case.fused: case for case in reversed(CASES)}.values())
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def assert_same_but_for_sums(name, actual, expected):
-    """Sums over a tensor are float64 and their order differs: in float64 the last bits show it."""
+    """Check float64 results up to the order of their float64 sums, which shows in the last bits."""
     torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15, equal_nan=True, msg=name)
 
 
-def run_twins(make, start, steps, grads=None, make_params=parameters):
-    """Run both backends on equal parameters and compare everything they leave behind."""
-    twins = []
+def compare_backends(make, start, steps, grads=None, make_params=parameters):
+    """Take the same steps on both backends and compare all results.
+
+    ``make(params, backend)`` constructs the optimizer, ``make_params(start)`` its parameters. Those
+    of the kernels are returned, with their optimizer.
+    """
+    runs = []
     for backend in (KERNELS, "reference"):
         params = make_params(start)
         optimizer = make(params, backend)
         for step in range(steps):
             shapes = [p.shape for p in params]
             given = exact_values(shapes, torch.float32, step) if grads is None else grads[step]
-            give(params, given)
+            set_grads(params, given)
             optimizer.step()
-        twins.append((params, optimizer))
-    (params, kernel), (others, reference) = twins
+        runs.append((params, optimizer))
+    (params, kernel), (others, reference) = runs
     assert (kernel.backend_used, reference.backend_used) == (KERNELS, "reference")
     for i, (param, other) in enumerate(zip(params, others, strict=True)):
         same = assert_same_bits
@@ -57,66 +71,66 @@ def run_twins(make, start, steps, grads=None, make_params=parameters):
 
 
 def misaligned(tensors):
-    """Parameters one element into their memory."""
+    """Return parameters one element into their memory."""
     memory = [torch.cat([tensor[:1], tensor]) for tensor in tensors]
     return [torch.nn.Parameter(tensor[1:]) for tensor in memory]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_every_case_and_dtype(case, dtype):
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
 
     start = values(SIZES, dtype)
-    params, _ = run_twins(make, start, steps=3)
+    params, _ = compare_backends(make, start, steps=3)
     assert not torch.equal(params[-1], start[-1]), "a step that does nothing equals itself"
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer(case):
-    """The small choice of these that is interpreted."""
+    """Guard against the interpreter's own faults with one case of each optimizer."""
 
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
 
-    run_twins(make, values([1, 1025], torch.float32), steps=2)
+    compare_backends(make, values([1, 1025], torch.float32), steps=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer_misaligned(case, dtype):
-    """Rows beside each other, aligned and not, of every length around a vector."""
+    """Guard against rows that share an alignment or a vector with their neighbours."""
 
     def make(params, backend):
         return case.fused(params, **case.options, **case.additions, backend=backend)
 
     start = values([*range(1, 66, 4), 1025], dtype)
-    run_twins(make, start, steps=2, make_params=misaligned)
+    compare_backends(make, start, steps=2, make_params=misaligned)
 
 
 @pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
-@pytest.mark.parametrize("case", CLASSES, ids=named)
+@pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer_in_every_format(case, formats):
     def make(params, backend):
         options = {**case.options, **case.additions, **formats}
         return case.fused(params, **options, ema_decay=0.9, backend=backend)
 
-    run_twins(make, values([1, 4161, 9000], torch.bfloat16), steps=2)
+    compare_backends(make, values([1, 4161, 9000], torch.bfloat16), steps=2)
 
 
 @pytest.mark.interpreted(only=True)
 @pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
 def test_every_format_interpreted(formats):
-    """Each with another optimizer."""
-    test_every_optimizer_in_every_format(CLASSES[FORMATS.index(formats)], formats)
+    """Guard against formats that the interpreter computes otherwise."""
+    test_every_optimizer_in_every_format(ONE_PER_CLASS[FORMATS.index(formats)], formats)
 
 
 @pytest.mark.parametrize("states", STATES)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_pair_of_formats(weights, states):
-    """With a shard, whose elements are counted from far on."""
+    """Guard against random bits that differ for a shard far into its parameter."""
 
     def make(params, backend):
         from fused_optim import AdamW
@@ -126,18 +140,20 @@ def test_every_pair_of_formats(weights, states):
         optimizer.shard(params[0], index=3, offset=2**33 + 64, numel=2**34)
         return optimizer
 
-    run_twins(make, values([4161], torch.bfloat16), steps=2)
+    compare_backends(make, values([4161], torch.bfloat16), steps=2)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_large_tensor(name):
-    case = next(c for c in CASES if c.fused.__name__ == name)
-    run_twins(lambda p, b: case.fused(p, 0.1, backend=b), values([LARGE], torch.float32), steps=2)
+    case = find_case(name)
+    compare_backends(
+        lambda p, b: case.fused(p, 0.1, backend=b), values([LARGE], torch.float32), steps=2
+    )
 
 
 @pytest.mark.interpreted
 def test_200_tensors_in_3_groups_of_mixed_dtypes():
-    """Rows of one launch keep their own group, dtype and count."""
+    """Guard against rows that take another row's group, dtype or count."""
     sizes = [(7 * i) % 331 for i in range(200)]
     start = [v.to(DTYPES[i % 3]) for i, v in enumerate(values(sizes, torch.float32))]
 
@@ -151,12 +167,12 @@ def test_200_tensors_in_3_groups_of_mixed_dtypes():
         ]
         return AdamW(groups, max_grad_norm=3.0, backend=backend)
 
-    run_twins(make, start, steps=3)
+    compare_backends(make, start, steps=3)
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=get_name)
 def test_special_values(case):
-    """Inf, NaN, denormals and signed zeros take the same way through both."""
+    """Guard against other results for Inf, NaN, denormals and signed zeros."""
     special = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3e38, 1e-30, 1e30, 1.0]
     start = torch.tensor(special * len(special))
     grad = torch.tensor(special).repeat_interleave(len(special))
@@ -165,14 +181,14 @@ def test_special_values(case):
         options = {**case.options, **case.additions, "max_grad_norm": None}
         return case.fused(params, **options, backend=backend)
 
-    run_twins(make, [start, values([50], torch.float32)[0]], 3, [[grad, torch.ones(50)]] * 3)
+    compare_backends(make, [start, values([50], torch.float32)[0]], 3, [[grad, torch.ones(50)]] * 3)
 
 
 def test_randomly_valued_gradients_without_clipping():
     for case in CASES:
         if "max_grad_norm" not in case.additions and "nonfinite" not in case.additions:
             grads = [values([1025, 3], torch.float32, seed) for seed in range(5)]
-            run_twins(
+            compare_backends(
                 lambda p, b, c=case: c.fused(p, **c.options, **c.additions, backend=b),
                 values([1025, 3], torch.float32),
                 steps=3,
@@ -182,7 +198,7 @@ def test_randomly_valued_gradients_without_clipping():
 
 @pytest.mark.interpreted
 def test_step_counts_of_ten_million():
-    """``beta ** step`` by squaring, with different counts in one launch."""
+    """Guard against a wrong ``beta ** step`` by squaring, with different counts in one launch."""
     counts = [0.0, 1.0, 999.0, 65535.0, 1e7]
 
     def make(params, backend):
@@ -197,7 +213,7 @@ def test_step_counts_of_ten_million():
             }
         return optimizer
 
-    params, kernel = run_twins(make, values([40] * 5, torch.float32), steps=2)
+    params, kernel = compare_backends(make, values([40] * 5, torch.float32), steps=2)
     assert [kernel.state[p]["step"].item() for p in params] == [c + 2 for c in counts]
 
 
@@ -211,7 +227,7 @@ def test_gradient_dtype_may_differ_from_the_parameters():
 
             return AdamW(params, backend=backend)
 
-        twins = []
+        runs = []
         for backend in (KERNELS, "reference"):
             params = parameters(values([1025], torch.bfloat16))
             params[0].grad_dtype = None
@@ -220,5 +236,5 @@ def test_gradient_dtype_may_differ_from_the_parameters():
                 params[0].grad = given[0].clone()
                 optimizer.step()
             assert params[0].grad.dtype == grad_dtype
-            twins.append(params[0].detach())
-        assert_same_bits("param", *twins)
+            runs.append(params[0].detach())
+        assert_same_bits("param", *runs)
