@@ -38,11 +38,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         WEIGHT_DECAY: ``"l2"`` adds ``weight_decay * p`` to the gradient; ``"decoupled"`` leaves it
             to the rule; ``"switch"`` is one or the other by ``decoupled_weight_decay``.
         BOUNDS: check of each option beyond those that every optimizer has.
+        REFUSAL: words of torch that refuse a gradient of a layout that the rule does not take.
     """
 
     RULE: ClassVar[Rule]
     WEIGHT_DECAY: ClassVar[Literal["l2", "decoupled", "switch"]] = "l2"
     BOUNDS: ClassVar[Mapping[str, Check]] = {}
+    REFUSAL: ClassVar[str] = "{} does not support sparse gradients"
     _keeps_float64_counts = False  # whether states="param" leaves 0-dim states in float64
 
     def __init__(self, params: ParamsT, defaults: Group, additions: Mapping[str, Any]) -> None:
@@ -50,7 +52,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: an option is out of range, in the defaults or in a group; there are no
-                parameters, or duplicate, integer or self-overlapping ones.
+                parameters, or integer or self-overlapping ones, or one is in two groups.
             TypeError: an option is no number, or a parameter no tensor.
         """
         validation.reject_unknown(additions)
@@ -176,8 +178,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Add a group, as in torch; ``param_group`` may override every option of the defaults.
 
         Raises:
-            ValueError: an option is out of range; duplicate, integer or self-overlapping
-                parameters. The optimizer is then as it was.
+            ValueError: an option is out of range; integer or self-overlapping parameters, or one
+                of another group. The optimizer is then as it was.
             TypeError: an option is no number, or a parameter no tensor.
         """
         groups = len(self.param_groups)
@@ -224,7 +226,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             The value of ``closure()``, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a backend cannot be used, with the reason.
+            RuntimeError: a sparse gradient or a backend is refused, with the reason.
             ValueError: a gradient or a state is on another device or of another shape than its
                 parameter. Nothing has been changed then.
         """

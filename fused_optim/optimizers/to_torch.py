@@ -90,6 +90,9 @@ def _to_torch_state(state: Group, group: Group, cls: Any) -> Group:
     if cls is torch.optim.SGD and "step" in own:
         # all steps were skipped: torch tells a first step by the missing buffer
         return {} if own.pop("step") == 0 else own
+    if cls is torch.optim.SparseAdam and "step" in own:
+        own["step"] = int(own["step"])
+        return own
     if isinstance(step, torch.Tensor):
         if group.get("fused") or group.get("capturable"):
             own["step"] = step.float()

@@ -1,7 +1,7 @@
 """Building blocks of the rules: the record of a rule, exact functions, gradient preprocessing."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class Rule(NamedTuple):
             decay rate, or None if it never decays.
         fp32_keys: states that formats of fewer bits keep in float32: positions in the space of the
             parameters, and terms of differences.
+        sparse: layouts of gradients that torch.optim takes. ``"refused"``: dense ones; ``"rows"``:
+            sparse ones too, and the update of a row without a gradient changes nothing;
+            ``"dense"``: sparse ones too, but every row moves; ``"required"``: sparse ones, by rows.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
@@ -58,6 +61,7 @@ class Rule(NamedTuple):
     reduction: Reduction | None = None
     nonnegative: tuple[tuple[str, str | None], ...] = ()
     fp32_keys: tuple[str, ...] = ()
+    sparse: Literal["refused", "rows", "dense", "required"] = "refused"
 
     @property
     def num_elementwise_scalars(self) -> int:

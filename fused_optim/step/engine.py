@@ -2,9 +2,9 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from fused_optim.backends.base import AmpState, BucketKey, CompileError
 from fused_optim.backends.rows import NoiseKey, Row, make_row
 from fused_optim.backends.select import resolve
 from fused_optim.formats import registry
-from fused_optim.formats.codecs import BLOCK
+from fused_optim.formats.codecs import BLOCK, Codec
 from fused_optim.formats.weights import make_columns
 from fused_optim.rules.common import Rule
-from fused_optim.step import scalar_state
+from fused_optim.step import scalar_state, sparse
 from fused_optim.step.cache import GroupReader, StepCache
 from fused_optim.step.guards import Group
 from fused_optim.step.plan import Plan, make_bucket_key
@@ -38,7 +38,14 @@ class Shard(NamedTuple):
 
 
 class SteppedOptimizer(GroupReader, Protocol):
-    """An optimizer as the engine sees it."""
+    """An optimizer as the engine sees it.
+
+    Attributes:
+        REFUSAL: words that refuse a gradient of a layout that the rule does not take; ``{}`` in it
+            is the name of the class.
+    """
+
+    REFUSAL: ClassVar[str]
 
     def rule(self, group: Group) -> Rule:
         """Return the rule that the options of ``group`` select."""
@@ -217,10 +224,22 @@ class StepEngine:
                     continue
                 optimizer.check_param(param, name, group_index)
                 validation.check_gradient(param, group_index, name)
+                if param.grad.layout is not torch.strided or rule.sparse == "required":
+                    described = validation.describe_param(param, group_index, name)
+                    refusal = optimizer.REFUSAL.format(type(optimizer).__name__)
+                    codecs = self._codecs(param, rule, group)
+                    sparse.check_layout(param.grad, rule, codecs, group, described, refusal)
                 state = optimizer.state.get(param, {})
                 validation.check_states(param, state, rule, group_index, name)
                 backend = self._resolve(group["backend"], param.device)
                 yield GradientOf(group_index, rule, backend, param, param_index)
+
+    def _codecs(self, param: Tensor, rule: Rule, group: Group) -> tuple[Codec, ...]:
+        """Return the formats of parameter, gradient and states."""
+        shard = self.shards.get(param)
+        numel = param.numel() if shard is None else shard.global_numel
+        small = numel < registry.MIN_SCALED_NUMEL
+        return registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
 
     def _resolve(self, name: str, device: torch.device) -> str:
         key = (name, device)
@@ -232,8 +251,7 @@ class StepEngine:
         """Return the row of a parameter; its states are created here, at its first step."""
         param, rule, group = one.param, one.rule, optimizer.param_groups[one.group_index]
         shard = self.shards.get(param, Shard(one.param_index, 0, param.numel()))
-        small = shard.global_numel < registry.MIN_SCALED_NUMEL
-        codecs = registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
+        codecs = self._codecs(param, rule, group)
         has_state = rule.state_keys or rule.scalar_state or codecs[0].extra_keys
         # an optimizer without states has no entry, as in torch
         state = optimizer.state[param] if has_state else optimizer.state.get(param, {})
@@ -249,6 +267,9 @@ class StepEngine:
         columns = make_columns(state, param, codecs, rule.state_keys, start)
         noise_key = NoiseKey(shard.param_index, shard.offset)
         grad = len(codecs[0].columns)
-        row = make_row(columns, scalars, one.group_index, noise_key, grad=grad)
+        make: Callable[..., Row] = make_row
+        if columns[grad].layout is not torch.strided:
+            make = partial(sparse.make_sparse_row, every_row=rule.sparse == "dense")
+        row = make(columns, scalars, one.group_index, noise_key, grad=grad)
         ema, counts = group["ema_decay"] is not None, bool(group["count_stalled"])
         return make_bucket_key(row, rule, codecs, one.backend, ema, counts), row

@@ -116,8 +116,8 @@ class Plan:
         self._bind(rows, options)
         report = self._launch(needs_norm, amp_state)
         for _, row in rows:
-            for tensor, copy in row.copies:
-                tensor.copy_(copy)
+            for copy in row.copies:
+                copy.run()
         _bump_version_counters([row.columns[0] for _, row in rows])
         return report
 
