@@ -272,19 +272,6 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def check_unique(group: Any, index: int) -> None:
-    """Raise ValueError if a group has a parameter twice; torch only warns of it."""
-    params = group.get("params") if isinstance(group, dict) else None
-    if not isinstance(params, (list, tuple)):
-        return  # one tensor, or what torch refuses
-    found = [param[1] if isinstance(param, tuple) else param for param in params]
-    if len(set(found)) != len(found):
-        raise ValueError(
-            "optimizer contains a parameter group with duplicate parameters; "
-            f"torch only warns of them (group {index})"
-        )
-
-
 def unsupported_reason(param: Tensor) -> str | None:
     """Return what ``param`` must be to be updated through its address; None if it is."""
     if param.dtype not in SUPPORTED:

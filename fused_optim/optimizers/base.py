@@ -185,7 +185,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         groups = len(self.param_groups)
         if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
             param_group["params"] = list(param_group["params"])
-        validation.check_unique(param_group, groups)
         super().add_param_group(param_group)
         try:
             self._check_group(groups, param_group)

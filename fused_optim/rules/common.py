@@ -50,6 +50,8 @@ class Rule(NamedTuple):
         sparse: layouts of gradients that torch.optim takes. ``"refused"``: dense ones; ``"rows"``:
             sparse ones too, and the update of a row without a gradient changes nothing;
             ``"dense"``: sparse ones too, but every row moves; ``"required"``: sparse ones, by rows.
+        late_keys: states that torch.optim creates within its first update, not before it, so that
+            each occurrence of a duplicate parameter starts them anew in its first step.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
@@ -62,6 +64,7 @@ class Rule(NamedTuple):
     nonnegative: tuple[tuple[str, str | None], ...] = ()
     fp32_keys: tuple[str, ...] = ()
     sparse: Literal["refused", "rows", "dense", "required"] = "refused"
+    late_keys: tuple[str, ...] = ()
 
     @property
     def num_elementwise_scalars(self) -> int:

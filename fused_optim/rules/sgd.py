@@ -55,6 +55,7 @@ SGD_MOMENTUM = Rule(
     MomentumScalars,
     ("momentum_buffer",),
     sparse="dense",
+    late_keys=("momentum_buffer",),
 )
 SGD_DAMPENED = SGD_MOMENTUM._replace(form_scalars=sgd_dampened_scalars, scalar_state=("step",))
 SGD_NESTEROV = SGD_MOMENTUM._replace(update=sgd_nesterov)

@@ -17,7 +17,7 @@ from fused_optim.formats import registry
 from fused_optim.formats.codecs import BLOCK, Codec
 from fused_optim.formats.weights import make_columns
 from fused_optim.rules.common import Rule
-from fused_optim.step import scalar_state, sparse
+from fused_optim.step import duplicates, scalar_state, sparse
 from fused_optim.step.cache import GroupReader, StepCache
 from fused_optim.step.guards import Group
 from fused_optim.step.plan import Plan, make_bucket_key
@@ -114,6 +114,7 @@ class StepEngine:
         self._has_warned = False
         self.shards: dict[Tensor, Shard] = dict(shards or {})
         self.plan = Plan()
+        self._later_passes = Plan()
         self.cache: StepCache | None = None
         self._resolved: dict[tuple[str, torch.device], str] = {}
 
@@ -191,15 +192,23 @@ class StepEngine:
         skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
         options = [optimizer.group_options(group, skips) for group in optimizer.param_groups]
         needs_norm = needs_grad_norm(optimizer)
-        rows = self.prepare_rows(optimizer)
+        passes = duplicates.split_passes(self._collect_grads(optimizer), needs_norm)
+        unstarted = duplicates.list_unstarted(passes[1:], optimizer.state)
+        rows = self._make_rows(optimizer, passes[0])
         self._counted = sum(row.columns[0].numel() for key, row in rows if key.count_stalled)
         try:
             self.report = self.plan.run(rows, options, needs_norm, amp_state)
         except CompileError as reason:  # and nothing has been changed
             self._fall_back_to_reference(reason)
-            rows = self.prepare_rows(optimizer)
+            passes = duplicates.split_passes(self._collect_grads(optimizer), needs_norm)
+            rows = self._make_rows(optimizer, passes[0])
             self.report = self.plan.run(rows, options, needs_norm, amp_state)
-        return StepCache.build(optimizer, rows, options)
+        for later in passes[1:]:
+            duplicates.restart(later, unstarted, optimizer.state)
+            # made only now: columns that are copies must have the values of the pass before
+            repeated = self._make_rows(optimizer, later)
+            self._later_passes.run(repeated, options, needs_norm, amp_state)
+        return None if len(passes) > 1 else StepCache.build(optimizer, rows, options)
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:
         """Use the reference on the CPU, unless the user asked for the native backend."""
@@ -211,7 +220,12 @@ class StepEngine:
     def prepare_rows(self, optimizer: SteppedOptimizer) -> list[tuple[BucketKey, Row]]:
         """Return a row for each parameter with a gradient; missing states are created here."""
         # all checks come before the first change
-        return [self._make_row(optimizer, one) for one in list(self._collect_grads(optimizer))]
+        return self._make_rows(optimizer, list(self._collect_grads(optimizer)))
+
+    def _make_rows(
+        self, optimizer: SteppedOptimizer, given: list[GradientOf]
+    ) -> list[tuple[BucketKey, Row]]:
+        return [self._make_row(optimizer, one) for one in given]
 
     def _collect_grads(self, optimizer: SteppedOptimizer) -> Iterator[GradientOf]:
         """Check and yield every parameter that has a gradient."""
