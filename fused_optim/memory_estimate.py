@@ -98,7 +98,7 @@ def _make_gradient(param: Tensor, sparse: bool) -> Tensor:
         return values
     rows = torch.empty(1, len(param), dtype=torch.int64, device="meta")
     return torch.sparse_coo_tensor(
-        rows, values, param.shape, check_invariants=False, is_coalesced=True
+        rows, values, param.shape, device="meta", check_invariants=False, is_coalesced=True
     )
 
 

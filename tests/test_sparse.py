@@ -1,4 +1,4 @@
-"""Sparse gradients: SGD, Adagrad and SparseAdam beside torch's, and what is refused.
+"""Sparse gradients: SGD, Adagrad and SparseAdam beside torch's, and the refusals.
 
 Guards: rows without a gradient moved, duplicate indices updated twice, a norm of gradients that are
 not coalesced, a fast path that reuses the rows of the last step.
@@ -10,6 +10,7 @@ import pytest
 import torch
 from closeness import assert_as_accurate, assert_same_bits
 from models import BACKENDS, parameters, values
+from sparse_gradients import assert_refused, message_of_torch, sparse_gradient
 from torch import nn
 
 import fused_optim
@@ -43,17 +44,6 @@ def both(case):
     """Return our class, torch's, and the options of a case."""
     name, options = CASES[case]
     return getattr(fused_optim, name), getattr(torch.optim, name), options
-
-
-def sparse_gradient(param, seed, sparse_dim=1, scale=1.0):
-    """Return a sparse gradient with duplicate indices, which leaves most rows out."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.tensor(param.shape[:sparse_dim])
-    indices = (torch.rand(sparse_dim, 7, generator=generator) * sizes[:, None] / 2).long()
-    indices = torch.cat([indices, indices[:, :2]], dim=1)
-    shape = (indices.shape[1], *param.shape[sparse_dim:])
-    given = torch.randn(shape, generator=generator).to(param.dtype) * scale
-    return torch.sparse_coo_tensor(indices, given, param.shape, check_invariants=True)
 
 
 class Model(nn.Module):
@@ -281,24 +271,6 @@ def test_formats(name, weights, states, backend):
     assert not torch.equal(params[0], start)
 
 
-def refused(optimizer, param, message):
-    before, state = param.detach().clone(), dict(optimizer.state[param])
-    copies = {key: value.clone() for key, value in state.items()}
-    with pytest.raises(RuntimeError, match=message):
-        optimizer.step()
-    assert torch.equal(param, before)
-    assert optimizer.state[param].keys() == copies.keys()
-    assert all(torch.equal(optimizer.state[param][key], copies[key]) for key in copies)
-
-
-def message_of_torch(name, options, grad):
-    param = nn.Parameter(torch.ones(grad.shape))
-    param.grad = grad
-    with pytest.raises(RuntimeError) as error:
-        getattr(torch.optim, name)([param], **options).step()
-    return str(error.value)
-
-
 @pytest.mark.parametrize(
     "name", sorted(set(fused_optim.__all__) - {"SGD", "Adagrad", "SparseAdam"})
 )
@@ -312,7 +284,7 @@ def test_other_optimizers_refuse_sparse_gradients(name):
     words = f"{name} does not support sparse gradients"
     if hasattr(torch.optim, name):
         words = message_of_torch(name, {}, param.grad)
-    refused(cls([param]), param, f"^{words}: the gradient of the parameter of shape")
+    assert_refused(cls([param]), param, f"^{words}: the gradient of the parameter of shape")
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
@@ -324,19 +296,19 @@ def test_decay_is_refused(name, option):
     assert message_of_torch("Adagrad", {"weight_decay": 0.1}, param.grad) == words
     message_of_torch("SGD", {"weight_decay": 0.1}, param.grad)
     optimizer = getattr(fused_optim, name)([param], **{option: 0.1})
-    refused(optimizer, param, f"^{words.replace('weight_decay', option)}: ")
+    assert_refused(optimizer, param, f"^{words.replace('weight_decay', option)}: ")
 
 
 def test_what_rows_cannot_have():
     param = nn.Parameter(torch.ones(ROWS, COLUMNS))
     param.grad = sparse_gradient(param, 0)
-    refused(fused_optim.Adagrad([param], ema_decay=0.9), param, "pass ema_decay=None")
+    assert_refused(fused_optim.Adagrad([param], ema_decay=0.9), param, "pass ema_decay=None")
     scalar = nn.Parameter(torch.tensor(1.0))
     scalar.grad = torch.tensor(1.0).to_sparse()
-    refused(fused_optim.Adagrad([scalar]), scalar, "has no sparse dimension")
+    assert_refused(fused_optim.Adagrad([scalar]), scalar, "has no sparse dimension")
     wide = nn.Parameter(torch.ones(ROWS, COLUMNS, dtype=torch.complex64))
     wide.grad = sparse_gradient(wide, 0)
-    refused(fused_optim.Adagrad([wide]), wide, "view_as_real")
+    assert_refused(fused_optim.Adagrad([wide]), wide, "view_as_real")
 
 
 def test_a_complex_parameter_with_sgd():
@@ -347,60 +319,6 @@ def test_a_complex_parameter_with_sgd():
         cls([param], lr=0.1).step()
         results.append(param.detach())
     torch.testing.assert_close(*results)
-
-
-def test_sparse_adam_refuses_as_torch_does():
-    def message(cls, *params, **options):
-        with pytest.raises(ValueError, match=r"Sparse|Complex|Invalid") as error:
-            cls(params, **options)
-        return str(error.value)
-
-    dense, sparse = torch.ones(3, requires_grad=True), torch.eye(3).to_sparse().requires_grad_()
-    wide = torch.ones(3, dtype=torch.complex64, requires_grad=True)
-    pair = fused_optim.SparseAdam, torch.optim.SparseAdam
-    for given in ((dense, sparse, sparse.detach().requires_grad_()), (dense, wide)):
-        mine, other = (message(cls, *given) for cls in pair)
-        assert mine == other
-    for options in ({"lr": 0.0}, {"eps": 0.0}, {"betas": (1.0, 0.9)}, {"betas": (0.9, -1.0)}):
-        mine, other = (message(cls, dense, **options) for cls in pair)
-        assert mine.startswith(other)
-    dense.grad = torch.ones(3)
-    words = message_of_torch("SparseAdam", {}, dense.grad)
-    refused(fused_optim.SparseAdam([dense]), dense, f"^{words}: the gradient of .* is dense")
-
-
-def test_sparse_adam_to_and_from_torch():
-    """Beside torch all the way, through both conversions and a checkpoint."""
-    params = parameters(values([(ROWS, COLUMNS)] * 2, torch.float64)[:1] * 2)
-    optimizers = [fused_optim.SparseAdam(params[:1], 0.1), torch.optim.SparseAdam(params[1:], 0.1)]
-
-    def step(*seeds):
-        for seed in seeds:
-            for optimizer, param in zip(optimizers, params, strict=True):
-                param.grad = sparse_gradient(param, seed)
-                optimizer.step()
-        torch.testing.assert_close(*(param.detach() for param in params))
-
-    step(0, 1)
-    assert optimizers[0].defaults.keys() - fused_optim.options.GROUP_DEFAULTS.keys() == (
-        optimizers[1].defaults.keys()
-    )
-    optimizers[0], optimizers[1] = optimizers[0].to_torch(), fused_optim.from_torch(optimizers[1])
-    assert type(optimizers[0]) is torch.optim.SparseAdam
-    assert type(optimizers[1]) is fused_optim.SparseAdam
-    step(2, 3)
-    loaded = fused_optim.SparseAdam(params[:1])
-    loaded.load_state_dict(optimizers[0].state_dict())
-    optimizers[0] = loaded
-    step(4, 5)
-
-
-def test_memory_of_sparse_adam(capsys):
-    """The step that moves every row, at most."""
-    found = fused_optim.memory([nn.Parameter(torch.ones(ROWS, COLUMNS))], fused_optim.SparseAdam)
-    assert found.states == 8 * ROWS * COLUMNS + 4
-    assert found.moved == 28 * ROWS * COLUMNS
-    assert "moved" in capsys.readouterr().out
 
 
 def test_stalled_elements_are_those_of_the_rows():

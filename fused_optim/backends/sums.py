@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fused_optim.private_api import has_data
+
 WIDTH = 1 << 16  # accumulators, which stay in cache
 
 
@@ -31,8 +33,8 @@ class Sum:
 
     def add(self, values: Tensor) -> None:
         """Add a piece, float64 [n]."""
-        if values.is_meta:
-            return  # which has no value, and may be larger than any memory
+        if not has_data(values):
+            return  # nothing to add, and it may be larger than any memory
         for part in torch.split(values, WIDTH) if len(values) > WIDTH else (values,):
             self.accumulators[: len(part)].add_(part)
 
@@ -49,7 +51,7 @@ def total(values: Tensor) -> Tensor:
 def _halved(values: Tensor) -> Tensor:
     """The sum over the first dimension of ``values``, which are overwritten."""
     # a call of numpy takes a fraction of the time that one of torch does
-    rest: Any = values.numpy() if values.device.type == "cpu" else values
+    rest: Any = values.numpy() if values.device.type == "cpu" and has_data(values) else values
     with np.errstate(over="ignore", invalid="ignore"):
         while len(rest) > 1:
             half = -(-len(rest) // 2)

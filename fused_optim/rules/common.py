@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_optim.kernels.signatures import CommonScalars
+from fused_optim.private_api import has_data
 
 INV_LN2 = 1.4426950408889634
 LN2_HIGH = 0.6931471803691238  # ln(2) in two parts: 21 zeros at its end, and the rest
@@ -77,7 +78,7 @@ def sqrt_rn(x: Tensor) -> Tensor:
 
     Where torch calls a library of vector functions for it, one result in six may be a bit off.
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and has_data(x):
         result = torch.empty_like(x)
         with np.errstate(invalid="ignore"):  # of a negative number: NaN, without a warning
             np.sqrt(x.numpy(), out=result.numpy())
@@ -96,7 +97,8 @@ def pow_int(base: Tensor, step: Tensor) -> Tensor:
     exponent = step.long()
     result = torch.ones_like(base)
     # other devices must not be waited for: 32 squarings are enough for any count
-    bits = int(exponent.max()).bit_length() if step.device.type == "cpu" else 32
+    readable = step.device.type == "cpu" and has_data(step)
+    bits = int(exponent.max()).bit_length() if readable else 32
     for _ in range(bits):
         result = torch.where(exponent % 2 == 1, result * base, result)
         base = base * base

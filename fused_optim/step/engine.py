@@ -16,6 +16,7 @@ from fused_optim.backends.select import resolve
 from fused_optim.formats import registry
 from fused_optim.formats.codecs import BLOCK, Codec
 from fused_optim.formats.weights import make_columns
+from fused_optim.private_api import has_data
 from fused_optim.rules.common import Rule
 from fused_optim.step import duplicates, scalar_state, sparse
 from fused_optim.step.cache import GroupReader, StepCache
@@ -116,7 +117,7 @@ class StepEngine:
         self.plan = Plan()
         self._later_passes = Plan()
         self.cache: StepCache | None = None
-        self._resolved: dict[tuple[str, torch.device], str] = {}
+        self._resolved: dict[tuple[str, torch.device, bool], str] = {}
 
     @property
     def bucket_keys(self) -> list[BucketKey]:
@@ -135,7 +136,9 @@ class StepEngine:
     def warn_of_stalling(self) -> None:
         """Warn, once and only on the CPU, if most elements stalled in the last step."""
         share = self.stalled_fraction() if self.plan.stalled else None
-        if share is None or share.device.type != "cpu" or self._has_warned or share <= 0.5:
+        if share is None or share.device.type != "cpu" or not has_data(share):
+            return
+        if self._has_warned or share <= 0.5:
             return
         if any(key.count_stalled and key.codecs[0].stochastic for key in self.bucket_keys):
             return  # stochastic rounding moves an element by a whole ulp or not at all
@@ -212,10 +215,10 @@ class StepEngine:
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:
         """Use the reference on the CPU, unless the user asked for the native backend."""
-        if any(name == "native" for name, _ in self._resolved):
+        if any(name == "native" for name, *_ in self._resolved):
             raise reason
         warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=7)
-        self._resolved[("auto", torch.device("cpu"))] = "reference"
+        self._resolved[("auto", torch.device("cpu"), True)] = "reference"
 
     def prepare_rows(self, optimizer: SteppedOptimizer) -> list[tuple[BucketKey, Row]]:
         """Return a row for each parameter with a gradient; missing states are created here."""
@@ -245,7 +248,7 @@ class StepEngine:
                     sparse.check_layout(param.grad, rule, codecs, group, described, refusal)
                 state = optimizer.state.get(param, {})
                 validation.check_states(param, state, rule, group_index, name)
-                backend = self._resolve(group["backend"], param.device)
+                backend = self._resolve(group["backend"], param)
                 yield GradientOf(group_index, rule, backend, param, param_index)
 
     def _codecs(self, param: Tensor, rule: Rule, group: Group) -> tuple[Codec, ...]:
@@ -255,10 +258,10 @@ class StepEngine:
         small = numel < registry.MIN_SCALED_NUMEL
         return registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
 
-    def _resolve(self, name: str, device: torch.device) -> str:
-        key = (name, device)
+    def _resolve(self, name: str, param: Tensor) -> str:
+        key = (name, param.device, has_data(param))
         if key not in self._resolved:
-            self._resolved[key] = resolve(name, device)
+            self._resolved[key] = resolve(*key)
         return self._resolved[key]
 
     def _make_row(self, optimizer: SteppedOptimizer, one: GradientOf) -> tuple[BucketKey, Row]:
