@@ -45,12 +45,13 @@ SHARED: dict[str, dict[str, Any]] = {
     "RAdam": {},
     "Adamax": {},
 }
-# all optimizers of fused_optim
+# all optimizers of fused_optim that support dense gradients
 OPTIMIZERS = {
     name: SHARED.get(name, {})
     for name in [*SHARED, *fused_optim.__all__]
     if isinstance(getattr(fused_optim, name), type)
     and issubclass(getattr(fused_optim, name), torch.optim.Optimizer)
+    and name != "SparseAdam"
 }
 FORMATS = {
     "fp32": Format(torch.float32),

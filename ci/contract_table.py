@@ -27,7 +27,8 @@ What differs from torch, and why:
 - Groups and states have the entries that `fused_optim/options.py` lists in `ADDED_TO_GROUPS` and
   `ADDED_TO_STATE`. A checkpoint of torch does not have them: each group keeps its own.
 - A loaded checkpoint leaves `backend` as it is here.
-- A parameter twice in one group raises; torch only warns.
+- A parameter twice in one group is updated twice, as by torch's for-loop; with `max_grad_norm` or
+  `nonfinite="skip"`, whose norm would count its gradient twice, the step raises.
 - `differentiable=True` raises: the step works in place, outside autograd.
 - `GradScaler` leaves the gradient scaled for an optimizer that clips: its step unscales on the way.
 - Loading shares the tensors of a parameter's state all or not at all: where torch casts some it

@@ -17,6 +17,7 @@ from fused_optim.optimizers.radam import RAdam
 from fused_optim.optimizers.rmsprop import RMSprop
 from fused_optim.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from fused_optim.optimizers.sgd import SGD
+from fused_optim.optimizers.sparse_adam import SparseAdam
 from fused_optim.optimizers.stable_adamw import StableAdamW
 from fused_optim.optimizers.to_torch import to_torch
 from fused_optim.options import Additions
@@ -41,6 +42,7 @@ __all__ = [
     "RMSprop",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "SparseAdam",
     "StableAdamW",
     "from_torch",
     "memory",

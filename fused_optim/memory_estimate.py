@@ -69,8 +69,10 @@ def memory(
     params = [_materialize(entry) for entry in given]
     copies = optimizer([_on_meta(entry) for entry in params], **options)
     meta_params = [param for group in copies.param_groups for param in group["params"]]
-    for param in meta_params:
-        param.grad = torch.empty_like(param) if param.requires_grad else None
+    for group in copies.param_groups:
+        sparse = copies.rule(group).sparse == "required"
+        for param in group["params"]:
+            param.grad = _make_gradient(param, sparse) if param.requires_grad else None
     engine = StepEngine()
     rows = engine.prepare_rows(copies)
     gradients = [row.columns[key.first[1]] for key, row in rows]
@@ -87,6 +89,17 @@ def memory(
     )
     print(estimate)  # noqa: T201  # printing is the purpose of the function
     return estimate
+
+
+def _make_gradient(param: Tensor, sparse: bool) -> Tensor:
+    """Return a gradient on the meta device; a sparse one has every row of the parameter."""
+    values = torch.empty_like(param)
+    if not sparse or param.dim() == 0:
+        return values
+    rows = torch.empty(1, len(param), dtype=torch.int64, device="meta")
+    return torch.sparse_coo_tensor(
+        rows, values, param.shape, device="meta", check_invariants=False, is_coalesced=True
+    )
 
 
 def _on_meta(entry: Any) -> Any:

@@ -86,6 +86,16 @@ is_wrapper: Callable[[Any], bool] = (
 )
 
 
+# the class of tensors that FakeTensorMode makes: on a real device, but without memory
+FAKE_TENSOR: Any = find("torch._subclasses.fake_tensor", "FakeTensor")
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Return whether a tensor has values: neither on the meta device nor of FakeTensorMode."""
+    is_fake = FAKE_TENSOR is not None and isinstance(tensor, FAKE_TENSOR)
+    return not (is_fake or tensor.is_meta)
+
+
 def triton_is_interpreted() -> bool:
     """Return whether Triton runs kernels in its interpreter, on the CPU."""
     runtime: Any = getattr(find("triton", "knobs"), "runtime", None)

@@ -177,6 +177,12 @@ def whole_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number in [0, 2**53), got {value!r}")
 
 
+def positive(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is > 0."""
+    if not to_number(name, value) > 0:
+        raise ValueError(f"{_torch_message(name, value)}{name} must be > 0, got {value!r}")
+
+
 nonnegative = at_least(0)
 COMMON_BOUNDS: dict[str, Check] = {
     "max_grad_norm": optional(nonnegative),
@@ -205,7 +211,8 @@ def check_options(group: Mapping[str, Any], bounds: Mapping[str, Check]) -> None
             "differentiable must be False, got True: a fused step works in place, outside autograd"
         )
     for name, check in {**COMMON_BOUNDS, **bounds}.items():
-        check(name, group[name])
+        if name in group:  # SparseAdam has no weight decay
+            check(name, group[name])
 
 
 def check_max_grad_norm(group: Mapping[str, Any], bound: Any) -> None:
@@ -255,7 +262,8 @@ def named_params(group: Any) -> Iterator[tuple[Tensor, str | None]]:
     return zip_longest(group["params"], names[: len(group["params"])])
 
 
-def _named(param: Tensor, group: int, name: str | None) -> str:
+def describe_param(param: Tensor, group: int, name: str | None) -> str:
+    """Return name, shape and group of a parameter, for messages."""
     called = "" if name is None else f"{name!r} "
     return f"parameter {called}of shape {tuple(param.shape)} in group {group}"
 
@@ -263,19 +271,6 @@ def _named(param: Tensor, group: int, name: str | None) -> str:
 def _overlaps_itself(tensor: Tensor) -> bool:
     """Return True if elements are known to share one memory location, as after ``expand``."""
     return any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def check_unique(group: Any, index: int) -> None:
-    """Raise ValueError if a group has a parameter twice; torch only warns of it."""
-    params = group.get("params") if isinstance(group, dict) else None
-    if not isinstance(params, (list, tuple)):
-        return  # one tensor, or a value for which torch raises
-    tensors = [param[1] if isinstance(param, tuple) else param for param in params]
-    if len(set(tensors)) != len(tensors):
-        raise ValueError(
-            "optimizer contains a parameter group with duplicate parameters; "
-            f"torch only warns of them (group {index})"
-        )
 
 
 def unsupported_reason(param: Tensor) -> str | None:
@@ -307,25 +302,15 @@ def check_parameter(
     if reason is None and also is not None:
         reason = f"be {also}"
     if reason is not None:
-        raise ValueError(f"{_named(param, group, name)} must {reason}")
+        raise ValueError(f"{describe_param(param, group, name)} must {reason}")
 
 
 def check_gradient(param: Tensor, group: int, name: str | None = None) -> None:
-    """Raise an error unless the gradient matches ``param``.
-
-    Raises:
-        RuntimeError: the gradient is sparse.
-        ValueError: the device, the shape or the kind of dtype differs.
-    """
+    """Raise ValueError unless the gradient has device, shape and kind of dtype of ``param``."""
     grad: Any = param.grad
-    if grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"the gradient of the {_named(param, group, name)} is sparse ({grad.layout}): "
-            "a fused step takes dense gradients only"
-        )
     fits = grad.shape == param.shape and grad.device == param.device
     if not fits or grad.is_complex() != param.dtype.is_complex or grad.dtype not in SUPPORTED:
-        _refuse("gradient", grad, param, _named(param, group, name))
+        _refuse("gradient", grad, param, describe_param(param, group, name))
 
 
 def check_states(
@@ -335,11 +320,13 @@ def check_states(
     for counter in rule.scalar_state:
         value = state.get(counter)
         if isinstance(value, Tensor) and value.numel() != 1:
-            what = f"the state {counter!r} of the {_named(param, group, name)}"
+            what = f"the state {counter!r} of the {describe_param(param, group, name)}"
             raise ValueError(f"{what} must have one element, got shape {tuple(value.shape)}")
     for state_key in rule.state_keys:
         if state.get(state_key) is not None and not _state_matches(param, state[state_key]):
-            _refuse(f"state {state_key!r}", state[state_key], param, _named(param, group, name))
+            _refuse(
+                f"state {state_key!r}", state[state_key], param, describe_param(param, group, name)
+            )
 
 
 def _state_matches(param: Tensor, state: Any) -> bool:

@@ -17,7 +17,7 @@ from fused_optim.formats import codecs, registry, stochastic_rounding
 ROOT = Path(__file__).parent.parent
 # the modules and packages of the project that each may import, besides itself
 MAY_IMPORT = {
-    "fused_optim/rules": {"rules", "kernels"},
+    "fused_optim/rules": {"rules", "kernels", "private_api"},
     "fused_optim/private_api.py": set(),
     "fused_optim/formats": {"formats", "options", "rules"},
     "fused_optim/options.py": set(),

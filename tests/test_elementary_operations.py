@@ -50,7 +50,7 @@ METHODS = {*EXACT.split(), *MOVES.split(), *OWN.split()}
 TORCH = """Size Tensor _foreach_copy_ bfloat16 bool compiler compiler.is_compiling finfo float32
 float64 get_num_threads inf int32 int64 nan nn.functional.pad no_grad preserve_format uint8"""
 FUNCTIONS = {f"torch.{name}" for name in [*METHODS - {"name", "values", "fill"}, *TORCH.split()]}
-FUNCTIONS |= {"numpy.errstate", "numpy.ndarray"}
+FUNCTIONS |= {f"numpy.{name}" for name in ("array", "errstate", "float32", "float64", "ndarray")}
 PYTHON = {"typing", "typing_extensions", "collections.abc", "functools", "itertools"}
 BUILTINS = """all any bool enumerate float int isinstance len list max min property range slice
 sorted str tuple zip dict set bytes"""

@@ -58,6 +58,7 @@ class BucketKey(NamedTuple):
         aligned: True if every address allows accesses of 16 bytes in the widest column.
         ema: True if the last value is the exponential moving average of the parameter.
         count_stalled: True to count the elements that rounding leaves unchanged.
+        has_data: False for tensors on the meta device and those of FakeTensorMode.
     """
 
     backend: str
@@ -69,6 +70,7 @@ class BucketKey(NamedTuple):
     aligned: bool
     ema: bool = False
     count_stalled: bool = False
+    has_data: bool = True
 
     @property
     def compute(self) -> torch.dtype:

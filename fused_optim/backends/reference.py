@@ -59,7 +59,7 @@ class ReferenceRunner(BucketRunner):
 
     def __init__(self, key: BucketKey) -> None:
         self.key = key
-        self.on_cpu = key.device.type == "cpu"
+        self.on_cpu = key.device.type == "cpu" and key.has_data
         self.spans = [slice(*ends) for ends in zip(key.first, key.first[1:], strict=False)]
         # rows with different random keys, or with scales of blocks, cannot be packed
         self.can_pack = self.on_cpu and not key.stochastic
@@ -68,7 +68,7 @@ class ReferenceRunner(BucketRunner):
     @property
     def chunk(self) -> int:
         """Maximum number of elements of a piece."""
-        if self.key.device.type == "meta":
+        if not self.key.has_data:
             return WHOLE  # a tensor without data is not split
         return CHUNK * torch.get_num_threads()
 
@@ -195,8 +195,7 @@ class ReferenceRunner(BucketRunner):
         batches: dict[Any, list[int]] = {}
         for i, shared in enumerate(zip(self.group_of_row, self._shared_bits(), strict=True)):
             batches.setdefault(shared, []).append(i)
-        # a meta tensor has no value
-        if self.may_skip and self.key.device.type != "meta":
+        if self.may_skip and self.key.has_data:
             skips = self.skips.tolist()
             active = ((key, [i for i in rows if not skips[i]]) for key, rows in batches.items())
             batches = {key: rows for key, rows in active if rows}
@@ -224,7 +223,9 @@ class ReferenceRunner(BucketRunner):
         common = self.bucket.options[group].common
         values = [float(value) for value in (common.max_grad_value, common.l2, common.l1)]
         # rounded as the kernel gets them, so that a term is off for both or for neither
-        limit, l2, l1 = torch.tensor(values, dtype=self.key.compute, device="cpu").tolist()
+        wide = np.float64 if self.key.compute is torch.float64 else np.float32
+        with np.errstate(over="ignore"):
+            limit, l2, l1 = np.array(values, wide).tolist()
         return {"max_grad_value": limit, "l2": l2, "l1": l1}
 
     def _finalize(self, columns: Columns, scalars: Scalars) -> Scalars:

@@ -22,6 +22,27 @@ class NoiseKey(NamedTuple):
     element_offset: int = 0
 
 
+class CopyBack(NamedTuple):
+    """A column that takes part in the update in place of a tensor, or of some of its rows.
+
+    Attributes:
+        tensor: parameter or state that takes the values of the column after the update.
+        column: the values, of the shape of the tensor or of its rows.
+        rows: int64 [rows] for each of the first dims, the indices of the rows; None for all.
+    """
+
+    tensor: Tensor
+    column: Tensor
+    rows: tuple[Tensor, ...] | None = None
+
+    def run(self) -> None:
+        """Copy the values to the tensor."""
+        if self.rows is None:
+            self.tensor.copy_(self.column)
+        else:
+            self.tensor[self.rows] = self.column
+
+
 _NO_NOISE = NoiseKey()  # for rows without stochastic rounding
 
 
@@ -34,15 +55,15 @@ class Row(NamedTuple):
         scalar_state: 0-dim states of the rule, of the same dtype, on the parameter's device.
         group: index of the parameter group.
         noise_key: key of stochastic rounding.
-        copies: ``(tensor, copy)`` pairs: the copy is the column of a tensor whose strides do not
-            match; after the update the tensor is set to its copy.
+        copies: columns in place of tensors whose strides do not match, or of rows with a sparse
+            gradient; after the update each tensor takes the values of its column.
     """
 
     columns: tuple[Tensor, ...]
     scalar_state: tuple[Tensor, ...]
     group: int
     noise_key: NoiseKey = _NO_NOISE
-    copies: tuple[tuple[Tensor, Tensor], ...] = ()
+    copies: tuple[CopyBack, ...] = ()
 
 
 class RowTemplate(NamedTuple):
@@ -117,5 +138,5 @@ def make_row(
         column, copied = _column(tensor, param.shape, order.stride())
         columns.append(column)
         if copied and i != grad:  # the gradient is only read
-            copies.append((tensor, column.as_strided(param.shape, order.stride())))
+            copies.append(CopyBack(tensor, column.as_strided(param.shape, order.stride())))
     return Row(tuple(columns), scalar_state, group, noise_key, tuple(copies))

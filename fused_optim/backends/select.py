@@ -53,8 +53,8 @@ def native_unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def resolve(name: str, device: torch.device) -> str:
-    """Return the backend to use on ``device``.
+def resolve(name: str, device: torch.device, has_data: bool = True) -> str:
+    """Return the backend to use on ``device``, for tensors with or without data.
 
     ``"auto"`` is Triton where it runs; else, on the CPU, ``"native"`` where kernels can be
     compiled for it; else the reference.
@@ -64,15 +64,15 @@ def resolve(name: str, device: torch.device) -> str:
     """
     if name == "reference":
         return name
+    # without data there is no memory for a kernel to write
+    kind = "meta" if device.type == "meta" else "fake"
+    no_data = None if has_data else f"{kind} tensors have no data"
     if name == "native":
-        return _required(name, native_unavailable_reason(device))
-    # a kernel cannot write a meta tensor
-    reason = (
-        "meta tensors have no data" if device.type == "meta" else triton_unavailable_reason(device)
-    )
+        return _required(name, no_data or native_unavailable_reason(device))
+    reason = no_data or triton_unavailable_reason(device)
     if name == "triton" or reason is None:
         return _required("triton", reason)
-    if device.type != "cpu":
+    if device.type != "cpu" or not has_data:
         return "reference"
     reason = native_unavailable_reason(device)
     chosen = "native" if reason is None else "reference"

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fused_optim.private_api import has_data
+
 WIDTH = 1 << 16  # number of accumulators, which fit in the cache
 
 
@@ -31,7 +33,7 @@ class Sum:
 
     def add(self, values: Tensor) -> None:
         """Add a piece, float64 [n]."""
-        if values.is_meta:
+        if not has_data(values):
             return  # it has no values, and may be larger than the memory
         for part in torch.split(values, WIDTH) if len(values) > WIDTH else (values,):
             self.accumulators[: len(part)].add_(part)
@@ -49,7 +51,7 @@ def total(values: Tensor) -> Tensor:
 def _halved(values: Tensor) -> Tensor:
     """Return the sum over the first dimension of ``values``, and overwrite ``values``."""
     # a call of numpy has less overhead than one of torch
-    rest: Any = values.numpy() if values.device.type == "cpu" else values
+    rest: Any = values.numpy() if values.device.type == "cpu" and has_data(values) else values
     with np.errstate(over="ignore", invalid="ignore"):
         while len(rest) > 1:
             half = -(-len(rest) // 2)

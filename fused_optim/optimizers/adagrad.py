@@ -16,7 +16,9 @@ from fused_optim.validation import nonnegative
 
 
 class Adagrad(FusedOptimizer):
-    """Adagrad with an L2 penalty: the drop-in for ``torch.optim.Adagrad``, for dense gradients.
+    """Adagrad with an L2 penalty: the drop-in for ``torch.optim.Adagrad``.
+
+    A sparse gradient updates only the rows in its indices; it takes no weight decay.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs, or dicts that define groups.

@@ -41,6 +41,7 @@ class Adam(FusedOptimizer):
     """
 
     WEIGHT_DECAY = "switch"
+    REFUSAL = "Adam does not support sparse gradients, please consider SparseAdam instead"
     BOUNDS: ClassVar = {"betas": decay_rates(2), "eps": nonnegative}
 
     def __init__(

@@ -39,11 +39,14 @@ class FusedOptimizer(torch.optim.Optimizer):
             ``"decoupled"`` passes it to the rule; ``"switch"`` is decoupled if the option
             ``decoupled_weight_decay`` is True, else L2.
         BOUNDS: check of each option that not every optimizer has, by name.
+        REFUSAL: message of torch for a gradient of a layout that the rule does not support; ``{}``
+            is the name of the class.
     """
 
     RULE: ClassVar[Rule]
     WEIGHT_DECAY: ClassVar[Literal["l2", "decoupled", "switch"]] = "l2"
     BOUNDS: ClassVar[Mapping[str, Check]] = {}
+    REFUSAL: ClassVar[str] = "{} does not support sparse gradients"
     _keeps_float64_counts = False  # True if 0-dim states stay in float64 with states="param"
 
     def __init__(self, params: ParamsT, defaults: Group, additions: Mapping[str, Any]) -> None:
@@ -51,7 +54,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: an option is out of range, in the defaults or in a group; there are no
-                parameters, or duplicate, integer or self-overlapping ones.
+                parameters, or integer or self-overlapping ones, or one is in two groups.
             TypeError: an option is not a number, or a parameter is not a tensor.
         """
         validation.reject_unknown(additions)
@@ -177,14 +180,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Add a group, as in torch; ``param_group`` may override every option of the defaults.
 
         Raises:
-            ValueError: an option is out of range; duplicate, integer or self-overlapping
-                parameters. The optimizer is then unchanged.
+            ValueError: an option is out of range; integer or self-overlapping parameters, or one
+                of another group. The optimizer is then unchanged.
             TypeError: an option is not a number, or a parameter is not a tensor.
         """
         groups = len(self.param_groups)
         if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
             param_group["params"] = list(param_group["params"])
-        validation.check_unique(param_group, groups)
         super().add_param_group(param_group)
         try:
             self._check_group(groups, param_group)
@@ -225,7 +227,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             The value of ``closure()``, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a backend is not available.
+            RuntimeError: a sparse gradient is not supported, or a backend is not available.
             ValueError: a gradient or a state does not match the device or shape of its parameter.
                 No tensor has been changed then.
         """
@@ -270,8 +272,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             numel: number of elements of the whole parameter.
 
         Raises:
-            ValueError: the slice exceeds the whole parameter, or ``offset`` is not a multiple of
-                64, the number of elements that share a scale.
+            ValueError: the slice exceeds the parameter, or ``offset`` is not a multiple of 64.
             KeyError: ``param`` is not a parameter of this optimizer.
         """
         self._check_own([param])
@@ -299,8 +300,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             reset_extra_bits(self.state.get(param, {}), param, self._swap.own_value(param))
 
     def _check_own(self, params: list[Tensor]) -> None:
-        own = set(self._params())
-        if not own.issuperset(params):
+        if not set(self._params()).issuperset(params):
             raise KeyError("every parameter must be one of this optimizer's")
 
     def ema_parameters(self) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ State = Any
 
 def list_pairs(params: Iterable[Tensor], state: State) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each parameter that has an average, with the average."""
-    for param in params:
+    for param in dict.fromkeys(params):
         if "ema" in state.get(param, {}):
             yield param, state[param]["ema"]
 
@@ -125,7 +125,7 @@ class EmaOfIdleParameters:
         for group in groups:
             if group["ema_decay"] is None:
                 continue
-            for param in group["params"]:
+            for param in dict.fromkeys(group["params"]):
                 if param in saved:
                     state[param]["ema"].copy_(saved[param])
                 elif param.grad is not None or "ema" not in state.get(param, {}):

@@ -56,7 +56,7 @@ class ScheduleFree(FusedOptimizer):
                 continue
             momentum = float(self.momentum(group))
             share = 1.0 - momentum if train else 1.0 - 1.0 / momentum
-            for param in group["params"]:
+            for param in dict.fromkeys(group["params"]):
                 state = self.state.get(param, {})
                 if "z" in state:
                     wide = torch.promote_types(param.dtype, torch.float32)

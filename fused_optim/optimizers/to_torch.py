@@ -90,6 +90,9 @@ def _to_torch_state(state: Group, group: Group, cls: Any) -> Group:
     if cls is torch.optim.SGD and "step" in own:
         # if all steps were skipped, return no buffer: torch takes the next step for the first
         return {} if own.pop("step") == 0 else own
+    if cls is torch.optim.SparseAdam and "step" in own:
+        own["step"] = int(own["step"])
+        return own
     if isinstance(step, torch.Tensor):
         if group.get("fused") or group.get("capturable"):
             own["step"] = step.float()

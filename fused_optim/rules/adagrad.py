@@ -28,4 +28,5 @@ ADAGRAD = Rule(
     ("sum",),
     scalar_state=("step",),
     nonnegative=(("sum", None),),
+    sparse="rows",
 )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fused_optim.kernels.rules.signatures import AdamHparams, AdamScalars
+from fused_optim.kernels.rules.signatures import AdamHparams, AdamScalars, SparseAdamHparams
 from fused_optim.rules.common import Rule, State, decay, pow_int, sqrt_rn
 
 
@@ -20,6 +20,24 @@ def adam_scalars(hparams: AdamHparams, step: Tensor) -> AdamScalars:
         step_size=step_size,
         inv_bias_correction2_sqrt=inv_bias_correction2_sqrt,
         eps=hparams.eps,
+    )
+
+
+def sparse_adam_scalars(hparams: SparseAdamHparams, step: Tensor) -> AdamScalars:
+    """Return the scalars of :func:`adam` for SparseAdam, which does not correct ``eps``.
+
+    ``lr * sqrt(c2) / c1 * m / (sqrt(v) + eps)`` is Adam's step with ``eps / sqrt(c2)`` for ``eps``.
+    """
+    step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
+    inv_bias_correction2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step))
+    return AdamScalars(
+        decay=torch.zeros_like(hparams.beta1),
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+        step_size=step_size,
+        inv_bias_correction2_sqrt=inv_bias_correction2_sqrt,
+        eps=hparams.eps * inv_bias_correction2_sqrt,
     )
 
 
@@ -56,4 +74,7 @@ ADAM_AMSGRAD = ADAM._replace(
     update=adam_amsgrad,
     state_keys=(*ADAM.state_keys, "max_exp_avg_sq"),
     nonnegative=(*ADAM.nonnegative, ("max_exp_avg_sq", None)),
+)
+SPARSE_ADAM = ADAM._replace(
+    form_scalars=sparse_adam_scalars, hparams=SparseAdamHparams, sparse="required"
 )

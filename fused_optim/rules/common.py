@@ -1,13 +1,14 @@
 """Building blocks of the rules: the class Rule, exact functions, gradient preprocessing."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fused_optim.kernels.signatures import CommonScalars
+from fused_optim.private_api import has_data
 
 INV_LN2 = 1.4426950408889634
 LN2_HIGH = 0.6931471803691238  # the high part of ln(2), which ends in 21 zero bits
@@ -47,6 +48,11 @@ class Rule(NamedTuple):
             the name is None if the state never decays.
         fp32_keys: names of states that narrower formats store in float32: values of parameters, and
             terms of differences.
+        sparse: layouts of gradients that torch.optim takes. ``"refused"``: dense ones; ``"rows"``:
+            sparse ones too, and the update of a row without a gradient changes nothing;
+            ``"dense"``: sparse ones too, but every row moves; ``"required"``: sparse ones, by rows.
+        late_keys: states that torch.optim creates within its first update, not before it, so that
+            each occurrence of a duplicate parameter starts them anew in its first step.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
@@ -58,6 +64,8 @@ class Rule(NamedTuple):
     reduction: Reduction | None = None
     nonnegative: tuple[tuple[str, str | None], ...] = ()
     fp32_keys: tuple[str, ...] = ()
+    sparse: Literal["refused", "rows", "dense", "required"] = "refused"
+    late_keys: tuple[str, ...] = ()
 
     @property
     def num_elementwise_scalars(self) -> int:
@@ -70,7 +78,7 @@ def sqrt_rn(x: Tensor) -> Tensor:
 
     Where torch calls a library of vector functions, one result in six may differ in the last bit.
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and has_data(x):
         result = torch.empty_like(x)
         with np.errstate(invalid="ignore"):  # NaN for a negative number, without a warning
             np.sqrt(x.numpy(), out=result.numpy())
@@ -88,8 +96,9 @@ def pow_int(base: Tensor, step: Tensor) -> Tensor:
     """Compute ``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
     exponent = step.long()
     result = torch.ones_like(base)
+    readable = step.device.type == "cpu" and has_data(step)
     # no synchronization with other devices: 32 squarings are enough for any step count
-    bits = int(exponent.max()).bit_length() if step.device.type == "cpu" else 32
+    bits = int(exponent.max()).bit_length() if readable else 32
     for _ in range(bits):
         result = torch.where(exponent % 2 == 1, result * base, result)
         base = base * base

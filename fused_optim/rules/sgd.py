@@ -47,9 +47,15 @@ def sgd_nesterov(p: Tensor, g: Tensor, state: State, s: MomentumScalars) -> tupl
     return p - s.lr * (g + s.momentum * momentum_buffer), (momentum_buffer,)
 
 
-SGD = Rule(sgd, sgd_scalars, SGDHparams, SGDScalars)
+SGD = Rule(sgd, sgd_scalars, SGDHparams, SGDScalars, sparse="rows")
 SGD_MOMENTUM = Rule(
-    sgd_momentum, sgd_momentum_scalars, SGDHparams, MomentumScalars, ("momentum_buffer",)
+    sgd_momentum,
+    sgd_momentum_scalars,
+    SGDHparams,
+    MomentumScalars,
+    ("momentum_buffer",),
+    sparse="dense",
+    late_keys=("momentum_buffer",),
 )
 SGD_DAMPENED = SGD_MOMENTUM._replace(form_scalars=sgd_dampened_scalars, scalar_state=("step",))
 SGD_NESTEROV = SGD_MOMENTUM._replace(update=sgd_nesterov)

@@ -2,9 +2,9 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from fused_optim.backends.base import AmpState, BucketKey, CompileError
 from fused_optim.backends.rows import NoiseKey, Row, make_row
 from fused_optim.backends.select import resolve
 from fused_optim.formats import registry
-from fused_optim.formats.codecs import BLOCK
+from fused_optim.formats.codecs import BLOCK, Codec
 from fused_optim.formats.weights import make_columns
+from fused_optim.private_api import has_data
 from fused_optim.rules.common import Rule
-from fused_optim.step import scalar_state
+from fused_optim.step import duplicates, scalar_state, sparse
 from fused_optim.step.cache import GroupReader, StepCache
 from fused_optim.step.guards import Group
 from fused_optim.step.plan import Plan, make_bucket_key
@@ -38,7 +39,14 @@ class Shard(NamedTuple):
 
 
 class SteppedOptimizer(GroupReader, Protocol):
-    """The methods of an optimizer that the engine calls."""
+    """The members of an optimizer that the engine uses.
+
+    Attributes:
+        REFUSAL: message for a gradient of a layout that the rule does not support; ``{}`` is the
+            name of the class.
+    """
+
+    REFUSAL: ClassVar[str]
 
     def rule(self, group: Group) -> Rule:
         """Return the rule that the options of ``group`` select."""
@@ -108,8 +116,9 @@ class StepEngine:
         self._has_warned = False
         self.shards: dict[Tensor, Shard] = dict(shards or {})
         self.plan = Plan()
+        self._later_passes = Plan()
         self.cache: StepCache | None = None
-        self._resolved: dict[tuple[str, torch.device], str] = {}
+        self._resolved: dict[tuple[str, torch.device, bool], str] = {}
 
     @property
     def bucket_keys(self) -> list[BucketKey]:
@@ -130,7 +139,7 @@ class StepEngine:
         fraction = self.stalled_fraction() if self.plan.stalled else None
         if self._has_warned or fraction is None or fraction.device.type != "cpu":
             return
-        if fraction <= 0.5:
+        if not has_data(fraction) or fraction <= 0.5:
             return
         if any(key.count_stalled and key.codecs[0].stochastic for key in self.bucket_keys):
             return  # stochastic rounding moves an element by a whole ulp or not at all
@@ -189,27 +198,40 @@ class StepEngine:
         skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
         options = [optimizer.group_options(group, skips) for group in optimizer.param_groups]
         needs_norm = needs_grad_norm(optimizer)
-        rows = self.prepare_rows(optimizer)
+        passes = duplicates.split_passes(self._collect_grads(optimizer), needs_norm)
+        unstarted = duplicates.list_unstarted(passes[1:], optimizer.state)
+        rows = self._make_rows(optimizer, passes[0])
         self._counted = sum(row.columns[0].numel() for key, row in rows if key.count_stalled)
         try:
             self.report = self.plan.run(rows, options, needs_norm, amp_state)
         except CompileError as reason:  # raised before any tensor is changed
             self._fall_back_to_reference(reason)
-            rows = self.prepare_rows(optimizer)
+            passes = duplicates.split_passes(self._collect_grads(optimizer), needs_norm)
+            rows = self._make_rows(optimizer, passes[0])
             self.report = self.plan.run(rows, options, needs_norm, amp_state)
-        return StepCache.build(optimizer, rows, options)
+        for later in passes[1:]:
+            duplicates.restart(later, unstarted, optimizer.state)
+            # made only now: columns that are copies must have the values of the pass before
+            repeated = self._make_rows(optimizer, later)
+            self._later_passes.run(repeated, options, needs_norm, amp_state)
+        return None if len(passes) > 1 else StepCache.build(optimizer, rows, options)
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:
         """Use the reference on the CPU from now on; raise ``reason`` if the user chose native."""
-        if any(name == "native" for name, _ in self._resolved):
+        if any(name == "native" for name, *_ in self._resolved):
             raise reason
         warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=7)
-        self._resolved[("auto", torch.device("cpu"))] = "reference"
+        self._resolved[("auto", torch.device("cpu"), True)] = "reference"
 
     def prepare_rows(self, optimizer: SteppedOptimizer) -> list[tuple[BucketKey, Row]]:
         """Return a row for each parameter with a gradient; create missing states."""
         # all checks come before the first change
-        return [self._make_row(optimizer, one) for one in list(self._collect_grads(optimizer))]
+        return self._make_rows(optimizer, list(self._collect_grads(optimizer)))
+
+    def _make_rows(
+        self, optimizer: SteppedOptimizer, given: list[GradientOf]
+    ) -> list[tuple[BucketKey, Row]]:
+        return [self._make_row(optimizer, one) for one in given]
 
     def _collect_grads(self, optimizer: SteppedOptimizer) -> Iterator[GradientOf]:
         """Check and yield every parameter that has a gradient."""
@@ -222,23 +244,34 @@ class StepEngine:
                     continue
                 optimizer.check_param(param, name, group_index)
                 validation.check_gradient(param, group_index, name)
+                if param.grad.layout is not torch.strided or rule.sparse == "required":
+                    described = validation.describe_param(param, group_index, name)
+                    refusal = optimizer.REFUSAL.format(type(optimizer).__name__)
+                    codecs = self._codecs(param, rule, group)
+                    sparse.check_layout(param.grad, rule, codecs, group, described, refusal)
                 state = optimizer.state.get(param, {})
                 validation.check_states(param, state, rule, group_index, name)
-                backend = self._resolve(group["backend"], param.device)
+                backend = self._resolve(group["backend"], param)
                 yield GradientOf(group_index, rule, backend, param, param_index)
 
-    def _resolve(self, name: str, device: torch.device) -> str:
-        key = (name, device)
+    def _codecs(self, param: Tensor, rule: Rule, group: Group) -> tuple[Codec, ...]:
+        """Return the formats of parameter, gradient and states."""
+        shard = self.shards.get(param)
+        numel = param.numel() if shard is None else shard.global_numel
+        small = numel < registry.MIN_SCALED_NUMEL
+        return registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
+
+    def _resolve(self, name: str, param: Tensor) -> str:
+        key = (name, param.device, has_data(param))
         if key not in self._resolved:
-            self._resolved[key] = resolve(name, device)
+            self._resolved[key] = resolve(*key)
         return self._resolved[key]
 
     def _make_row(self, optimizer: SteppedOptimizer, one: GradientOf) -> tuple[BucketKey, Row]:
         """Return the row of a parameter; create its states at its first step."""
         param, rule, group = one.param, one.rule, optimizer.param_groups[one.group_index]
         shard = self.shards.get(param, Shard(one.param_index, 0, param.numel()))
-        small = shard.global_numel < registry.MIN_SCALED_NUMEL
-        codecs = registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
+        codecs = self._codecs(param, rule, group)
         has_state = rule.state_keys or rule.scalar_state or codecs[0].extra_keys
         # a rule without states creates no entry, as in torch
         state = optimizer.state[param] if has_state else optimizer.state.get(param, {})
@@ -254,6 +287,9 @@ class StepEngine:
         columns = make_columns(state, param, codecs, rule.state_keys, start)
         noise_key = NoiseKey(shard.param_index, shard.offset)
         grad = len(codecs[0].columns)
-        row = make_row(columns, scalars, one.group_index, noise_key, grad=grad)
+        make: Callable[..., Row] = make_row
+        if columns[grad].layout is not torch.strided:
+            make = partial(sparse.make_sparse_row, every_row=rule.sparse == "dense")
+        row = make(columns, scalars, one.group_index, noise_key, grad=grad)
         ema, counts = group["ema_decay"] is not None, bool(group["count_stalled"])
         return make_bucket_key(row, rule, codecs, one.backend, ema, counts), row

@@ -12,6 +12,7 @@ from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner,
 from fused_optim.backends.rows import Row, RowTemplate
 from fused_optim.backends.select import make_runner
 from fused_optim.formats.codecs import Codec
+from fused_optim.private_api import has_data
 from fused_optim.rules.common import Rule
 
 
@@ -40,6 +41,7 @@ def make_bucket_key(
         backend == "triton" and is_aligned(row.columns),
         ema,
         count_stalled,
+        has_data(row.columns[0]),
     )
 
 
@@ -116,8 +118,8 @@ class Plan:
         self._bind(rows, options)
         report = self._launch(needs_norm, amp_state)
         for _, row in rows:
-            for tensor, copy in row.copies:
-                tensor.copy_(copy)
+            for copy in row.copies:
+                copy.run()
         _bump_version_counters([row.columns[0] for _, row in rows])
         return report
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fused_optim.kernels.rules.common import decay, div_rn, pow_int, sqrt_rn
-from fused_optim.kernels.rules.signatures import AdamHparams, AdamScalars
+from fused_optim.kernels.rules.signatures import AdamHparams, AdamScalars, SparseAdamHparams
 
 
 @triton.jit
@@ -22,6 +22,23 @@ def adam_scalars(hparams, step):
         step_size=step_size,
         inv_bias_correction2_sqrt=inv_bias_correction2_sqrt,
         eps=hparams.eps,
+    )
+
+
+@triton.jit
+def sparse_adam_scalars(hparams, step):
+    """Return the scalars of :func:`adam` for SparseAdam, which does not correct ``eps``."""
+    hparams = SparseAdamHparams(*hparams)
+    step_size = hparams.lr / (1.0 - pow_int(hparams.beta1, step))
+    inv_bias_correction2_sqrt = 1.0 / sqrt_rn(1.0 - pow_int(hparams.beta2, step))
+    return AdamScalars(
+        decay=hparams.beta1 * 0.0,
+        beta1=hparams.beta1,
+        weight1=1.0 - hparams.beta1,
+        weight2=1.0 - hparams.beta2,
+        step_size=step_size,
+        inv_bias_correction2_sqrt=inv_bias_correction2_sqrt,
+        eps=hparams.eps * inv_bias_correction2_sqrt,
     )
 
 

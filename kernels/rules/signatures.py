@@ -53,6 +53,15 @@ class AdamHparams(NamedTuple):
     weight_decay: Any
 
 
+class SparseAdamHparams(NamedTuple):
+    """Hyperparameters of SparseAdam."""
+
+    lr: Any
+    beta1: Any
+    beta2: Any
+    eps: Any
+
+
 class AdamScalars(NamedTuple):
     """Scalars of :func:`adam` and :func:`adam_amsgrad`."""
 
