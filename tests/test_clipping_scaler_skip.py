@@ -140,12 +140,17 @@ def test_l1_leaves_a_zero_weight_alone(backend):
 
 @on_each
 def test_eps_of_stable_adamw_is_a_floor(backend):
-    """Guard against eps that is added: with eps 1 the update clipping shows the difference."""
+    """Guard against eps that is added to the second moment where the update is clipped."""
     (param,) = parameters([torch.zeros(64)])
-    optimizer = StableAdamW([param], lr=1.0, eps=1.0, weight_decay=0.0, backend=backend)
-    scaled_step(optimizer, [torch.full((64,), 0.5)])
-    # v = 0.25 < eps ** 2, so the mean square is 0.25 / 1; its root is below 1: no clipping
-    assert param.tolist() == pytest.approx([-0.5 / (0.5 + 1.0)] * 64, rel=1e-6)
+    optimizer = StableAdamW([param], lr=1.0, eps=5.0, weight_decay=0.0, backend=backend)
+    expected, m, v = 0.0, 0.0, 0.0
+    for step, g in enumerate((1.0, 10.0), 1):
+        scaled_step(optimizer, [torch.full((64,), g)])
+        weight1, weight2 = 0.1 / (1 - 0.9**step), 0.01 / (1 - 0.99**step)
+        m, v = m + weight1 * (g - m), v + weight2 * (g * g - v)
+        rms = (g * g / max(v, 25.0)) ** 0.5
+        expected -= 1.0 / max(rms, 1.0) * m / (v**0.5 + 5.0)
+    assert param.tolist() == pytest.approx([expected] * 64, rel=1e-5)
 
 
 @on_each
