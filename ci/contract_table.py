@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
-NUM_COMMON_SCALARS = """# The contract with torch.optim
+INTRODUCTION = """# The contract with torch.optim
 
 Each point is tested against `torch.optim` in the same process, in `tests/contract/`. This page is
 written from the results of those tests:
@@ -46,10 +46,13 @@ Counts = dict[tuple[str, str], list[bool]]
 
 
 def results(path: Path) -> Counts:
-    """Whether each test passed, by point and optimizer; skipped tests are left out.
+    """Return the outcomes by point and optimizer, True for passed; skipped tests are left out.
+
+    Args:
+        path: JUnit XML file of pytest.
 
     Raises:
-        ValueError: a test has no point, or none has run.
+        ValueError: a test has no point, or no test has run.
     """
     found: Counts = defaultdict(list)
     for case in ET.parse(path).iter("testcase"):
@@ -66,7 +69,7 @@ def results(path: Path) -> Counts:
 
 
 def cell(outcomes: list[bool]) -> str:
-    """How many passed; in bold, how many failed."""
+    """Return the number of passed tests, or in bold the number of failed ones."""
     if not outcomes:
         return "-"
     failed = outcomes.count(False)
@@ -74,12 +77,12 @@ def cell(outcomes: list[bool]) -> str:
 
 
 def names(found: Counts) -> list[str]:
-    """The optimizers, in an order that the workers of a parallel run do not change."""
+    """Return the optimizers, sorted so that a parallel run does not change the order."""
     return sorted({name for _, name in found if name != "all"}, key=str.lower)
 
 
 def table(found: Counts) -> str:
-    """A row for each point, a column for each optimizer; tests of no optimizer count for all."""
+    """Return a Markdown table of points by optimizers; tests of no optimizer count for all."""
     points = sorted({point for point, _ in found}, key=str.lower)
     optimizers = names(found)
     lines = [["point", *(f"`{name}`" for name in optimizers)], ["---"] * (1 + len(optimizers))]
@@ -91,7 +94,7 @@ def table(found: Counts) -> str:
 
 
 def summary(found: Counts) -> str:
-    """The row for the README: what is met by whom."""
+    """Return the row for the README: optimizers, number of points and tests, failed points."""
     failed = sorted({point for (point, _), outcomes in found.items() if not all(outcomes)})
     optimizers = ", ".join(f"`{name}`" for name in names(found))
     points = len({point for point, _ in found})
@@ -101,13 +104,13 @@ def summary(found: Counts) -> str:
 
 
 def main() -> int:
-    """Write the page and print the README's row; 1 if a point is not met."""
+    """Write the page and print the README's row; return 1 if a point is not met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="what pytest --junitxml wrote")
+    parser.add_argument("results", type=Path, help="JUnit XML file of pytest")
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     found = results(arguments.results)
-    arguments.page.write_text(NUM_COMMON_SCALARS + table(found))
+    arguments.page.write_text(INTRODUCTION + table(found))
     print(summary(found))
     return 0 if all(map(all, found.values())) else 1
 
