@@ -110,8 +110,8 @@ class Library:
     def _take(self, launch: Any, reason: Any) -> int:
         try:
             self._receive(launch.contents)
-        # ctypes prints and drops every exception of a callback, also KeyboardInterrupt and that of
-        # pytest.fail: Launcher raises it again
+        # ctypes drops every exception of a callback, also that of Ctrl-C or pytest.fail:
+        # Launcher raises Triton's error from it
         except BaseException as error:  # noqa: BLE001
             self.error = error
             text = f"{type(error).__name__}: {error}".encode()[: _REASON - 1] + b"\0"

@@ -79,7 +79,7 @@ def test_addresses_that_nothing_has(address):
         "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r1}, [%r1];",
     ],
 )
-def test_what_is_modelled_for_all_threads_only(code):
+def test_instructions_that_some_threads_only_execute_are_unsupported(code):
     with pytest.raises(ptxsim.Unsupported, match="PTX line"):
         apply(f"mov.b32 %y0, 0; setp.lt.s32 %p1, %index2, 4; @%p1 {code}", X, out="i4")
 
