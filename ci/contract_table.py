@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 TABLE_FILE = Path(__file__).parent.parent / "docs" / "contract.md"
-HEAD = """# The contract with torch.optim
+INTRODUCTION = """# The contract with torch.optim
 
 Each feature is compared with `torch.optim` in the same process, in `tests/contract/`. This file is
 written from the results of those tests:
@@ -47,7 +47,7 @@ Counts = dict[tuple[str, str], list[bool]]
 
 
 def results(path: Path) -> Counts:
-    """Whether each test passed, by feature and optimizer; skipped tests are left out.
+    """Return whether each test passed, by feature and optimizer; skipped tests are left out.
 
     Raises:
         ValueError: a test names no feature, or none has run.
@@ -67,7 +67,7 @@ def results(path: Path) -> Counts:
 
 
 def cell(outcomes: list[bool]) -> str:
-    """How many passed; in bold, how many failed."""
+    """Return the number of passed tests, or in bold the number of failed ones."""
     if not outcomes:
         return "-"
     failed = outcomes.count(False)
@@ -75,7 +75,7 @@ def cell(outcomes: list[bool]) -> str:
 
 
 def names(found: Counts) -> list[str]:
-    """The optimizers, in an order that the workers of a parallel run do not change."""
+    """Return the optimizers, sorted so that a parallel run does not change the order."""
     return sorted({name for _, name in found if name != "all"}, key=str.lower)
 
 
@@ -93,7 +93,7 @@ def table(found: Counts) -> str:
 
 
 def summary(found: Counts) -> str:
-    """The row for the README: what is met by whom."""
+    """Return the row for the README: optimizers, number of features and tests, failures."""
     failed = sorted({feature for (feature, _), outcomes in found.items() if not all(outcomes)})
     optimizers = ", ".join(f"`{name}`" for name in names(found))
     features = len({feature for feature, _ in found})
@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=TABLE_FILE)
     arguments = parser.parse_args()
     found = results(arguments.results)
-    arguments.output.write_text(HEAD + table(found))
+    arguments.output.write_text(INTRODUCTION + table(found))
     print(summary(found))
     return 0 if all(map(all, found.values())) else 1
 

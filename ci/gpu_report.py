@@ -1,6 +1,6 @@
-"""What ``ci/gpu.sh`` found, as summary.json and summary.md: ``gpu_report.py FOLDER SECONDS``.
+"""Write the results of ``ci/gpu.sh`` to summary.json and summary.md: ``gpu_report.py DIR SECONDS``.
 
-``gpu_report.py --check`` says which GPU there is, or ends with status 1 and why there is none.
+``gpu_report.py --check`` prints the GPU, or exits with status 1 and the reason why there is none.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark")
 
 
 def why_no_gpu() -> str | None:
-    """The reason why nothing can run on a GPU, or None."""
+    """Return the reason why no GPU can be used, or None."""
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is None and torch.version.hip is None:
@@ -27,7 +27,7 @@ def why_no_gpu() -> str | None:
 
 
 def version(package: str) -> str | None:
-    """The installed version, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -35,7 +35,7 @@ def version(package: str) -> str | None:
 
 
 def git(*arguments: str) -> str | None:
-    """What git answers about the checkout this file is in; None without git."""
+    """Return the output of a git command in this checkout, or None if it fails."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -44,7 +44,7 @@ def git(*arguments: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Device, versions and commit."""
+    """Return device, versions and commit by name."""
     found: dict[str, Any] = {"device": None, "why no device": why_no_gpu()}
     if found["why no device"] is None:
         device = torch.cuda.get_device_properties(0)
@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
 
 
 def tests(folder: Path) -> dict[str, Any]:
-    """Counts over all shards, and the names of what failed."""
+    """Return the counts of all shards, and the names of failed and skipped tests."""
     counts: dict[str, Any] = {"passed": 0, "failed": [], "skipped": [], "seconds": 0.0}
     for path in sorted(folder.glob("tests-*.xml")):
         for case in ElementTree.parse(path).getroot().iter("testcase"):
@@ -86,7 +86,7 @@ def tests(folder: Path) -> dict[str, Any]:
 
 
 def benchmarks(folder: Path) -> list[dict[str, Any]]:
-    """Median, quartile range and extra information of each benchmark."""
+    """Return median, quartile range and extra information of each benchmark."""
     path = folder / "benchmarks.json"
     if not path.exists() or not path.stat().st_size:
         return []
@@ -103,13 +103,13 @@ def benchmarks(folder: Path) -> list[dict[str, Any]]:
 
 
 def why_no_benchmarks() -> str:
-    """What the report says where there are no results."""
+    """Return the report's sentence about missing benchmark results."""
     missing = version("pytest-benchmark") is None
     return "No benchmarks" + (": pytest-benchmark is not installed." if missing else ".")
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table with a column for every key of any row; nothing of no rows."""
+    """Return the lines of a Markdown table with a column per key; none for no rows."""
     if not rows:
         return []
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def write(folder: Path, seconds: float) -> bool:
-    """Write both files; whether there was something to report and none of it failed."""
+    """Write both files; return True if no test failed and every shard finished."""
     found = {
         "machine": machine(),
         "seconds": seconds,
@@ -129,9 +129,9 @@ def write(folder: Path, seconds: float) -> bool:
         "benchmarks": benchmarks(folder),
     }
     (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
-    result, place = found["tests"], found["machine"]
-    lines = [f"# {place['device'] or 'No GPU'}", ""]
-    lines += [f"- {name}: {value}" for name, value in place.items() if value is not None]
+    result, host = found["tests"], found["machine"]
+    lines = [f"# {host['device'] or 'No GPU'}", ""]
+    lines += [f"- {name}: {value}" for name, value in host.items() if value is not None]
     lines += [
         "",
         f"Tests: {result['passed']} passed, {len(result['failed'])} failed, "
@@ -143,13 +143,13 @@ def write(folder: Path, seconds: float) -> bool:
     ]
     lines += ["", *(table(found["benchmarks"]) or [why_no_benchmarks()])]
     (folder / "summary.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines[:2] + lines[len(place) + 3 :]))
+    print("\n".join(lines[:2] + lines[len(host) + 3 :]))
     print(f"written: {folder}/summary.json, {folder}/summary.md")
     return not result["failed"] and not result["unfinished_shards"]
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status."""
+    """Run the command; return its exit status."""
     if arguments == ["--check"]:
         reason = why_no_gpu()
         print(f"no GPU: {reason}" if reason else f"GPU: {torch.cuda.get_device_name(0)}")

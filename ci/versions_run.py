@@ -1,9 +1,9 @@
 """The checks of ci/versions.sh: ``ci/versions_run.py [VERSION ...]``; without one, all versions.
 
-For each minor version of Triton that pyproject.toml allows, the newest release that the package
-index has is installed in a folder of its own, and the tests of ``CHECKS`` run with it, beside the
-torch and everything else of this interpreter. A test that a version cannot pass is skipped by
-tests/helpers/versions.py, with the reason, which the table repeats.
+For each minor version of Triton that pyproject.toml allows, the newest release on the package
+index is installed in a folder of its own, and the tests of ``CHECKS`` run with it and the other
+packages of this interpreter. A test that a version cannot pass is skipped by
+tests/helpers/versions.py with a reason, which the table repeats.
 """
 
 import os
@@ -33,16 +33,16 @@ LIMIT = 600  # seconds after which a command has failed
 
 
 class Unreachable(Exception):
-    """The package index does not answer, or not as expected."""
+    """A missing or unexpected answer of the package index."""
 
 
 class Check(NamedTuple):
     """Tests to run with each version.
 
     Attributes:
-        name: the column of the table.
-        arguments: of pytest; the first is a file.
-        only: the versions that it is for.
+        name: column of the table.
+        arguments: arguments of pytest; the first is a file.
+        only: versions to check.
     """
 
     name: str
@@ -55,7 +55,7 @@ EXECUTION = "tests/gpu_code/test_ptx_execution.py"
 BITS = "tests/test_kernels_vs_reference.py"
 HERE = Version(metadata.version("triton"))  # of this interpreter
 CHECKS = (
-    # every build, what must hold of its code, and AMD's linker
+    # every build, the checks of its code, and AMD's linker
     Check("compiled", (CODEGEN, "tests/gpu_code/test_compile.py", "--few", "-k", "test_the_")),
     # steps in the PTX interpreter, bit for bit
     Check("executed", (EXECUTION, "--few", "-k", "every_optim or denorm")),
@@ -65,20 +65,20 @@ CHECKS = (
     Check("native", (BITS, "-k", "in_every_format and split24 and (adamw or lamb)")),
     # steps in Triton's interpreter, bit for bit
     Check("interpreted", (BITS, "--interpret", "-k", "format_interpreted")),
-    # the versions of the machine that the script is run on
+    # the Triton version of the GPU machine
     Check("ci/gpu.sh", ("tests/test_gpu_script.py", "-k", "dry_run"), SpecifierSet("==3.6.*")),
 )
 
 
 class Found(NamedTuple):
-    """What came of a check with one version.
+    """The result of a check with one version.
 
     Attributes:
-        passed: how many tests.
-        failed: the names of tests, or what else went wrong.
-        refused: the reasons of what was not run.
-        seconds: that it took.
-        log: what pytest printed.
+        passed: number of passed tests.
+        failed: names of failed tests, and other errors.
+        refused: reasons of skipped tests.
+        seconds: duration in seconds.
+        log: output of pytest.
     """
 
     passed: int
@@ -91,7 +91,7 @@ class Found(NamedTuple):
 def capture(
     command: Sequence[str], variables: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in the checkout, and keep what it prints; status 124 if it does not end."""
+    """Run a command in the checkout and capture its output; its status is 124 after a timeout."""
     try:
         return subprocess.run(
             command,
@@ -107,13 +107,17 @@ def capture(
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:
-    """What a command that failed said last."""
+    """Return the last line that a command printed, of stderr if there is any."""
     said = (result.stderr.strip() or result.stdout.strip()).splitlines()
     return said[-1] if said else f"status {result.returncode} and no word"
 
 
 def allowed(pyproject: str) -> SpecifierSet:
-    """The versions of Triton that the text of a pyproject.toml allows."""
+    """Return the versions of Triton that the text of a pyproject.toml allows.
+
+    Raises:
+        ValueError: the extra "triton" does not require triton.
+    """
     project = tomllib.loads(pyproject)["project"]
     for line in project["optional-dependencies"]["triton"]:
         requirement = Requirement(line)
@@ -123,7 +127,7 @@ def allowed(pyproject: str) -> SpecifierSet:
 
 
 def newest_of_each_minor(bounds: SpecifierSet, released: Iterable[Version]) -> list[Version]:
-    """The last release of each minor version within ``bounds``, in order."""
+    """Return the last release of each minor version within ``bounds``, in order."""
     found: dict[tuple[int, int], Version] = {}
     for version in sorted(bounds.filter(released)):
         found[version.major, version.minor] = version
@@ -131,10 +135,10 @@ def newest_of_each_minor(bounds: SpecifierSet, released: Iterable[Version]) -> l
 
 
 def released() -> list[Version]:
-    """The releases of Triton on the package index, for this Python and platform.
+    """Return the releases of Triton on the package index for this Python and platform.
 
     Raises:
-        Unreachable: the index does not say.
+        Unreachable: the index does not list them.
     """
     result = capture([*PIP, "index", "versions", "triton"])
     line = re.search(r"^Available versions: (.+)$", result.stdout, re.MULTILINE)
@@ -144,7 +148,7 @@ def released() -> list[Version]:
 
 
 def environment(folder: Path, caches: Path) -> dict[str, str]:
-    """The variables of a process that imports Triton from ``folder``, if it is there."""
+    """Return the environment of a process that imports Triton from ``folder`` if it is there."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "TRITON"))}
     return clean | {
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
@@ -154,7 +158,7 @@ def environment(folder: Path, caches: Path) -> dict[str, str]:
 
 
 def results(report: Path) -> Found:
-    """Read what pytest wrote down of its tests."""
+    """Read the results from a JUnit XML file of pytest."""
     passed, failed, refused = 0, [], dict[str, None]()
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         kinds = {child.tag: child for child in case}
@@ -181,14 +185,14 @@ def run(check: Check, variables: dict[str, str], report: Path) -> Found:
 
 
 def install(version: Version, folder: Path, variables: dict[str, str]) -> Found:
-    """Install Triton alone into ``folder``, unless it is the one that is imported anyway."""
+    """Install Triton alone into ``folder``, unless this interpreter has the version."""
     start, what = time.monotonic(), f"triton=={version}"
     if version != HERE:
         command = [*PIP, "install", "--quiet", "--no-deps", "--target", str(folder), what]
         result = capture(command)
         if result.returncode:
             return Found(0, [f"pip install {what}: {last_line(result)}"], [])
-    # tests of another version than the one named would say nothing
+    # guards against tests of another version than the one in the table
     result = capture([sys.executable, "-c", "import triton; print(triton.__version__)"], variables)
     if last_line(result) != str(version):
         return Found(0, [f"import triton: {last_line(result)}"], [])
@@ -198,19 +202,19 @@ def install(version: Version, folder: Path, variables: dict[str, str]) -> Found:
 def look(version: Version) -> dict[str, Found]:
     """Run every check with one version."""
     with tempfile.TemporaryDirectory(prefix=f"triton-{version}-") as name:
-        place = Path(name)
-        variables = environment(place / "site", place / "cache")
-        found = {"installed": install(version, place / "site", variables)}
+        folder = Path(name)
+        variables = environment(folder / "site", folder / "cache")
+        found = {"installed": install(version, folder / "site", variables)}
         for check in CHECKS if found["installed"].passed else ():
             if version not in check.only:
                 continue
-            found[check.name] = run(check, variables, place / f"{check.name}.xml")
+            found[check.name] = run(check, variables, folder / f"{check.name}.xml")
             print(f"triton {version}: {check.name}: {cell(found[check.name])}", flush=True)
         return found
 
 
 def cell(found: Found | None) -> str:
-    """What the table says of a check."""
+    """Return the text of a cell of the table."""
     if found is None:
         return "not run"
     counts = {"passed": found.passed, "FAILED": len(found.failed), "refused": len(found.refused)}
@@ -219,7 +223,7 @@ def cell(found: Found | None) -> str:
 
 
 def show(rows: dict[Version, dict[str, Found]], console: Console) -> None:
-    """Print the table, version by check, and beneath it why something failed or was refused."""
+    """Print the table of versions by checks, then the failures and the reasons of refusals."""
     columns = ["installed", *(check.name for check in CHECKS)]
     table = Table("triton", *columns)
     for version, found in rows.items():
@@ -238,7 +242,7 @@ def show(rows: dict[Version, dict[str, Found]], console: Console) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; 1 if a test failed, or if something could not be installed."""
+    """Run the command; return 1 if a test or an installation failed, else 0."""
     bounds = allowed((ROOT / "pyproject.toml").read_text())
     try:
         versions = [Version(a) for a in arguments] or newest_of_each_minor(bounds, released())

@@ -46,7 +46,7 @@ def _items(text: str) -> Iterator[Instruction | str]:
             if found is None:
                 continue
             op, operands = found[1], found[2] or ""
-            # a jump past what no thread does is no other path: some thread always does it
+            # a jump over code for which no thread is active is no other path
             if op == "s_cbranch_execz":
                 continue
             if op == "s_cbranch_execnz" and operands not in seen:
@@ -62,7 +62,7 @@ def _items(text: str) -> Iterator[Instruction | str]:
 
 def _arguments(text: str) -> int:
     """Return the first of the two registers that hold the address of the arguments at the start."""
-    # they come after these, each of which is there only if the kernel asks for it
+    # sizes of the registers before them, which a kernel may or may not request
     before = {"private_segment_buffer": 4, "dispatch_ptr": 2, "queue_ptr": 2}
     return sum(n for name, n in before.items() if f".amdhsa_user_sgpr_{name} 1" in text)
 
@@ -86,8 +86,8 @@ class _Flow:
     def __init__(self, arguments: int) -> None:
         start = Pointer("arguments")
         self.pointers = {f"s{arguments}": start, f"s{arguments + 1}": start}
-        self.bounded: set[str] = set()  # depend on the number of elements
-        self.masks: list[bool] = []  # for each mask that is on, whether it does
+        self.bounded: set[str] = set()  # registers that depend on the number of elements
+        self.masks: list[bool] = []  # for each active mask: True if it depends on that number
         self.accesses: list[Access] = []
 
     def follow(self, step: Instruction) -> None:
@@ -150,7 +150,7 @@ class _Flow:
             self.pointers[name] = value
 
     def _compute(self, op: str, operands: list[str]) -> None:
-        # the carry that an addition leaves is no source; it stands where one would
+        # the carry of an addition is a second result, not a source
         carry = operands[1:2] if "_co_" in op else []
         sources = operands[1 + len(carry) :]
         pointer = self._known(sources)
@@ -170,7 +170,7 @@ class Amd:
 
     Attributes:
         full: accesses of each path without a masked access of a column.
-        lengths: instructions of each of these paths.
+        lengths: number of instructions of each path in ``full``.
         masked: masked accesses of columns.
     """
 

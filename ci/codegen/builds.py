@@ -47,12 +47,16 @@ def make_bucket_key(rule: Rule, *dtypes: torch.dtype, aligned: bool = True) -> B
 
 
 def plain(*dtypes: torch.dtype) -> Callable[[Rule], BucketKey]:
-    """Return a function that makes a kind with one column a value: see :func:`kind_of`."""
+    """Return a function that makes a kind with one column per value.
+
+    Args:
+        dtypes: one dtype for all values, or the dtypes of parameter, gradient and states.
+    """
     return lambda rule: make_bucket_key(rule, *dtypes)
 
 
 def with_ema(*dtypes: torch.dtype) -> Callable[[Rule], BucketKey]:
-    """Return the same with the average of the parameter in a last column, float32."""
+    """Return a function like :func:`plain`, with a last float32 column for the EMA."""
 
     def averaged_kind(rule: Rule) -> BucketKey:
         kind = make_bucket_key(rule, *dtypes)
@@ -63,7 +67,7 @@ def with_ema(*dtypes: torch.dtype) -> Callable[[Rule], BucketKey]:
 
 
 def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], BucketKey]:
-    """Return a function that makes a kind with formats by their names in fused_optim/formats.py."""
+    """Return a function that makes a kind with formats, named as in fused_optim/formats."""
 
     def kept_kind(rule: Rule) -> BucketKey:
         codecs = formats_for(rule, param, False, weights, states)
@@ -74,7 +78,7 @@ def kept(param: torch.dtype, weights: str, states: str) -> Callable[[Rule], Buck
     return kept_kind
 
 
-# storage formats: a name, and what rows of a rule are like
+# storage formats by name; the function makes the kind of a rule's rows
 FORMATS: dict[str, Callable[[Rule], BucketKey]] = {
     "fp32": plain(torch.float32),
     "bf16": plain(torch.bfloat16),
@@ -87,7 +91,7 @@ FORMATS: dict[str, Callable[[Rule], BucketKey]] = {
 }
 KEPT_NAMES = {"-".join(names.values()): names for names in FORMAT_PAIRS[1:]}
 FORMATS |= {name: kept(torch.bfloat16, **names) for name, names in KEPT_NAMES.items()}
-# those that differ from the first in their dtypes alone
+# formats that differ from the first in their dtypes alone
 DTYPES = [name for name in FORMATS if "int8" not in name and name not in KEPT_NAMES][1:]
 CODECS = [name for name in FORMATS if name not in DTYPES]
 
@@ -145,14 +149,14 @@ def compiled(
         consts = {"state_ptr": None, **consts}
     if name == "update" and not kind.count_stalled:
         consts = {"count_ptr": None, **consts}
-    # an argument that is None is one too
+    # Triton treats an argument that is None as a constexpr
     signature |= dict.fromkeys(consts, "constexpr")
     source = ASTSource(fn=KERNELS[name], signature=signature, constexprs=consts)
     ours = launch_options(kind, name, TARGETS[target])
     ours |= options or {}
     if has_amd_linker():
         return triton.compile(source, target=TARGETS[target], options=ours)
-    # the readers need the assembly alone, which is made before it is linked
+    # the readers need the assembly only, which is written before linking
     with patch.object(HIPBackend, "path_to_rocm_lld", staticmethod(lambda: shutil.which("true"))):
         return triton.compile(source, target=TARGETS[target], options=ours)
 

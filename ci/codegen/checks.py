@@ -1,4 +1,4 @@
-"""Checks of a compiled kernel; each returns a complaint, or an empty text.
+"""Checks of a compiled kernel; each returns a complaint, or an empty string.
 
 The tests of the compiled code assert these for a covering set of rules, formats and targets, and
 ``python -m ci.codegen --all`` for all of them.
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from ci.codegen.facts import Facts
 
 # 32-bit registers of a thread. 128 are for rows of many columns (Adan's and the average of the
-# parameter) and for float64 sums beside the values; 168 for rows that are not aligned: there each
-# element has an address and, in the last chunk, a predicate of its own.
+# parameter) and for float64 sums; 168 for rows that are not aligned: there each element has an
+# address and, in the last chunk, a predicate of its own.
 REGISTERS, REGISTERS_WIDE, REGISTERS_UNALIGNED, MANY_COLUMNS = 96, 128, 168, 7
 # bytes of an access on full chunks, by the bytes of an element
 NARROWEST = {8: 16, 4: 16, 2: 8, 1: 4}
-WIDEST = 16  # what is asked for; a target may have wider ones
+WIDEST = 16  # the alignment hint asks for no more; a target may have wider accesses
 
 Check = Callable[[Facts], str]
 
 
 def has_both_paths(facts: Facts) -> str:
-    """One path for full chunks, where nothing is masked, and masked accesses elsewhere."""
+    """Require one path for full chunks, without a mask, and masked accesses elsewhere."""
     full = len(facts.ways)
     if full == 1 and facts.code.masked:
         return ""
@@ -28,7 +28,7 @@ def has_both_paths(facts: Facts) -> str:
 
 
 def moves_each_column_once(facts: Facts) -> str:
-    """Every column is read once and, but for the gradient, written once."""
+    """Require that every column is read once and, except for the gradient, written once."""
     wrong = []
     for i, column in enumerate(facts.columns):
         loads, stores = facts.sizes(i, store=False), facts.sizes(i, store=True)
@@ -46,14 +46,14 @@ def moves_each_column_once(facts: Facts) -> str:
 
 
 def moves_the_floor(facts: Facts) -> str:
-    """The bytes of the main path are those that the format has."""
+    """Require that the path of full chunks moves no more bytes than the format has."""
     if facts.bytes_per_element == facts.floor:
         return ""
     return f"{facts.bytes_per_element} bytes an element, and {facts.floor} are enough"
 
 
 def is_wide(facts: Facts) -> str:
-    """Accesses of full chunks are 128 bits, or what the elements of a thread allow."""
+    """Require accesses of 128 bits for full chunks, or the width of a thread's elements."""
     narrow = []
     for access in facts.full:
         column = facts.columns[access.column]
@@ -65,7 +65,7 @@ def is_wide(facts: Facts) -> str:
 
 
 def is_element_wise(facts: Facts) -> str:
-    """No access asks for more than an element's alignment."""
+    """Require that no access needs more than the alignment of an element."""
     wide = [
         f"column {access.column} in {access.size} bytes"
         for access in [*facts.full, *facts.code.masked]
@@ -75,21 +75,21 @@ def is_element_wise(facts: Facts) -> str:
 
 
 def stays_in_registers(facts: Facts) -> str:
-    """No local memory and no spilled registers."""
+    """Require no local memory and no spilled registers."""
     if facts.local == 0 and facts.spills == 0:
         return ""
     return f"{facts.local} bytes of local memory, {facts.spills} spilled"
 
 
 def needs_no_shared_memory(facts: Facts) -> str:
-    """Elements of all columns lie in the same threads: nothing is exchanged between them."""
+    """Require that threads exchange nothing, because all columns have one layout."""
     if facts.shared == 0 or any(column.block > 1 for column in facts.columns):
         return ""
     return f"{facts.shared} bytes of shared memory"
 
 
 def has_few_registers(facts: Facts) -> str:
-    """At most 96 registers in the kernel that most rows take, more in others."""
+    """Require at most 96 registers in the update of aligned rows, and more in other kernels."""
     wide = facts.name != "update" or len(facts.columns) >= MANY_COLUMNS
     # 128 of AMD's leave as many threads as 96 of NVIDIA's and more
     wide = wide or facts.target.startswith("gfx")
@@ -101,7 +101,7 @@ def has_few_registers(facts: Facts) -> str:
 
 
 def rounds_once(facts: Facts) -> str:
-    """The contract of the twins: no contraction, no approximate division or root."""
+    """Require operations that round once: no contraction, no approximate division or root."""
     return "; ".join(facts.code.inexact[:3])
 
 
@@ -123,10 +123,10 @@ CHECKS: dict[tuple[str, bool], tuple[Check, ...]] = {
 
 
 def complaints(facts: Facts) -> list[str]:
-    """What does not hold of a kernel."""
+    """Return the complaints about a kernel, each with the name of its check."""
     found = {}
     for check in CHECKS.get((facts.name, facts.kind.aligned), ALWAYS):
         found[check] = check(facts)
         if check is has_both_paths and found[check]:
-            break  # what follows asks about the one path
+            break  # the other checks need the one path
     return [f"{check.__name__}: {complaint}" for check, complaint in found.items() if complaint]

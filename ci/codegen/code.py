@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 # more paths than this are no longer a kernel of this library
 _MOST_PATHS = 4096
-# entries of a row of the table before the addresses: its length and its place (kernels/update.py)
+# entries of a row of the table before the addresses: numel and offset (kernels/update.py)
 _HEAD = 2
 
 
@@ -14,11 +14,11 @@ class Instruction(NamedTuple):
     """One instruction.
 
     Attributes:
-        op: its name with all modifiers.
-        operands: the rest, as it is written.
-        guard: the predicate register it depends on, without ``!``; empty if there is none.
-        jump: the label it may jump to; empty if it does not jump.
-        ends: the next instruction is not executed after it (if there is no guard).
+        op: name with all modifiers.
+        operands: text after the name.
+        guard: predicate register without ``!``; empty if there is none.
+        jump: label of the jump; empty if it does not jump.
+        ends: True if the next instruction is not executed after it (without a guard).
     """
 
     op: str
@@ -32,10 +32,10 @@ class Access(NamedTuple):
     """A read or write of global memory by one thread.
 
     Attributes:
-        store: it is a write.
-        column: of the table of addresses; -1 if the address is no column's.
+        store: True for a write.
+        column: index in the table of addresses; -1 if the address belongs to no column.
         size: bytes.
-        masked: whether it happens depends on the number of elements.
+        masked: True if it depends on the number of elements.
     """
 
     store: bool
@@ -48,8 +48,8 @@ class Block:
     """Instructions that are executed one after the other.
 
     Attributes:
-        code: the instructions.
-        following: the blocks that may come next; none after the last.
+        code: instructions in order.
+        following: blocks that may come next; none after the last.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Block:
 
 
 def blocks(items: Iterable[Instruction | str]) -> Block:
-    """The first block of a program, given its instructions and labels (strings) in order."""
+    """Return the first block of a program, given instructions and labels (strings) in order."""
     first = current = Block()
     labels: dict[str, Block] = {}
     jumps: list[tuple[Block, str]] = []
@@ -84,12 +84,12 @@ def blocks(items: Iterable[Instruction | str]) -> Block:
 
 
 def paths(first: Block, avoid: Callable[[Block], bool]) -> Iterator[Sequence[Block]]:
-    """Every way from the first block to an end that passes no block to avoid.
+    """Yield every path from the first block to an end without a block to avoid.
 
-    A loop is gone through once.
+    A loop is executed once.
 
     Raises:
-        ValueError: there are too many.
+        ValueError: there are more than 4096 paths.
     """
     found = 0
     stack: list[tuple[Block, tuple[Block, ...]]] = [(first, ())]
@@ -110,7 +110,7 @@ def paths(first: Block, avoid: Callable[[Block], bool]) -> Iterator[Sequence[Blo
 
 
 def reachable(first: Block) -> list[Block]:
-    """Every block that can be come to."""
+    """Return every block that can be reached from ``first``."""
     found, stack = [first], [first]
     while stack:
         for following in stack.pop().following:
@@ -121,18 +121,18 @@ def reachable(first: Block) -> list[Block]:
 
 
 class Pointer(NamedTuple):
-    """What a register is known to point to.
+    """The target of a pointer in a register, as far as it is known.
 
     Attributes:
-        base: ``"arguments"``, ``"table"`` or ``"column <i>"``.
-        offset: bytes beyond what is not known at compile time.
+        base: ``"arguments"``, ``"table"``, ``"numel"`` or ``"column <i>"``.
+        offset: constant part of the offset in bytes.
     """
 
     base: str
     offset: int = 0
 
     def read(self, byte: int) -> "Pointer | None":
-        """What the 8 bytes at ``byte`` from here are, if it is known."""
+        """Return what the 8 bytes at offset ``byte`` point to, or None if it is unknown."""
         at = self.offset + byte
         if self.base == "arguments":
             return Pointer("table") if at == 0 else None
@@ -144,12 +144,12 @@ class Pointer(NamedTuple):
 
     @property
     def column(self) -> int:
-        """The column pointed into, or -1."""
+        """Return the index of the column, or -1."""
         return int(self.base.removeprefix("column ")) if self.base.startswith("column ") else -1
 
 
 def constant(operand: str) -> int | None:
-    """The value of an operand that is written out."""
+    """Return the value of a literal integer operand, or None."""
     operand = operand.strip()
     if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", operand):
         return int(operand, 0)

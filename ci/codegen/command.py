@@ -22,7 +22,7 @@ from ci.codegen.facts import Facts
 from ci.codegen.rules import RULES
 
 ROOT = Path(__file__).parents[2]
-# what the table has without options: rules of every shape, and the targets of named devices
+# the table without options: rules of every shape, and the targets of named devices
 RULES_SHOWN = ("adam", "adan", "lion", "sgd_momentum", "lamb")
 TARGETS_SHOWN = tuple(dict.fromkeys(device.target for device in DEVICES.values()))
 KERNELS_SHOWN = ("update", "reduce", "norm")  # the kernels that go through all elements

@@ -8,8 +8,8 @@ class Multiprocessor(NamedTuple):
     """Limits of one multiprocessor.
 
     Attributes:
-        warps: most warps at a time.
-        blocks: most blocks at a time.
+        warps: most resident warps.
+        blocks: most resident blocks.
         shared: bytes of shared memory.
     """
 
@@ -39,9 +39,9 @@ class Device(NamedTuple):
     """A GPU.
 
     Attributes:
-        target: what it is compiled for.
-        bandwidth: of its memory, in bytes a second.
-        source: where that number stands.
+        target: name of the compilation target.
+        bandwidth: memory bandwidth in bytes per second.
+        source: data sheet of the bandwidth.
     """
 
     target: str
@@ -59,7 +59,14 @@ DEVICES = {
 
 
 def occupancy(target: str, registers: int, shared: int, threads: int) -> float:
-    """Resident warps, as a share of the most that a multiprocessor of NVIDIA's can hold."""
+    """Return resident warps as a fraction of the most that a multiprocessor of NVIDIA can hold.
+
+    Args:
+        target: key of ``MULTIPROCESSORS``.
+        registers: 32-bit registers per thread.
+        shared: bytes of shared memory per block.
+        threads: threads per block.
+    """
     limits = MULTIPROCESSORS[target]
     warps = threads // 32
     by_registers = REGISTERS // (math.ceil(registers * 32 / UNIT) * UNIT) // warps
@@ -68,5 +75,5 @@ def occupancy(target: str, registers: int, shared: int, threads: int) -> float:
 
 
 def roofline(bytes_per_element: float, device: Device, elements: float = 1e9) -> float:
-    """Seconds that the memory needs to move the bytes; no kernel is faster, none was timed."""
+    """Return the seconds that the memory needs to move the bytes: a bound, not a measurement."""
     return bytes_per_element * elements / device.bandwidth

@@ -1,4 +1,4 @@
-"""The static facts of one compiled kernel, whatever its target."""
+"""The static facts of one compiled kernel of any target."""
 
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -58,9 +58,9 @@ class Facts:
 
     @property
     def floor(self) -> float:
-        """Bytes an element that an update moves at least; other kernels need some columns only.
+        """Return the least bytes per element of an update, or the bytes moved by another kernel.
 
-        What ``fused_optim.memory`` forecasts: so the forecast is what the code does.
+        ``fused_optim.memory`` reports the same number, so the checks cover its forecast too.
         """
         if self.name == "update":
             return self.kind.bytes_moved
@@ -68,7 +68,7 @@ class Facts:
 
     @cached_property
     def code(self) -> Ptx | Amd:
-        """The code that the compiler of Triton wrote."""
+        """Return the reader of the PTX or AMD assembly that Triton wrote."""
         asm = self.kernel.asm
         return Amd(asm["amdgcn"]) if "amdgcn" in asm else Ptx(asm["ptx"])
 
@@ -82,35 +82,35 @@ class Facts:
 
     @property
     def registers(self) -> int:
-        """Of a thread: vector registers on AMD."""
+        """Return the registers of a thread: vector registers on AMD."""
         return self._resources.registers
 
     @property
     def local(self) -> int:
-        """Bytes of local (AMD: private) memory of a thread; spilled registers are among them."""
+        """Return bytes of local (AMD: private) memory per thread, spilled registers included."""
         return self._resources.stack + self._resources.local
 
     @property
     def spills(self) -> int:
-        """Spilled registers, in bytes for NVIDIA, where only the stack tells of them."""
+        """Return spilled registers; for NVIDIA bytes of stack, as their number is not reported."""
         if not isinstance(self.code, Amd):
             return self._resources.stack
         return self.code.number("vgpr_spill_count") + self.code.number("sgpr_spill_count")
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory of a program."""
+        """Return the bytes of shared memory of a program."""
         return self._resources.shared
 
     @cached_property
     def ways(self) -> list[list[Access]]:
-        """The accesses to columns on each path of full chunks, if they differ."""
+        """Return the distinct lists of accesses to columns on the paths of full chunks."""
         columns = (tuple(access for access in way if access.column >= 0) for way in self.code.full)
         return [list(way) for way in dict.fromkeys(columns)]
 
     @property
     def full(self) -> list[Access]:
-        """The accesses to columns on the path of full chunks.
+        """Return the accesses to columns on the path of full chunks.
 
         Raises:
             ValueError: there is no such path, or more than one.
@@ -120,15 +120,14 @@ class Facts:
         return self.ways[0]
 
     def sizes(self, column: int, store: bool) -> list[int]:
-        """Bytes of each access of one column."""
+        """Return the bytes of each access of one column."""
         return [a.size for a in self.full if a.column == column and a.store == store]
 
     @property
     def bytes_per_element(self) -> float:
-        """Bytes that the path of full chunks moves.
+        """Return the bytes per element that the path of full chunks moves.
 
-        A shared entry counts once for its elements: that several threads read it is one
-        transaction of the memory.
+        An entry that several elements share counts once: the threads read it in one transaction.
         """
         total = 0.0
         for i, column in enumerate(self.columns):
@@ -141,7 +140,7 @@ class Facts:
 
     @cached_property
     def instructions_per_element(self) -> float | None:
-        """Machine instructions of the path of full chunks, without the slow path of division."""
+        """Return machine instructions per element of full chunks, without the slow division."""
         if isinstance(self.code, Amd):
             return min(self.code.lengths) / self.elements
         text = sass.listing(self.kernel.asm["cubin"])
@@ -150,7 +149,7 @@ class Facts:
 
     @property
     def occupancy(self) -> float:
-        """Resident warps or waves, as a share of the most there can be."""
+        """Return resident warps or waves as a fraction of the most that fit."""
         if isinstance(self.code, Amd):
             return self.code.number("Occupancy") / devices.WAVES[self.target]
         return devices.occupancy(self.target, self.registers, self.shared, self.threads)

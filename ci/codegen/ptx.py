@@ -1,4 +1,4 @@
-"""What PTX says: the accesses of the path of full chunks, and operations that round otherwise.
+"""Reader of PTX: the accesses of the path of full chunks, and operations that round otherwise.
 
 Triton writes PTX in which every register is assigned once (but for a zero before a masked load),
 so what a register points to can be found without following the flow of control.
@@ -32,7 +32,7 @@ _INEXACT = re.compile(
 
 
 def _items(ptx: str) -> Iterator[Instruction | str]:
-    """The instructions and labels of the kernel."""
+    """Yield the instructions and labels of the kernel."""
     body = ptx[ptx.index("\n{", ptx.index(".entry")) :]
     for line in body[: body.index("\n}")].splitlines():
         line = line.split("//")[0]
@@ -48,7 +48,7 @@ def _items(ptx: str) -> Iterator[Instruction | str]:
 
 
 def _split(operands: str) -> tuple[list[str], str]:
-    """The registers of the first operand, and the other operands."""
+    """Return the registers of the first operand, and the other operands."""
     if operands.startswith("{"):
         first, _, rest = operands.partition("}")
     else:
@@ -57,13 +57,13 @@ def _split(operands: str) -> tuple[list[str], str]:
 
 
 class _Flow:
-    """What registers point to, and which depend on the number of elements."""
+    """Pointers in registers, and registers that depend on the number of elements."""
 
     def __init__(self, code: Sequence[Instruction], table: int) -> None:
         self.table = table
         self.pointers: dict[str, Pointer] = {}
         self.bounded: set[str] = set()
-        while True:  # a loop may bring something back to its start
+        while True:  # until a fixed point: a loop carries values back to its start
             before = (len(self.pointers), len(self.bounded))
             for instruction in code:
                 self._follow(instruction)
@@ -135,7 +135,7 @@ class Ptx:
         everything = reachable(first)
         self._flow = _Flow([step for block in everything for step in block.code], table)
         made = {block: self._accesses(block) for block in everything}
-        # no guess: a path is masked if the number of elements decides over one of its accesses
+        # a path is masked if the number of elements decides about one of its accesses
         self.masked = [a for found in made.values() for a in found if a.masked]
         ways = paths(first, lambda block: any(access.masked for access in made[block]))
         found = [[access for block in way for access in made[block]] for way in ways]

@@ -100,12 +100,12 @@ def full_path(text: str, expected: list[Access]) -> list[Instruction] | None:
 
     Args:
         text: the listing.
-        expected: the accesses that PTX has on this path, by which it is known: the same stores,
-            and the same loads of columns.
+        expected: accesses of this path in PTX. They identify it: the stores are the same, and
+            the loads of columns are among its loads.
 
     Returns:
-        None if no path has them: the assembler may put predicates in the place of paths, as it
-        does in the loop of the norm.
+        The instructions, or None if no path has these accesses: the assembler may replace paths
+        by predicates, as in the loop of the norm.
     """
     stores = sorted(access.size for access in expected if access.store)
     loads = Counter(a.size for a in expected if a.column >= 0 and not a.store)
@@ -116,5 +116,5 @@ def full_path(text: str, expected: list[Access]) -> list[Instruction] | None:
         read = Counter(a.size for a in passed if not (a.store or a.masked))
         if stores == sorted(a.size for a in passed if a.store) and loads <= read:
             found.append(code)
-    # ordinary numbers take the shortest way where a special case is worked out in place
+    # special cases are computed inline on longer paths; ordinary numbers take the shortest
     return min(found, key=len, default=None)

@@ -21,7 +21,7 @@ NOTE = (
     "registers on AMD), spills and local memory are in the column `spills` (registers, or bytes of "
     "stack on NVIDIA). Widths are the bits of each access of a column on the path of full chunks. "
     "Instructions an element: machine code (SASS, amdgcn) of that path, without the slow path of "
-    "division and root; blank where predicates stand in the place of paths. Bytes an element: of "
+    "division and root; blank where predicates replace paths. Bytes an element: of "
     "that path. Occupancy: from the limits that the makers publish. Times are bytes / bandwidth of "
     "the data sheet: a bound that no kernel can pass, not a measurement."
 )

@@ -1,6 +1,6 @@
-/* A stand-in for libcuda.so.1: as much of the driver API as Triton calls to load and launch kernels.
+/* A stub of libcuda.so.1 with the functions that Triton calls to load and launch kernels.
 
-   Whatever else Triton may look up is missing, so that it says so by name. */
+   All others are missing, so that Triton's error names them. */
 #include "state.h"
 #include <cuda.h>
 

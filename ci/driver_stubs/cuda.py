@@ -1,30 +1,19 @@
 """Stub of NVIDIA's libcuda: launches run the PTX of the loaded kernel in ptxsim."""
 
-from functools import cache
-from pathlib import Path
-
 import torch
-from ptxsim.machine import run
-from ptxsim.memory import Memory
-from ptxsim.program import load
-from ptxsim.state import Options
-from ptxsim.tensors import LiveTensors
 from triton import knobs
 from triton.backends import nvidia
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher
 
-from .driver import Launch, Launcher, StubDriver, receive
-from .library import Library, build
+from ci.ptxsim.machine import run
+from ci.ptxsim.memory import Memory
+from ci.ptxsim.program import load
+from ci.ptxsim.state import Options
+from ci.ptxsim.tensors import LiveTensors
+
+from .driver import Launch, Launcher, StubDriver, load_library, require_compilation
 
 ARCH = 90
-
-
-@cache
-def _library() -> Library:
-    include = Path(nvidia.__path__[0]) / "include"
-    # Triton's older versions link by the name without a number
-    path = build("cuda.c", "libcuda.so.1", "libcuda.so", include, DEVICES=2, ARCH=ARCH)
-    return Library(path, receive)
 
 
 class _Launcher(Launcher, CudaLauncher):
@@ -37,7 +26,9 @@ class CudaStub(StubDriver, CudaDriver):
     devices, executes = (0, 1), True
 
     def __init__(self) -> None:
-        self.library = _library()
+        # Triton's older versions link by the name without a number
+        names = "libcuda.so.1", "libcuda.so"
+        self.library = load_library(nvidia, "cuda.c", *names, DEVICES=2, ARCH=ARCH)
         with knobs.nvidia.scope():
             knobs.nvidia.libcuda_path = str(self.library.path.parent)
             super().__init__()
@@ -53,7 +44,7 @@ class CudaStub(StubDriver, CudaDriver):
         """Run the PTX with the parameters of the launch."""
         values = [int.from_bytes(value, "little") for value in launch.parameters]
         ptx, threads, options = launch.kernel.assembly, launch.block[0], Options(self.blocks)
-        with torch._C.DisableTorchFunction():  # here tensors are on the CPU, and do not pretend
+        with torch._C.DisableTorchFunction():  # tensors report the CPU, not a pretended device
             memory = Memory(self._tensors.recent(), self._tensors.every)
             run(ptx, launch.grid, threads, values, memory, launch.shared, options)
 
@@ -65,6 +56,5 @@ def cuda() -> CudaStub:
         RuntimeError: there is no C compiler, the real libcuda.so.1 is loaded in this process, or
             Triton interprets kernels instead of compiling them (TRITON_INTERPRET).
     """
-    if knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
+    require_compilation()
     return CudaStub()

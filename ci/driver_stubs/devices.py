@@ -1,6 +1,6 @@
 """CPU tensors that report a device of a stub driver.
 
-A library that routes launches by ``tensor.device`` can so be run as on a machine with several GPUs,
+They let a library that routes launches by ``tensor.device`` run as on a machine with several GPUs,
 its guards, streams and copies included.
 """
 
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .driver import StubDriver
 
-# what may see tensors of several devices
+# functions that accept tensors of several devices
 _ACROSS = (Tensor.copy_, Tensor.to)
 CUDA = 1  # torch's number for this type of device
 
@@ -31,11 +31,11 @@ class Pretended(TorchFunctionMode):
     """A context in which CPU tensors may report a device, "cuda:N" in torch.
 
     An operation on tensors of different devices raises RuntimeError, as torch's own do. The context
-    itself is what torch has for a type of device: ``device(...)`` and ``current_stream(...)``.
+    is also the module that ``torch.get_device_module`` returns: ``device``, ``current_stream``.
 
     Attributes:
-        recorded: by the handle of a stream, the addresses of the tensors of which torch was told
-            that the stream uses them (``record_stream``).
+        recorded: by the handle of a stream, the addresses of the tensors that were passed to
+            ``record_stream``.
     """
 
     def __init__(self, driver: StubDriver) -> None:
@@ -51,11 +51,11 @@ class Pretended(TorchFunctionMode):
         return tensor
 
     def device(self, device: torch.device | int) -> contextlib.AbstractContextManager[None]:
-        """See torch.cuda.device."""
+        """Return a context in which ``device`` is current, as torch.cuda.device does."""
         return self._driver.on(device if isinstance(device, int) else self._index(device))
 
     def current_stream(self, device: torch.device) -> torch.Stream:
-        """See torch.cuda.current_stream; its ``stream_id`` is the driver's handle."""
+        """Return the current stream of ``device``; its ``stream_id`` is the driver's handle."""
         index = self._index(device)
         handle = self._driver.streams[index]
         return torch.Stream(stream_id=handle, device_index=index, device_type=CUDA)
@@ -80,21 +80,21 @@ class Pretended(TorchFunctionMode):
     def _call(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         given = list(_tensors([*args, *kwargs.values()]))
         device = self._take_device(function, args, kwargs)
-        # a number may be on the CPU whatever it is combined with
-        places = {getattr(x, "_pretended", None) for x in given if x.dim() or _is_put(x)}
+        # a zero-dimensional tensor on the CPU may be combined with any device
+        devices = {getattr(x, "_pretended", None) for x in given if x.dim() or _is_put(x)}
         if device is None:
-            if len(places) > 1 and function not in _ACROSS:
-                raise RuntimeError(f"tensors of different devices, {places}, in {function}")
-            place = next(iter(places), None)
+            if len(devices) > 1 and function not in _ACROSS:
+                raise RuntimeError(f"tensors of different devices, {devices}, in {function}")
+            index = next(iter(devices), None)
         else:
-            place = None if device.type == "cpu" else self._index(device)
-            if function is Tensor.to and places != {place}:
+            index = None if device.type == "cpu" else self._index(device)
+            if function is Tensor.to and devices != {index}:
                 kwargs["copy"] = True
         result = function(*args, **kwargs)
         known = set(map(id, given))
         for tensor in _tensors([result]):
-            if id(tensor) not in known and place is not None:
-                self.put(tensor, place)
+            if id(tensor) not in known and index is not None:
+                self.put(tensor, index)
         return result
 
     def _take_device(

@@ -3,15 +3,18 @@
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from ptxsim.state import every_block
 from triton.runtime.cache import get_cache_manager
 
-from .library import Library, RawLaunch
+from ci.ptxsim.state import every_block
+
+from .library import Library, RawLaunch, build
 
 
 class BadLaunch(Exception):
@@ -129,13 +132,13 @@ class Launcher:
         )
 
     def __call__(self, *args: Any) -> None:
-        """Launch.
+        """Launch the kernel.
 
         Raises:
-            RuntimeError: what Triton makes of a failed launch; what failed is its cause.
+            RuntimeError: Triton's error of a failed launch; its cause is the stub's error.
         """
         driver = triton.runtime.driver.active
-        # what comes before the kernel's arguments differs from version to version
+        # the values before the kernel's arguments differ from version to version
         values = zip(self._signature.items(), args[-len(self._signature) :], strict=True)
         driver.arguments = tuple(
             argument for (name, kind), value in values for argument in _arguments(name, kind, value)
@@ -146,7 +149,7 @@ class Launcher:
         except (RuntimeError, SystemError) as error:
             if driver.library.error is None:
                 raise
-            # AMD's launcher calls a hook before it asks whether the launch failed: a SystemError
+            # AMD's launcher calls a hook before it checks for a failed launch: a SystemError
             reported = error.__cause__ if isinstance(error, SystemError) else error
             raise reported from driver.library.error
 
@@ -195,7 +198,7 @@ class StubDriver:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # what Triton keeps differs from version to version, and may not be made up yet
+        # the attributes of Triton's driver configuration differ by version; some are created lazily
         before, self.library.device = self._before
         vars(triton.runtime.driver).update(before)
 
@@ -239,13 +242,13 @@ class StubDriver:
         """Check a launch, record it and execute it.
 
         Raises:
-            BadLaunch: it does not fit its kernel, the current device or that device's stream.
+            BadLaunch: the launch does not match its kernel, the current device or its stream.
         """
         kernel = self.library.functions.get(raw.function)
         if kernel is None:
             raise BadLaunch(f"no function has the handle {raw.function:#x}")
         wanted, packed = len(kernel.widths), len(self.arguments)
-        if not packed <= wanted <= packed + 2:  # more would be read from where there are none
+        if not packed <= wanted <= packed + 2:  # more would be read past the packed ones
             raise BadLaunch(f"{kernel.name}: {packed} arguments and {wanted} parameters")
         sizes = enumerate(kernel.widths)
         parameters = tuple(ctypes.string_at(raw.parameters[i], size) for i, size in sizes)
@@ -279,6 +282,32 @@ class StubDriver:
                 raise BadLaunch(f"{kernel.name}: {what} is {found} and should be {expected}")
         if not all(launch.grid):
             raise BadLaunch(f"{kernel.name}: the grid {launch.grid} is empty")
+
+
+def require_compilation() -> None:
+    """Raise RuntimeError if Triton interprets kernels instead of compiling them."""
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
+
+
+@cache
+def load_library(
+    vendor: ModuleType, source: str, soname: str, other: str, **macros: int | str
+) -> Library:
+    """Compile and load a stub library, once a process; see :func:`ci.driver_stubs.library.build`.
+
+    Args:
+        vendor: Triton's backend, whose folder has the vendor's headers.
+        source: name of the C file in this folder.
+        soname: name of the vendor's library.
+        other: second name of the file, by which Triton looks it up.
+        macros: constants of the C file.
+
+    Raises:
+        RuntimeError: the library cannot be compiled, or the vendor's is loaded in this process.
+    """
+    include = Path(vendor.__path__[0]) / "include"
+    return Library(build(source, soname, other, include, **macros), receive)
 
 
 def receive(raw: RawLaunch) -> None:

@@ -1,4 +1,4 @@
-/* A stand-in for libamdhip64.so: as much of the HIP runtime as Triton looks up, by dlsym or by
+/* A stub of libamdhip64.so with the functions that Triton looks up, by dlsym or by
    hipGetProcAddress, to load and launch kernels. */
 #define __HIP_PLATFORM_AMD__
 #include "state.h"
@@ -15,7 +15,7 @@ const char *hipGetErrorString(hipError_t error) {
   case hipErrorInvalidDevice: return "invalid device ordinal";
   case hipErrorInvalidImage: return "device kernel image is invalid";
   case hipErrorNotInitialized: return "nobody takes the launches";
-  case hipErrorNotSupported: return "not supported by the stand-in";
+  case hipErrorNotSupported: return "not supported by the stub";
   default: return "another error";
   }
 }

@@ -44,14 +44,14 @@ def build(source: str, soname: str, other: str, include: Path, **macros: int | s
     """Compile a stub, unless Triton's cache has it, and return the path of the file ``soname``.
 
     Args:
-        source: the name of the C file in this folder.
-        soname: the name of the library it stands for.
-        other: another name for it, by which it is looked up.
-        include: the folder of the vendor's headers.
+        source: name of the C file in this folder.
+        soname: name of the vendor's library.
+        other: second name of the file, by which Triton looks it up.
+        include: folder of the vendor's headers.
         macros: constants of the C file.
 
     Raises:
-        RuntimeError: there is no C compiler, or it fails.
+        RuntimeError: there is no C compiler, or the compilation fails.
     """
     compiler = c_compiler()
     if compiler is None:
@@ -78,14 +78,14 @@ class Library:
     """A stub library, loaded for the rest of the process.
 
     Attributes:
-        path: of the file.
-        kernels: what Triton has compiled, by the binary.
-        functions: what of it Triton has loaded, by the handle.
-        error: what the last launch raised.
+        path: path of the file.
+        kernels: compiled kernels by their binary.
+        functions: loaded kernels by their function handle.
+        error: exception of the last launch, or None.
 
     Args:
-        path: see :func:`build`.
-        receive: takes each launch.
+        path: path of the file, from :func:`build`.
+        receive: function that is called with each launch.
 
     Raises:
         RuntimeError: another library of this name is loaded in this process.
@@ -93,7 +93,7 @@ class Library:
 
     def __init__(self, path: Path, receive: Callable[[RawLaunch], None]) -> None:
         try:
-            # a library answers to its soname as soon as it is loaded
+            # a loaded library is found by its soname
             ctypes.CDLL(path.name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         except OSError:
             pass
@@ -104,13 +104,15 @@ class Library:
         self.functions: dict[int, Any] = {}
         self.error: BaseException | None = None
         self._native = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        self._receiver = _Receiver(self._take)  # lives as long as the library may call it
+        self._receiver = _Receiver(self._take)  # referenced as long as the library may call it
         self._native.stub_set_receiver(self._receiver)
 
     def _take(self, launch: Any, reason: Any) -> int:
         try:
             self._receive(launch.contents)
-        except BaseException as error:  # noqa: BLE001  C has no exceptions: raised again by Launcher
+        # ctypes drops every exception of a callback, also that of Ctrl-C or pytest.fail:
+        # Launcher raises Triton's error from it
+        except BaseException as error:  # noqa: BLE001
             self.error = error
             text = f"{type(error).__name__}: {error}".encode()[: _REASON - 1] + b"\0"
             ctypes.memmove(reason, text, len(text))

@@ -1,5 +1,5 @@
-/* What the stand-ins for libcuda.so.1 and libamdhip64.so have in common. library.py is the other side
-   of what is declared here. Devices are numbered from 0 to DEVICES - 1. */
+/* Declarations of both stubs, of libcuda.so.1 and of libamdhip64.so; library.py has their
+   counterparts. Devices are numbered from 0 to DEVICES - 1. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -18,10 +18,10 @@ class Lanes(NamedTuple):
     """Threads that access memory.
 
     Attributes:
-        addresses: where, per thread: [blocks, threads] if all threads take part, with one thread
-            for all of a block that do the same; otherwise in one dimension.
-        threads: their numbers in the launch, in the same shape.
-        chosen: which ones they are, or None for all.
+        addresses: int64 [blocks, threads] if all threads take part, or [blocks, 1] if all
+            threads of a block access one address; otherwise one-dimensional.
+        threads: numbers of the threads in the launch, in the same shape.
+        chosen: bool [blocks, threads], the threads that take part, or None for all.
     """
 
     addresses: Array
@@ -30,7 +30,7 @@ class Lanes(NamedTuple):
 
 
 def lanes(batch: Batch, addresses: Array, mask: Array | None, width: int = 1) -> Lanes:
-    """The threads of the mask, at least ``width`` in each block."""
+    """Return the threads of the mask, at least ``width`` in each block."""
     width = max(width, addresses.shape[1], 1 if mask is None else mask.shape[1])
     shape = (batch.shape[0], width)
     addresses, threads = np.broadcast_to(addresses, shape), batch.numbers[:, :width]
@@ -64,7 +64,7 @@ def store(batch: Batch, lanes: Lanes, values: Array) -> None:
 
 
 def update(batch: Batch, lanes: Lanes, change: Change, values: list[Array]) -> Array:
-    """Let each thread replace what is at its address, one after the other; what each one found."""
+    """Replace the value at each thread's address, one thread at a time; return the old values."""
     addresses, threads = lanes.addresses.reshape(-1), lanes.threads.reshape(-1)
     memory, dtype = batch.launch.memory, values[0].dtype
     found = np.zeros(len(addresses), dtype)

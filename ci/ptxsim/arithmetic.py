@@ -1,6 +1,6 @@
 """Arithmetic that numpy lacks: fused multiply-add, bf16, the GPU's NaN, and more.
 
-Everything here is exact: the results are those that the PTX manual defines, bit for bit.
+All results are those that the PTX manual defines, bit for bit.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,9 @@ _F32_SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 def canonical_nan(x: Array) -> Array:
     """Replace every NaN of a float32 or float16 array by the one NaN that a GPU computes.
 
-    What is done with the bits of a NaN shows the difference: rounding 0x7fffffff up to its upper
-    half, as some codecs do, gives minus zero.
+    Its bits matter: rounding 0x7fffffff up to its upper half, as some codecs do, gives minus zero.
     """
-    # the largest element is NaN if any is: twice as fast as looking at each
+    # the maximum is NaN if any element is: twice as fast as a test of each element
     if not np.isnan(np.max(x)):
         return x
     bits = x.view(np.uint16 if x.itemsize == 2 else np.uint32)
@@ -34,14 +33,14 @@ def flush_subnormal(x: Array) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum and its error, exactly (Knuth)."""
+    """Return the rounded sum and its exact error (Knuth)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
 
 
 def add_to_odd(a: Array, b: Array) -> Array:
-    """The sum in float64, rounded to odd: rounding it again is as good as rounding once.
+    """Add in float64 and round to odd, so that a second rounding gives the correct result.
 
     Source: Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums: proved
     algorithms using rounding to odd".
@@ -55,17 +54,17 @@ def add_to_odd(a: Array, b: Array) -> Array:
 
 
 def fma_to_odd(a: Array, b: Array, c: Array) -> Array:
-    """The sum a * b + c in float64, rounded to odd, for factors no wider than float32."""
+    """Return a * b + c in float64, rounded to odd, for factors no wider than float32."""
     return add_to_odd(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
 
 
 def fma32(a: Array, b: Array, c: Array) -> Array:
-    """The sum a * b + c in float32 with one rounding."""
+    """Return a * b + c in float32 with one rounding."""
     return fma_to_odd(a, b, c).astype(np.float32)
 
 
 def fma64(a: Array, b: Array, c: Array) -> Array:
-    """The sum a * b + c in float64 with one rounding."""
+    """Return a * b + c in float64 with one rounding."""
     a, b, c = np.broadcast_arrays(a, b, c)
     product = a * b
     high, low = _two_product(a, b, product)
@@ -81,7 +80,7 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
 
 
 def _two_product(a: Array, b: Array, product: Array) -> tuple[Array, Array]:
-    """The rounded product and its error, exactly (Dekker, Veltkamp)."""
+    """Return the rounded product and its exact error (Dekker, Veltkamp)."""
     (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
     error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
     return product, error
@@ -94,7 +93,7 @@ def _split(x: Array) -> tuple[Array, Array]:
 
 
 def _out_of_range(a: Array, b: Array, c: Array) -> Array:
-    """Where a step of the fast way may overflow or lose the last bits of the product."""
+    """Return True where fma64 may overflow or lose the last bits of the product."""
     finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
     size = np.maximum(np.maximum(np.abs(a), np.abs(b)), np.abs(c))
     product = np.abs(a * b)
@@ -113,12 +112,12 @@ def _exact_fma(a: float, b: float, c: float) -> float:
 
 
 def bf16_to_f32(bits: Array) -> Array:
-    """The float32 values of bf16 bit patterns."""
+    """Return the float32 values of bf16 bit patterns."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def to_bf16(x: Array) -> Array:
-    """The bit patterns of float32 or float64 values rounded once to bf16, ties to even."""
+    """Round float32 or float64 values once to bf16 bit patterns, ties to even."""
     if x.dtype == np.float64:
         x = _to_f32_odd(x)
     bits = x.view(np.uint32)
@@ -129,7 +128,7 @@ def to_bf16(x: Array) -> Array:
 
 
 def _to_f32_odd(x: Array) -> Array:
-    """Float64 values rounded to odd, to float32: rounding them again is as good as once."""
+    """Round float64 values to odd in float32, so that a second rounding is correct."""
     near = x.astype(np.float32)
     even = (near.view(np.uint32) & np.uint32(1)) == 0
     inexact = (near != x) & ~np.isnan(x) & even
@@ -143,11 +142,11 @@ def to_f16(x: Array) -> Array:
 
 
 def extreme(name: str, nan: bool) -> Callable[[Array, Array], Array]:
-    """The function "min" or "max" of two numbers, where -0 is less than +0.
+    """Return the function "min" or "max" of two numbers, where -0 is less than +0.
 
     Args:
-        name: which of them.
-        nan: whether the result is NaN if one operand is, rather than the other one.
+        name: "min" or "max".
+        nan: True if one NaN operand makes the result NaN; else the result is the other operand.
     """
     choose = {
         ("min", False): np.fmin,
@@ -186,7 +185,7 @@ def to_integer(x: Array, dtype: np.dtype, source_bits: int) -> Array:
 
 
 def multiply_high(a: Array, b: Array) -> Array:
-    """The upper half of the product of two integers of one type."""
+    """Return the upper half of the product of two integers of one type."""
     bits = a.itemsize * 8
     if bits < 64:
         wide = np.dtype(f"{a.dtype.kind}{2 * a.itemsize}")
@@ -206,18 +205,18 @@ def _multiply_high_u64(a: Array, b: Array) -> Array:
 
 
 def divide(a: Array, b: Array) -> Array:
-    """Integer division towards zero, for divisors other than zero."""
+    """Divide integers towards zero; divisors must not be zero."""
     quotient, remainder = np.floor_divide(a, b), np.remainder(a, b)
     return quotient + ((remainder != 0) & ((a < 0) != (b < 0))).astype(a.dtype)
 
 
 def remainder(a: Array, b: Array) -> Array:
-    """What integer division towards zero leaves, with the sign of the dividend."""
+    """Return the remainder of integer division towards zero, with the sign of the dividend."""
     return np.fmod(a, b)
 
 
 def leading_zeros(x: Array) -> Array:
-    """The number of zero bits above the highest one, as uint32."""
+    """Return the number of zero bits above the highest one bit, uint32."""
     bits = x.itemsize * 8
     for shift in (1, 2, 4, 8, 16, 32):
         if shift < bits:

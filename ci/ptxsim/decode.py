@@ -1,4 +1,4 @@
-"""Instructions to Python functions: the table of opcodes, and what all decoders share."""
+"""Decoding of instructions to Python functions: the table of opcodes, and shared helpers."""
 
 import re
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def decode(instruction: Instruction) -> Execute:
 
 
 def constant(operand: str, dtype: np.dtype) -> Array | None:
-    """The value of an immediate operand, or None if it is something else."""
+    """Return the value of an immediate operand, or None for any other operand."""
     bits = dtype.itemsize * 8
     floating = re.fullmatch(r"0([fFdD])([0-9a-fA-F]+)", operand)
     if floating:
@@ -95,7 +95,7 @@ def _register_reader(instruction: Instruction, name: str, dtype: np.dtype) -> Re
 
 
 def without_holes(batch: Batch, name: str, taken: int, read: Read) -> Array:
-    """What ``read`` finds in a register of which only the bits ``taken`` are used."""
+    """Call ``read`` on a register of which only the bits ``taken`` are used."""
     holes = batch.holes.get(name, 0)
     if holes & taken == 0:
         batch.holes.pop(name, None)  # for this reader alone
@@ -107,7 +107,7 @@ def without_holes(batch: Batch, name: str, taken: int, read: Read) -> Array:
 
 
 def narrow_reader(instruction: Instruction, operand: str, kind: str) -> Read:
-    """Like reader, but a register may be wider than the type: its low bits are read."""
+    """Make a reader for which a register may be wider than the type: its low bits are read."""
     dtype = stored(kind)
     if not operand.startswith("%") or operand in SPECIAL:
         return reader(instruction, operand, dtype)
@@ -120,7 +120,7 @@ def narrow_reader(instruction: Instruction, operand: str, kind: str) -> Read:
 
 
 def destination(instruction: Instruction, operand: str) -> str:
-    """The register that an operand names, or ``_`` for none."""
+    """Return the register that an operand names, or ``_`` for none."""
     if operand != "_":
         instruction.registers.bits(operand)
     return operand
@@ -157,7 +157,7 @@ def elementwise(instruction: Instruction, function: Callable[..., Array], *kinds
 
 
 def address(instruction: Instruction, operand: str) -> tuple[str, int]:
-    """The base and the offset of ``[base + offset]``."""
+    """Return the base and the offset of ``[base + offset]``."""
     found = _ADDRESS.fullmatch(operand)
     if not found:
         raise Unsupported(f"address {operand}")
@@ -177,7 +177,11 @@ def address_reader(instruction: Instruction, operand: str, bits: int) -> Read:
 
 
 def vector(instruction: Instruction, operand: str) -> tuple[str, ...]:
-    """The registers of a vector operand; raises Unsupported if the modifiers say another length."""
+    """Return the registers of a vector operand.
+
+    Raises:
+        Unsupported: the modifiers declare another length.
+    """
     names = elements(operand)
     length = next((int(m[1:]) for m in instruction.modifiers if re.fullmatch(r"v\d", m)), 1)
     if len(names) != length:

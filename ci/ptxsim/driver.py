@@ -17,22 +17,22 @@ from .memory import Memory
 from .state import Options
 from .tensors import LiveTensors
 
-# memory that a kernel may ask for beside shared memory; those that a version of Triton has are
-# pointers after the arguments of every kernel
+# scratch memory of a kernel: each of these that the version of Triton has is a pointer after the
+# arguments of every kernel
 _SCRATCH = ("global_scratch_size", "profile_scratch_size")
 # bytes of shared memory that one block can have
 _SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 
 
 class Launched(NamedTuple):
-    """A launch that was made."""
+    """The name and the grid of a launch."""
 
     name: str
     grid: tuple[int, int, int]
 
 
 def _flat(types: Iterable[Any], values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """The types and values of a kernel's arguments, without tuples and compile-time constants."""
+    """Yield types and values of a kernel's arguments, without tuples and compile-time constants."""
     for kind, value in zip(types, values, strict=True):
         if isinstance(kind, tuple):
             yield from _flat(kind, value)
@@ -41,7 +41,7 @@ def _flat(types: Iterable[Any], values: Iterable[Any]) -> Iterator[tuple[str, An
 
 
 def _bits(kind: str, value: Any) -> int:
-    """The bits of an argument of this Triton type."""
+    """Return the bits of an argument of this Triton type as an integer."""
     if kind.startswith("*"):
         return value.data_ptr() if hasattr(value, "data_ptr") else int(value or 0)
     if kind in ("fp32", "fp64"):
@@ -53,7 +53,7 @@ def _bits(kind: str, value: Any) -> int:
 
 
 class _Launcher:
-    """Runs one compiled kernel; Triton makes and calls it."""
+    """The launcher of one compiled kernel, which Triton creates and calls."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         for feature in (*_SCRATCH, "tmem_size"):
@@ -68,14 +68,14 @@ class _Launcher:
         self._ptx = Path(path).read_text()
 
     def __call__(self, width: int, height: int, depth: int, *rest: Any) -> None:
-        # before the kernel's arguments: stream, function, two kinds of metadata, two hooks
+        # six values precede the kernel's arguments: stream, function, metadata (2), hooks (2)
         arguments = [_bits(kind, value) for kind, value in _flat(self._types, rest[6:])]
         driver = triton.runtime.driver.active
         driver.launch(self._ptx, (width, height, depth), self._metadata, arguments)
 
 
 class _Utils:
-    """What Triton asks of a driver's native half."""
+    """The functions that Triton expects of a driver's C module."""
 
     def __init__(self, properties: Mapping[str, int]) -> None:
         self._properties = properties
@@ -84,25 +84,25 @@ class _Utils:
         return self._properties
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        """Module, function, registers, spills and the most threads a block can have."""
+        """Return module, function, registers, spills and the most threads of a block."""
         return self, self, 0, 0, 1024
 
 
 class PtxDriver(DriverBase):
     """A Triton driver that runs kernels on the CPU tensors they are given.
 
-    As a context manager it gives way to the driver that was active before.
+    As a context manager it restores the previously active driver at the end.
 
     Attributes:
-        launches: the launches so far.
-        inexact: by kernel, the instructions it has whose results on a GPU may be others.
-        options: how to run launches; may be replaced.
+        launches: launches so far, in order.
+        inexact: by kernel, the instructions whose results on a GPU may differ.
+        options: options of the launches; may be replaced.
 
     Args:
-        arch: the compute capability to compile for, such as 90.
-        multiprocessors: how many the device says it has.
-        ranges: addresses and sizes of memory, other than that of tensors, that kernels may touch.
-        options: the fields of Options.
+        arch: compute capability to compile for, such as 90.
+        multiprocessors: number of multiprocessors that the device reports.
+        ranges: addresses and sizes of memory, other than that of tensors, that kernels may access.
+        options: fields of Options.
     """
 
     launcher_cls = _Launcher
@@ -139,7 +139,7 @@ class PtxDriver(DriverBase):
         self.launches.append(Launched(metadata.name, grid))
         tensors, ranges = self._tensors, self._ranges
         memory = Memory([*tensors.recent(), *ranges], lambda: [*tensors.every(), *ranges])
-        # nothing uses them here: see _Launcher
+        # null pointers: _Launcher refuses kernels that use scratch memory
         values = [*values, *(0 for size in _SCRATCH if hasattr(metadata, size))]
         threads = 32 * metadata.num_warps
         program = run(ptx, grid, threads, values, memory, metadata.shared, self.options)
@@ -162,46 +162,46 @@ class PtxDriver(DriverBase):
 
     @classmethod
     def is_active(cls) -> bool:
-        """Never chosen by Triton itself."""
+        """Return False, so that Triton never selects this driver itself."""
         return False
 
     def map_python_to_cpp_type(self, ty: str) -> str:
-        """There is no C++ here."""
+        """Return the type unchanged: no C++ is generated."""
         return ty
 
     def get_current_target(self) -> GPUTarget:
-        """The GPU to compile for."""
+        """Return the GPU to compile for."""
         return GPUTarget("cuda", self._arch, 32)
 
     def get_current_device(self) -> int:
-        """The architecture: Triton keeps the kernels it has compiled by device."""
+        """Return the architecture, because Triton caches compiled kernels by device."""
         return self._arch
 
     def set_current_device(self, device: int) -> None:
-        """There is one device."""
+        """Do nothing: there is one device."""
 
     def get_current_stream(self, device: int) -> int:
-        """There is one stream, and every launch has run when it returns."""
+        """Return the only stream; every launch has run when it returns."""
         return 0
 
     def get_active_torch_device(self) -> torch.device:
-        """CPU tensors are device memory."""
+        """Return the CPU, whose tensors are device memory."""
         return torch.device("cpu")
 
     def get_benchmarker(self) -> Any:
-        """Refused: nothing can be timed here."""
+        """Raise Unsupported: times of the interpreter mean nothing."""
         raise Unsupported("timing")
 
 
 def install(arch: int = 90, **options: Any) -> PtxDriver:
-    """Let Triton compile for sm_<arch>, and run what it compiles on CPU tensors.
+    """Make Triton compile for sm_<arch> and run the kernels on CPU tensors.
 
     Args:
-        arch: the compute capability to compile for.
-        options: the other arguments of PtxDriver.
+        arch: compute capability to compile for.
+        options: other arguments of PtxDriver.
 
     Returns:
-        The driver; ``with install(90) as driver:`` brings the driver before it back in the end.
+        The driver; ``with install(90) as driver:`` restores the previous driver at the end.
 
     Raises:
         RuntimeError: Triton interprets kernels instead of compiling them (TRITON_INTERPRET).

@@ -1,14 +1,14 @@
-"""What can go wrong: the program, or this machine's knowledge of its instructions."""
+"""Exceptions: faults of the program, and features that the interpreter does not have."""
 
 from typing import NamedTuple
 
 
 class Unsupported(Exception):
-    """The program uses something this machine does not model; nothing is guessed."""
+    """A feature of the program that the interpreter does not implement."""
 
 
 class Place(NamedTuple):
-    """Where a program went wrong; what is not known is None."""
+    """The location of a fault; fields that are not known are None."""
 
     kernel: str
     line: int | None = None
@@ -29,11 +29,11 @@ class Place(NamedTuple):
 
 
 class Fault(Exception):
-    """The program did what is an error, or left to chance, on a GPU.
+    """An error or undefined behaviour on a GPU.
 
     Args:
-        kind: what happened.
-        place: where it happened.
+        kind: description of the fault.
+        place: location of the fault.
     """
 
     def __init__(self, kind: str, place: Place) -> None:

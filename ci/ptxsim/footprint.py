@@ -1,4 +1,4 @@
-"""Who read and wrote what in one launch: finds results that depend on the order of threads."""
+"""Record of the accesses of one launch, which finds results that depend on the thread order."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 Array = np.ndarray
 
-# so many runs of accesses are kept apart: 40 bytes each
+# most runs of accesses, 40 bytes each, that are kept before those of a block are merged
 _KEPT = 1 << 20
 
 
@@ -24,16 +24,16 @@ class Access(NamedTuple):
     line: Array
 
     def at(self, index: Array | int) -> "Access":
-        """Some of the runs, or one."""
+        """Return some of the runs, or one."""
         return Access(*[column[index] for column in self])
 
     def thread_at(self, address: Array) -> Array:
-        """The thread that accesses an address of the run."""
+        """Return the thread that accesses an address of the run."""
         return self.thread + (address - self.start) // self.size
 
 
 class Conflict(NamedTuple):
-    """Two accesses to one address whose order is left to chance."""
+    """Two accesses to one address in undefined order."""
 
     kind: str
     address: int
@@ -53,11 +53,11 @@ def _join(runs: list[Access]) -> Access:
 class Footprint:
     """The reads and writes of one launch.
 
-    When there are very many, those of a block are joined: from then on a conflict may be put down
-    to another line and thread of the right block.
+    Beyond ``_KEPT`` runs those of a block are merged: a conflict may then be attributed to another
+    line and thread of the right block.
 
     Args:
-        threads: the number of threads of a block, a power of two.
+        threads: threads of a block, a power of two.
     """
 
     def __init__(self, threads: int) -> None:
@@ -68,15 +68,15 @@ class Footprint:
         self._kept = 0
 
     def read(self, addresses: Array, size: int, threads: Array, line: int) -> None:
-        """Note that each of these threads, in ascending order, reads at its address."""
+        """Record that each of these threads, in ascending order, reads at its address."""
         self._reads.append(self._runs(addresses, size, threads, line))
 
     def write(self, addresses: Array, size: int, threads: Array, line: int) -> None:
-        """Note that each of these threads, in ascending order, writes at its address."""
+        """Record that each of these threads, in ascending order, writes at its address."""
         self._writes.append(self._runs(addresses, size, threads, line))
 
     def settle(self) -> Conflict | None:
-        """Check what was written since the last call, and keep it in less space."""
+        """Check the writes since the last call for overlaps, and compress the record."""
         writes, reads = _join(self._writes), _join(self._reads)
         self._writes, self._reads = [], []
         for done, new in zip(self._settled, (reads, writes), strict=True):
@@ -85,7 +85,7 @@ class Footprint:
         return self._first_overlap(writes)
 
     def check(self) -> Conflict | None:
-        """Check everything that was settled: no block may touch what another one writes."""
+        """Check all settled accesses: no block may access what another one writes."""
         reads, writes = map(_join, self._settled)
         return self._first_overlap(writes) or self._first_foreign_read(reads, writes)
 
@@ -118,7 +118,7 @@ class Footprint:
         return merged._replace(end=reach[last], size=reach[last] - merged.start)
 
     def _first_overlap(self, writes: Access) -> Conflict | None:
-        """Two different threads that write one address."""
+        """Find two different threads that write one address."""
         if not len(writes.start):
             return None
         longest = _position_of_running_maximum(writes.end)
@@ -132,7 +132,7 @@ class Footprint:
         return None
 
     def _first_foreign_read(self, reads: Access, writes: Access) -> Conflict | None:
-        """A block that reads what another block writes."""
+        """Find a block that reads what another block writes."""
         if not len(writes.start):
             return None
         owner, reader = writes.thread // self._threads, reads.thread // self._threads

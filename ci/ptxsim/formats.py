@@ -1,4 +1,4 @@
-"""The types of PTX: how a register holds a value, and how one calculates with it."""
+"""The types of PTX: their storage in registers and their arithmetic."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,10 +21,10 @@ class Float(NamedTuple):
     """A floating-point type.
 
     Attributes:
-        stored: how a register holds it.
-        widen: stored values to float32 or float64 in which one operation, rounded once more by
-            ``narrow``, gives the correctly rounded result.
-        narrow: such results to stored values.
+        stored: dtype of a register.
+        widen: function from stored values to float32 or float64; one operation in that type,
+            rounded once more by ``narrow``, gives the correctly rounded result.
+        narrow: function from results of such operations to stored values.
         fma: fused multiply-add of widened values, with the same property.
     """
 
@@ -39,7 +39,7 @@ def _same(x: Array) -> Array:
 
 
 def _packed(half: Float, stored: np.dtype) -> Float:
-    """Two values in one register, the first in its lower half."""
+    """Return the type of two values in one register, the first in its lower half."""
 
     def widen(pair: Array) -> Array:
         halves = np.ascontiguousarray(pair).view(half.stored)
@@ -78,7 +78,7 @@ PREDICATE = np.dtype(bool)
 
 
 def stored(kind: str) -> np.dtype:
-    """How a register holds values of this PTX type."""
+    """Return the dtype of a register with values of this PTX type."""
     if kind == "pred":
         return PREDICATE
     if kind in INTEGERS:
@@ -89,7 +89,7 @@ def stored(kind: str) -> np.dtype:
 
 
 def family(kind: str) -> str:
-    """The family of a PTX type: "float", "integer", "predicate" or "other"."""
+    """Return the family of a PTX type: "float", "integer", "predicate" or "other"."""
     if kind in FLOATS:
         return "float"
     if kind in INTEGERS:

@@ -28,7 +28,7 @@ _ORDERS = ("relaxed", "acquire", "release", "acq_rel", "cta", "gpu", "sys")
 
 @opcode("atom", "red")
 def _atomic(instruction: Instruction) -> Execute:
-    """The threads take turns in the order of their numbers; the blocks, in that of their batch."""
+    """Decode an atomic operation: threads take turns by their numbers, blocks by their batch."""
     names = [modifier for modifier in instruction.modifiers if modifier in _CHANGES]
     instruction.allow("global", *_ORDERS, *names)
     known = re.fullmatch(r"[busf](32|64)", instruction.type) and "global" in instruction.modifiers

@@ -76,7 +76,7 @@ def _compare(instruction: Instruction) -> Execute:
 
 
 def _compare_two(instruction: Instruction, relation: Relation) -> Execute:
-    """``setp.lt.f16x2 p|q, a, b``: p is for the lower halves, q for the upper ones."""
+    """Decode ``setp.lt.f16x2 p|q, a, b``: p is for the lower halves, q for the upper ones."""
     instruction.expect_operands(3)
     dtype = stored(instruction.type)
     reads = [reader(instruction, source, dtype) for source in instruction.operands[1:]]

@@ -1,4 +1,4 @@
-"""Barriers, exchanges between the threads of a warp, and the ways to fail."""
+"""Barriers, exchanges between the threads of a warp, traps and assertions."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ _REDUCTIONS = {
 
 @opcode("fence", "membar")
 def _fence(instruction: Instruction) -> Execute:
-    """Accesses to memory take effect in the order of the program."""
+    """Decode a fence, which does nothing: memory accesses take effect in program order."""
     return lambda batch, mask: None
 
 
@@ -57,19 +57,19 @@ def _block_barrier(batch: Batch, mask: Mask) -> None:
 
 
 def _warps(batch: Batch, value: Array) -> Array:
-    """A value as [warps, lanes], or as [1, lanes] if all warps have the same."""
+    """Reshape a value to [warps, lanes], or to [1, lanes] if all warps have the same."""
     if value.size == 1:
         return np.broadcast_to(value, (1, 32))
     return np.broadcast_to(value, batch.shape).reshape(-1, 32)
 
 
 def _threads(batch: Batch, value: Array) -> Array:
-    """The inverse of _warps: a value as [blocks, threads]."""
+    """Reshape a value of [warps, lanes] to [blocks, threads]."""
     return np.broadcast_to(value, (batch.numbers.size // 32, 32)).reshape(batch.shape)
 
 
 def _require_members(batch: Batch, members: Array, mask: Mask) -> Array:
-    """Check that whole warps take part as their mask of members says; which lanes do."""
+    """Check that the members of each warp are its active threads; return the active lanes."""
     active = _warps(batch, np.array([[True]]) if mask is None else mask)
     listed = ((_warps(batch, members) >> _LANE.astype(np.uint32)) & np.uint32(1)) == 1
     wrong = active & (listed != active).any(axis=1, keepdims=True)
@@ -106,7 +106,7 @@ def _shuffle(instruction: Instruction) -> Execute:
 
 
 def _source_lane(kind: str, amount: Array, limits: Array) -> tuple[Array, Array]:
-    """The lane each lane reads from, and whether it is within the limits; itself if not."""
+    """Return the lane each lane reads from (itself outside the limits), and True if within."""
     amount, clamp, segment = amount & 31, limits & 31, (limits >> 8) & 31
     first = _LANE & segment
     last = first | (clamp & ~segment)
@@ -122,7 +122,7 @@ def _source_lane(kind: str, amount: Array, limits: Array) -> tuple[Array, Array]
 
 @opcode("redux")
 def _reduce(instruction: Instruction) -> Execute:
-    """A reduction over whole warps."""
+    """Decode a reduction over whole warps."""
     instruction.allow("sync", "NaN", "abs", *_REDUCTIONS)
     names = [modifier for modifier in instruction.modifiers if modifier in _REDUCTIONS]
     if len(names) != 1 or instruction.type not in ("u32", "s32", "b32", "f32"):

@@ -39,7 +39,7 @@ def _move(instruction: Instruction) -> Execute:
 
 @opcode("cvta")
 def _convert_address(instruction: Instruction) -> Execute:
-    """Device addresses are the same in all spaces that are modelled."""
+    """Decode a change of the address space as a move: all implemented spaces share addresses."""
     if "global" not in instruction.modifiers:
         raise Unsupported("space of cvta")
     return elementwise(instruction, lambda x: x, instruction.type)
@@ -66,7 +66,7 @@ def _unpack(instruction: Instruction) -> Execute:
 
 
 def _bits(part: np.dtype, index: int) -> int:
-    """The bits of a register that this part of it has."""
+    """Return the mask of the bits that part ``index`` of a register has."""
     size = 8 * part.itemsize
     return ((1 << size) - 1) << (size * index)
 
@@ -114,7 +114,7 @@ def _convert(instruction: Instruction) -> Execute:
 
 
 def _convert_two(instruction: Instruction) -> Execute:
-    """``cvt.rn.bf16x2.f32 d, a, b``: a goes to the upper half of d."""
+    """Decode ``cvt.rn.bf16x2.f32 d, a, b``: a goes to the upper half of d."""
     if instruction.modifiers not in (("rn", "bf16x2", "f32"), ("rn", "f16x2", "f32")):
         raise Unsupported("packed conversion")
     kind = FLOATS[instruction.modifiers[1]]

@@ -31,7 +31,7 @@ def _copy(instruction: Instruction) -> Execute:
 
 
 def _wait(instruction: Instruction) -> Execute:
-    """All groups but the last few land; a copy is in no group until it is committed."""
+    """Decode a wait: finish the copies of all committed groups but the last few."""
     everything = "wait_all" in instruction.modifiers
     count = None if everything else constant(instruction.operands[0], _UINT32)
     if count is None and not everything:

@@ -42,7 +42,7 @@ def _calculate(instruction: Instruction, function: Callable[..., Array], count: 
 
 
 def _by_halves(instruction: Instruction, execute: Execute) -> Execute:
-    """A half of the result that is made of what nobody wrote is one that nobody wrote."""
+    """Treat a half of the result as unwritten if that half of an operand is."""
     to, *sources = instruction.operands
     size = 4 * FLOATS[instruction.type].stored.itemsize
     halves = [((1 << size) - 1) << (size * half) for half in range(2)]
@@ -67,7 +67,7 @@ def _flush(instruction: Instruction) -> Callable[[Array], Array]:
 
 
 def _mixed(instruction: Instruction) -> str | None:
-    """The narrow type of an instruction such as ``add.rn.f32.bf16``, which computes in float32."""
+    """Return the narrow type of a mixed instruction such as ``add.rn.f32.bf16``, or None."""
     if instruction.modifiers[-2:-1] != ("f32",):
         return None
     if instruction.type not in ("f16", "bf16") or instruction.modifiers[:-2] != ("rn",):
@@ -116,7 +116,7 @@ def _extreme(instruction: Instruction) -> Execute:
 
 @opcode("div", "sqrt", "rsqrt", "rcp", "ex2", "lg2", "sin", "cos", "tanh", family="float")
 def _function(instruction: Instruction) -> Execute:
-    """An approximate result is the exact one rounded: a GPU may give its neighbours."""
+    """Decode a function; an approximate one gives the exact result rounded, unlike on a GPU."""
     instruction.allow("rn", "approx", "full", "ftz")
     name, count = instruction.opcode, 2 if instruction.opcode == "div" else 1
     if "rn" in instruction.modifiers and name in _EXACT and instruction.type in ("f32", "f64"):
@@ -139,7 +139,7 @@ def _sign(instruction: Instruction) -> Execute:
 
 @opcode("copysign", family="float")
 def _copysign(instruction: Instruction) -> Execute:
-    """The first operand's sign with the second's magnitude."""
+    """Decode copysign: the sign of the first operand, the magnitude of the second."""
     instruction.allow()
     if instruction.type not in ("f32", "f64"):
         raise Unsupported(f"type .{instruction.type}")

@@ -35,7 +35,7 @@ def _binary(instruction: Instruction) -> Execute:
 
 @opcode("add", "min", "max", family="other")
 def _binary_of_halves(instruction: Instruction) -> Execute:
-    """``max.u16x2``: each half of a register for itself."""
+    """Decode an operation on both halves of a register, such as ``max.u16x2``."""
     instruction.allow()
     if instruction.type not in ("u16x2", "s16x2"):
         raise Unsupported(f"type .{instruction.type}")
@@ -153,7 +153,7 @@ def _count(instruction: Instruction) -> Execute:
 
 
 def _low_bits(count: Array, dtype: np.dtype) -> Array:
-    """A mask of the lowest ``count`` bits, all of them if there are fewer."""
+    """Return a mask of the lowest ``count`` bits, or of all bits if there are fewer."""
     bits = dtype.itemsize * 8
     partial = (dtype.type(1) << np.minimum(count, bits - 1).astype(dtype)) - dtype.type(1)
     return np.where(count >= bits, ~dtype.type(0), partial)

@@ -14,7 +14,11 @@ _UINT16, _UINT32 = np.dtype(np.uint16), np.dtype(np.uint32)
 
 
 def _count(instruction: Instruction) -> int:
-    """The number of matrices of an instruction that is known."""
+    """Return the number of matrices.
+
+    Raises:
+        Unsupported: the instruction moves another kind of matrices.
+    """
     counts = {"x1": 1, "x2": 2, "x4": 4}
     rest = [m for m in instruction.modifiers if m not in ("trans", "x1", "x2", "x4")]
     plain = [m.removesuffix("::cta") for m in rest]
@@ -32,7 +36,7 @@ def _registers(instruction: Instruction, operand: str) -> tuple[str, ...]:
 
 
 def _first_lanes(batch: Batch, count: int, mask: Mask) -> Array:
-    """The threads whose addresses count: one for each row of each matrix."""
+    """Return the mask of the threads whose addresses are used: one per row of each matrix."""
     if mask is not None:
         raise batch.unsupported("move of matrices by some threads only")
     return np.broadcast_to(np.arange(batch.shape[1]) % 32 < 8 * count, batch.shape)
@@ -40,7 +44,7 @@ def _first_lanes(batch: Batch, count: int, mask: Mask) -> Array:
 
 @opcode("ldmatrix")
 def _load(instruction: Instruction) -> Execute:
-    """Thread t gets the elements 2 * (t % 4) and the next one of row t // 4 of each matrix."""
+    """Decode a load: thread t gets elements 2 * (t % 4) and the next of row t // 4 of a matrix."""
     names = [destination(instruction, x) for x in _registers(instruction, instruction.operands[0])]
     read_offset = address_reader(instruction, instruction.operands[1], 32)
     count, transposed = len(names), "trans" in instruction.modifiers
@@ -60,7 +64,7 @@ def _load(instruction: Instruction) -> Execute:
 
 @opcode("stmatrix")
 def _store(instruction: Instruction) -> Execute:
-    """The inverse of ldmatrix."""
+    """Decode a store, the inverse of ldmatrix."""
     names = _registers(instruction, instruction.operands[1])
     reads = [reader(instruction, name, _UINT32) for name in names]
     read_offset = address_reader(instruction, instruction.operands[0], 32)

@@ -89,7 +89,7 @@ def _fetch_shared(instruction: Instruction, count: int) -> Fetch:
 
 
 def _split(values: Array, chosen: Array | None) -> Sequence[Array]:
-    """The elements of each thread's vector, put where the chosen threads are."""
+    """Return one array per element of the threads' vectors, zero for threads not chosen."""
     if chosen is not None:
         full = np.zeros((*chosen.shape, values.shape[-1]), values.dtype)
         full[chosen] = values
@@ -123,6 +123,6 @@ def _store(instruction: Instruction) -> Execute:
 
 @opcode("createpolicy")
 def _create_policy(instruction: Instruction) -> Execute:
-    """Cache policies are accepted and have no effect."""
+    """Decode a cache policy, which has no effect."""
     to, policy = destination(instruction, instruction.operands[0]), np.zeros((1, 1), np.uint64)
     return lambda batch, mask: batch.write(to, policy, mask)

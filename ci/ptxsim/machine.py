@@ -23,17 +23,17 @@ def run(
     """Run a launch of the one kernel of a PTX module, and return the kernel.
 
     Args:
-        ptx: the module.
-        grid: the number of blocks along each of up to three axes.
-        threads: the number of threads of a block, a power of two and at least a warp.
-        arguments: the bits of each argument.
-        memory: what the kernel may touch.
+        ptx: text of the module.
+        grid: number of blocks along each of up to three axes.
+        threads: number of threads of a block, a power of two and at least a warp.
+        arguments: bits of each argument as an integer.
+        memory: memory that the kernel may access.
         shared: bytes of shared memory.
-        options: see Options.
+        options: options of the run; None for the defaults.
 
     Raises:
-        Unsupported: the program uses something that is not modelled.
-        Fault: the program did what is an error, or left to chance, on a GPU.
+        Unsupported: the program uses a feature that is not implemented.
+        Fault: the program makes an error or has undefined behaviour on a GPU.
     """
     program, options = load(ptx), options or Options()
     values = _arguments(program, threads, arguments)
@@ -44,7 +44,7 @@ def run(
 
 
 def _arguments(program: Program, threads: int, arguments: Sequence[int]) -> dict[str, Array]:
-    """The values of the parameters, after checking that the launch is one of this kernel."""
+    """Return the parameters by name, after checking the launch against the kernel."""
     if threads < 32 or threads & (threads - 1):
         raise ValueError(f"threads must be a power of two and at least 32, got {threads}")
     if program.threads not in (None, threads):

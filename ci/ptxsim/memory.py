@@ -23,11 +23,11 @@ _ELEMENT = {
 
 
 class BadAccess(Exception):
-    """An access that a GPU would refuse, or that would read what nobody wrote.
+    """An access that is out of bounds, misaligned or a read of unwritten memory.
 
     Args:
-        kind: what is wrong with it.
-        address: the first address at fault.
+        kind: description of the error.
+        address: first address at fault.
     """
 
     def __init__(self, kind: str, address: int) -> None:
@@ -40,21 +40,21 @@ class _Unwritten(NamedTuple):
     written: Array  # bool, one per byte
 
     def select(self, addresses: Array, size: int) -> tuple[Array, Array]:
-        """The accesses that lie here, and the positions of all their bytes."""
+        """Return the accesses within the range, and the positions of all their bytes."""
         end = self.start + len(self.written)
         inside = addresses[(addresses >= self.start) & (addresses < end)]
         return inside, (inside - self.start)[:, None] + np.arange(size)
 
 
 class Memory:
-    """The memory that kernels may touch.
+    """The memory that kernels may access.
 
     Accesses must lie within one range, and be aligned to their full width. Overlapping ranges count
     as one; ranges that only touch do not.
 
     Args:
-        ranges: the first address and the number of bytes of each range.
-        more: where to find all ranges, if it takes time; asked before an access is refused.
+        ranges: first address and number of bytes of each range.
+        more: slower function that returns all ranges; called before an access is refused.
     """
 
     def __init__(self, ranges: Ranges = (), more: Callable[[], Ranges] | None = None) -> None:
@@ -65,7 +65,7 @@ class Memory:
         self._views = {size: whole.view(dtype) for size, dtype in _ELEMENT.items()}
 
     def forbid_reads_before_writes(self, start: int, size: int) -> None:
-        """Let nothing be read in this range that no kernel has written."""
+        """Refuse reads in this range of bytes that no kernel has written."""
         self._unwritten.append(_Unwritten(start, np.zeros(size, bool)))
 
     def load(self, addresses: Array, size: int) -> Array:
@@ -112,7 +112,7 @@ class Memory:
             raise BadAccess(f"access of {size} bytes out of bounds", int(addresses[~inside][0]))
 
     def _inside(self, first: Array, last: Array, size: int) -> Array:
-        """Whether accesses from the first to the last address lie in one range."""
+        """Return True where accesses from the first to the last address lie in one range."""
         if not len(self._starts):
             return np.zeros(first.shape, bool)
         index = np.searchsorted(self._starts, first, "right") - 1
@@ -121,7 +121,7 @@ class Memory:
 
 
 def _merged(ranges: Ranges) -> tuple[Array, Array]:
-    """The starts and the ends of the ranges, those that overlap joined."""
+    """Return the starts and the ends of the ranges, after joining those that overlap."""
     merged: list[list[int]] = []
     for start, size in sorted(ranges):
         if merged and start < merged[-1][1]:

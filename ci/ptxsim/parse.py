@@ -1,4 +1,4 @@
-"""PTX text to instructions: syntax only, no meaning."""
+"""Parser of PTX text: instructions and declarations, without their meaning."""
 
 import re
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Registers:
         self._names: dict[str, int] = {}
 
     def declare(self, kind: str, names: str) -> None:
-        """Take in the rest of a ``.reg`` directive: ``%r<7>`` or a list of names."""
+        """Add the rest of a ``.reg`` directive: ``%r<7>`` or a list of names."""
         if kind not in _BITS:
             raise Unsupported(f"register of type .{kind}")
         for name in names.split(","):
@@ -50,7 +50,7 @@ class Registers:
             table[prefix] = _BITS[kind]
 
     def bits(self, name: str) -> int:
-        """The size of a register, 1 for a predicate."""
+        """Return the size of a register in bits, 1 for a predicate."""
         bits = self._names.get(name) or self._ranges.get(name.rstrip("0123456789"))
         if bits is None:
             raise Unsupported(f"register {name} is not declared")
@@ -59,7 +59,7 @@ class Registers:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction, and what of its kernel is needed to understand it."""
+    """One instruction, with the declarations of its kernel that decoding needs."""
 
     line: int
     text: str
@@ -73,7 +73,7 @@ class Instruction:
 
     @property
     def type(self) -> str:
-        """The last modifier, by convention the type of what is computed."""
+        """Return the last modifier, by convention the type of the operation."""
         return self.modifiers[-1] if self.modifiers else ""
 
     def allow(self, *modifiers: str) -> None:
@@ -100,7 +100,7 @@ class Kernel:
 
 
 def elements(operand: str) -> tuple[str, ...]:
-    """The elements of ``{a, b}``, or the operand itself."""
+    """Return the elements of ``{a, b}``, or the operand itself."""
     if not operand.startswith("{"):
         return (operand,)
     return tuple(part.strip() for part in operand[1:-1].split(","))
@@ -110,7 +110,7 @@ def parse(ptx: str) -> Kernel:
     """Read the one kernel of a PTX module.
 
     Raises:
-        Unsupported: the module declares something that is not modelled.
+        Unsupported: the module declares something that is not implemented.
     """
     # comments become blanks, so that positions keep their line
     text = re.sub(r"/\*.*?\*/", lambda found: re.sub(r"[^\n]", " ", found.group()), ptx, flags=re.S)
@@ -148,7 +148,7 @@ def _threads(directives: str) -> int | None:
 
 
 def _symbols(text: str) -> dict[str, int]:
-    """The addresses of module-level names: shared memory starts at 0, constants are not mapped."""
+    """Return the addresses of module-level names: all 0, as constants are not mapped."""
     found = re.findall(r"^\s*\.(extern|shared|global)\b([^;=\n]*?)([\w$]+)\[", text, re.M)
     shared = [name for kind, rest, name in found if kind == "shared" or ".shared" in rest]
     if len(shared) > 1 or any(kind == "shared" for kind, _, _ in found):

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import (  # noqa: F401  these register the opcodes
+from . import (  # noqa: F401  imported because they register the opcodes
     instructions_atomic,
     instructions_compare,
     instructions_control,
@@ -23,7 +23,8 @@ from .state import Array, Program, Step
 _JUMPS = ("bra", "ret", "exit")
 
 
-@lru_cache(maxsize=1024)
+# a decoded program has about 20 objects an instruction, which slow every garbage collection
+@lru_cache(maxsize=32)
 def load(ptx: str) -> Program:
     """Read and decode the one kernel of a PTX module.
 
@@ -78,7 +79,7 @@ def _shared_bytes(instruction: Instruction) -> int:
 
 
 def _inexact(instruction: Instruction) -> str | None:
-    """The instruction's name, if PTX leaves its result open."""
+    """Return the instruction's full name if PTX does not define its result, else None."""
     modifiers, name = instruction.modifiers, instruction.opcode
     approximate = "approx" in modifiers or "full" in modifiers
     floating = instruction.type.startswith(("f", "bf"))

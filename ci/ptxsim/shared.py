@@ -1,4 +1,4 @@
-"""The shared memory of some blocks, where accesses without a barrier between them are found."""
+"""The shared memory of some blocks, with detection of data races."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,19 @@ import numpy as np
 
 Array = np.ndarray
 
-# Who accessed a byte last, since the block's last barrier. A thread is its number, from 0 up; the
-# other codes follow, for ``threads`` threads: a warp's number on top of one of these bases.
+# Codes of the last access to a granule since the block's last barrier. From 0: the number of a
+# thread. From ``threads``: that plus the number of a warp whose threads accessed it. From
+# ``2 * threads``: that plus the number of a warp that has met at a barrier since.
 _NOBODY = -1
 _SEVERAL_WARPS = -2
 
 
 class BadSharedAccess(Exception):
-    """An access that a GPU would refuse or whose result is left to chance.
+    """An access that is out of bounds, misaligned, a race or a read of unwritten memory.
 
     Args:
-        kind: what is wrong with it.
-        at: for each access, whether it is at fault.
+        kind: description of the error.
+        at: bool per access, True if it is at fault.
     """
 
     def __init__(self, kind: str, at: Array) -> None:
@@ -26,12 +27,12 @@ class BadSharedAccess(Exception):
 
 
 class Copy(NamedTuple):
-    """An asynchronous copy to shared memory, under way.
+    """An unfinished asynchronous copy to shared memory.
 
     Attributes:
-        offsets: where it goes: int64 [blocks, threads].
-        data: what is copied: uint8 [blocks, threads, bytes].
-        chosen: the threads that copy: bool [blocks, threads].
+        offsets: offsets of the destinations, int64 [blocks, threads].
+        data: copied bytes, uint8 [blocks, threads, bytes].
+        chosen: True for threads that copy, bool [blocks, threads].
     """
 
     offsets: Array
@@ -46,10 +47,10 @@ class SharedMemory:
     or of their warp if they are in one warp.
 
     Args:
-        blocks: how many blocks.
-        size: the bytes each of them has.
-        threads: the number of threads of a block.
-        granule: no access is narrower than this many bytes.
+        blocks: number of blocks.
+        size: bytes of shared memory of a block.
+        threads: number of threads of a block.
+        granule: bytes of the narrowest access.
     """
 
     def __init__(self, blocks: int, size: int, threads: int, granule: int) -> None:
@@ -62,7 +63,7 @@ class SharedMemory:
         self._reader = np.full(granules, _NOBODY, np.int16)
 
     def select(self, rows: Array) -> "SharedMemory":
-        """The shared memory of some of these blocks."""
+        """Return the shared memory of some of these blocks."""
         part = SharedMemory(0, self._size, self._threads, self._granule)
         part._data, part._written = self._data[rows], self._written[rows]
         part._writer, part._reader = self._writer[rows], self._reader[rows]
@@ -98,18 +99,18 @@ class SharedMemory:
         self._written[row, granules] = True
         data, elements = self._data.view(dtype), self._elements(offsets, dtype, n)
         data[row, elements] = values
-        # threads that write one value to one address, as Triton lets them, leave nothing to chance
+        # Triton lets several threads write one value to one address, which is no race
         unsigned = np.dtype(f"u{dtype.itemsize}")
         lost = data[row, elements].view(unsigned) != values.view(unsigned)
         self._refuse("race: two threads write one address of shared memory", lost)
 
     def barrier(self, rows: Array) -> None:
-        """All threads of these blocks have met."""
+        """Synchronize all threads of these blocks."""
         self._writer[rows] = _NOBODY
         self._reader[rows] = _NOBODY
 
     def warp_barrier(self) -> None:
-        """The threads of every warp have met: what they did is now the whole warp's."""
+        """Synchronize the threads of every warp."""
         for last in (self._writer, self._reader):
             thread = (last >= 0) & (last < self._threads)
             last[thread] = self._synchronised(last[thread] // 32)

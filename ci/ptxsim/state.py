@@ -129,7 +129,7 @@ class Batch:
         return []
 
     def write(self, name: str, value: Array, mask: Mask) -> None:
-        """Set a register, for the threads of the mask."""
+        """Set a register for the threads of the mask."""
         if name == "_":
             return
         if mask is not None:

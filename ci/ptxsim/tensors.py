@@ -21,12 +21,12 @@ class LiveTensors:
         self._known: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def recent(self) -> Iterator[tuple[int, int]]:
-        """Address and bytes of the storages of known and of new tensors: quick, may miss some."""
-        # not in one list: it would contain itself, and keep every object alive
+        """Yield address and bytes of the storages of known and new tensors; may miss some."""
+        # chained, not concatenated: a list of all objects would keep them alive
         return self._storages(chain(gc.get_objects(generation=0), gc.get_objects(generation=1)))
 
     def every(self) -> Iterator[tuple[int, int]]:
-        """Address and bytes of the storages of all tensors: looks at every object there is."""
+        """Yield address and bytes of the storages of all tensors: slow, checks every object."""
         return self._storages(gc.get_objects())
 
     def _storages(self, objects: Iterable[Any]) -> Iterator[tuple[int, int]]:

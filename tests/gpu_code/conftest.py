@@ -1,4 +1,4 @@
-"""The fixture through which tests run on the stand-in and on a GPU."""
+"""The fixture of tests that run in the PTX interpreter and on a GPU."""
 
 import pytest
 from gpu_code.devices import GPU, device_named
@@ -6,5 +6,5 @@ from gpu_code.devices import GPU, device_named
 
 @pytest.fixture(params=["sm_90", GPU])
 def device(request):
-    """Parametrize with ``indirect=["device"]`` for other targets."""
+    """Return the device; for other targets parametrize with ``indirect=["device"]``."""
     return device_named(request.param)

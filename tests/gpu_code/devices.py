@@ -1,19 +1,20 @@
-"""Where compiled kernels run: the stand-in of ci/ptxsim for three targets, or a GPU.
+"""Devices of the tests: the interpreter of ci/ptxsim for three targets, or a GPU.
 
-A test that takes the fixture ``device`` runs on both, so that what is written for a GPU is executed
-where there is none; what only a GPU has (streams, graphs) is the plain thing here.
+A test with the fixture ``device`` runs on both, so that it is executed without a GPU too. Streams
+and graphs, which only a GPU has, are ordinary calls in the interpreter.
 """
 
 import contextlib
 import warnings
 
-import ptxsim
 import pytest
 import torch
 
+from ci import ptxsim
+
 
 class Simulated:
-    """CPU tensors are device memory, and a launch has run when it returns."""
+    """The interpreter: CPU tensors are device memory, and launches are synchronous."""
 
     torch = torch.device("cpu")
 
@@ -21,14 +22,14 @@ class Simulated:
         self.arch = arch
 
     def on(self, **options):
-        """Within this context ``backend="triton"`` runs here."""
+        """Return a context in which ``backend="triton"`` runs in the interpreter."""
         return ptxsim.install(arch=self.arch, **options)
 
     def stream(self):
         return contextlib.nullcontext()
 
     def keep_busy(self):
-        """There is nothing to wait for."""
+        """Do nothing: launches are synchronous."""
 
     def is_busy(self):
         return True
@@ -37,7 +38,7 @@ class Simulated:
         return contextlib.nullcontext()
 
     def capture(self, function):
-        """What runs ``function`` again."""
+        """Return ``function`` itself."""
         return function
 
 
@@ -48,12 +49,12 @@ class Cuda:
         self.torch = torch.device("cuda", torch.cuda.current_device())
 
     def on(self, **options):
-        """The options of the stand-in have no counterpart."""
+        """Return a context without effect: the interpreter's options have no counterpart."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def stream(self):
-        """A new stream, ordered after the current one and before what follows."""
+        """Run the body on a new stream, after the current stream and before its later work."""
         before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(before)
         with torch.cuda.stream(stream):
@@ -61,7 +62,7 @@ class Cuda:
         before.wait_stream(stream)
 
     def keep_busy(self):
-        """Let the current stream work for about a tenth of a second."""
+        """Keep the current stream busy for about a tenth of a second."""
         torch.cuda._sleep(200_000_000)
 
     def is_busy(self):
@@ -69,9 +70,9 @@ class Cuda:
 
     @contextlib.contextmanager
     def forbid_waiting(self):
-        """Within this context it is an error to wait for the device."""
+        """Raise an error if the body waits for the device."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the mode is a prototype
+            warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
         try:
             yield
@@ -79,7 +80,7 @@ class Cuda:
             torch.cuda.set_sync_debug_mode("default")
 
     def capture(self, function):
-        """What replays the graph of ``function``, which is not run here."""
+        """Capture a graph of ``function``, without running it, and return its replay."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             function()

@@ -1,23 +1,23 @@
-"""Optimizers whose launches go through Triton's own drivers, and what must arrive of a launch."""
+"""Optimizers whose launches go through Triton's own drivers, and checks of received launches."""
 
 import struct
 
-import driver_stubs
 import pytest
 import torch
-from driver_stubs.hip import kernarg
 from helpers.models import exact_values, parameters, set_grads, state_of, values
 from helpers.tolerances import assert_same_bits
 
 import fused_optim
+from ci import driver_stubs
+from ci.codegen.linker import NO_AMD_LINKER, has_amd_linker
+from ci.driver_stubs.hip import kernarg
 
 needs_compiler = pytest.mark.skipif(
     driver_stubs.c_compiler() is None, reason="no C compiler: neither gcc nor clang, nor CC is set"
 )
-NO_HIP = driver_stubs.why_no_hip()
 CUDA = pytest.param(driver_stubs.cuda, id="cuda")
 HIP = pytest.param(
-    driver_stubs.hip, id="hip", marks=pytest.mark.skipif(NO_HIP is not None, reason=str(NO_HIP))
+    driver_stubs.hip, id="hip", marks=pytest.mark.skipif(not has_amd_linker(), reason=NO_AMD_LINKER)
 )
 each_vendor = pytest.mark.parametrize("stub", [CUDA, HIP])
 
@@ -33,7 +33,7 @@ CASES = {
     "adamw": (fused_optim.AdamW, torch.float32, CLIPPED, THREE),
     "sgd-skip": (fused_optim.SGD, torch.float32, SKIPPING, THREE),
     "lamb": (fused_optim.LAMB, torch.float32, CLIPPED, EVERY),
-    # its small tensors are a kind of their own
+    # small tensors have other formats, so they are launched separately
     "adamw-split-int8": (fused_optim.AdamW, BF16, INT8, [name for name in THREE for _ in range(2)]),
     "adan-average": (fused_optim.Adan, torch.float32, {"ema_decay": 0.9}, ["prepare", "update"]),
     "rmsprop-stalled": (fused_optim.RMSprop, BF16, {"count_stalled": True}, ["prepare", "update"]),
@@ -45,10 +45,10 @@ class Pair:
     """An optimizer whose launches go through a driver, and the reference, on equal tensors.
 
     Args:
-        case: one of CASES.
-        shapes: of the parameters.
-        put: what is done with each parameter and gradient of the first, given its number.
-        more: options beside those of the case.
+        case: key of CASES.
+        shapes: shapes of the parameters.
+        put: function that places a parameter or gradient of the first optimizer, given its index.
+        more: further options of the optimizers.
     """
 
     def __init__(self, case, shapes=SHAPES, put=None, **more):
@@ -64,7 +64,7 @@ class Pair:
             self.put(param, i)
 
     def set_grads(self):
-        """New gradients whose squares add up without rounding, the same for both."""
+        """Set new gradients, equal for both, whose squares add up without rounding."""
         self.seed += 1
         grads = exact_values([p.shape for p in self.others], self.others[0].dtype, self.seed)
         set_grads(self.others, grads)
@@ -77,7 +77,7 @@ class Pair:
         self.reference.step()
 
     def check(self, driver):
-        """Parameters and states are equal, where the driver's launches are executed."""
+        """Assert equal parameters and states if the driver executes launches."""
         if not driver.executes:
             return
         for i, (param, other) in enumerate(zip(self.params, self.others, strict=True)):
@@ -95,12 +95,12 @@ def names(launches):
 
 
 def pointers(launch):
-    """The tensors among its arguments."""
+    """Return the tensors among the arguments of a launch."""
     return [argument.value for argument in launch.arguments if argument.type[0] == "*"]
 
 
 def assert_packed(launch):
-    """Each argument has arrived, in its place and width; null pointers to scratch memory follow."""
+    """Assert that the parameters are the arguments in order and width, then null pointers."""
     codes, found = [], []
     for _, kind, value in launch.arguments:
         codes.append({"*": "P", "i32": "i", "i64": "q"}["*" if kind[0] == "*" else kind])
@@ -108,6 +108,6 @@ def assert_packed(launch):
     arrived, scratch = launch.parameters[: len(found)], launch.parameters[len(found) :]
     assert arrived == tuple(map(struct.pack, codes, found))
     assert scratch in ((bytes(8),), (bytes(8),) * 2)
-    if launch.kernel.target == "hip":  # what a kernel reads is a struct as C lays it out
+    if launch.kernel.target == "hip":  # a kernel reads its arguments from a C struct
         layout = "".join([*codes, *["P" for _ in scratch]])
         assert kernarg(launch) == struct.pack(layout, *found, *[0 for _ in scratch])

@@ -1,7 +1,7 @@
-"""One optimizer over every sort of tensor, whose every step has another complication.
+"""Groups of one optimizer on tensors of every kind, through steps with different events.
 
-All cases of an optimizer are groups of one instance, so a launch has rows of unlike options; and
-one run of it costs little more than one case alone, for most of the time is compilation.
+All cases of an optimizer are groups of one instance, so a launch has rows of unlike options, and
+the kernels, whose compilation takes most of the time, are shared.
 """
 
 import copy
@@ -11,33 +11,46 @@ from typing import NamedTuple
 import torch
 from gpu_code.devices import TARGETS
 from helpers.cases import CASES
-from helpers.models import FORMATS, exact_values, state_of, values
+from helpers.models import exact_values, state_of, values
 from helpers.tolerances import assert_same_bits
 
 import fused_optim
+from ci.codegen.rules import FORMAT_PAIRS
+from fused_optim.formats.registry import MIN_SCALED_NUMEL
 
-PLAIN = [(torch.float32, {}), (torch.bfloat16, {}), (torch.float16, {})]
-KEPT = [(torch.bfloat16, options) for options in FORMATS[1:]]
-STORAGES = [*PLAIN, *KEPT]
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+PLAIN = ["fp32", "bf16", "fp16"]
+KEPT = {"-".join(pair.values()): pair for pair in FORMAT_PAIRS[1:]}
+FORMATS = [*PLAIN, *KEPT]
 FAMILIES = {}
 for _case in CASES:
     FAMILIES.setdefault(_case.fused, []).append(_case)
 
-ALIGNED = {"whole": 2048, "tail": 1500, "empty": 0, "one": 1}
-MISALIGNED = {"misaligned": 1025}
-SORTS = {**ALIGNED, **MISALIGNED}
-# formats with scales are for larger tensors
-LARGER = {"whole": 4096, "tail": 4200, "empty": 0, "one": 1}
+# number of elements by kind; a program of the kernels processes a chunk of 1024
+SIZES = {"whole": 2048, "tail": 1124, "empty": 0, "one": 1, "misaligned": 1025}
+# the second and later cases of an optimizer have other options, and other rules at most
+LATER_SIZES = {"whole": 1024, "tail": 1060, "misaligned": 1025}
+# tensors with fewer elements have no block-scaled states; the training test has such tensors
+SCALED_SIZES = {
+    "whole": MIN_SCALED_NUMEL,
+    "tail": MIN_SCALED_NUMEL + 100,
+    "misaligned": MIN_SCALED_NUMEL + 1025,
+}
 GUARD = 77.0
 STEPS = ("missing gradients", "infinite gradient", "new lr")
 
 
 class TensorCase(NamedTuple):
-    """A parameter of a scenario: its size, its alignment and the gradients that it gets.
+    """A parameter of a scenario: its name, its size, its alignment and its gradients.
 
     Attributes:
         name: name of the optimizer's case and of the kind.
-        kind: key of ``SORTS``.
+        kind: key of ``SIZES``.
     """
 
     name: str
@@ -49,7 +62,7 @@ class TensorCase(NamedTuple):
 
     @property
     def misses_a_gradient(self):
-        """True if the parameter has no gradient in the first step: its count stays behind."""
+        """Return True if the first step has no gradient: the parameter's step count lags."""
         return self.kind in ("tail", "one")
 
     @property
@@ -58,92 +71,122 @@ class TensorCase(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What one test executes: an optimizer, a storage format, and where."""
+    """One test: an optimizer in a storage format on a target.
 
-    fused: type
-    storage: tuple
-    place: str
-    sorts: dict = SORTS
+    Attributes:
+        optimizer: name of the optimizer's class.
+        format: element of ``FORMATS``, or "fp64".
+        target: element of ``TARGETS``, or "cuda" for the GPU.
+        misaligned: True if some tensors are only element-aligned, which compiles other kernels.
+    """
+
+    optimizer: str
+    format: str
+    target: str
+    misaligned: bool = False
 
     def __str__(self):
-        words = self.fused.__name__, storage_name(self.storage), self.place
-        return "-".join((*words, "misaligned")[: 3 + ("misaligned" in self.sorts)])
+        return "-".join((*self[:3], "misaligned")[: 3 + self.misaligned])
 
 
-def covering():
-    """Every optimizer once, every pair of dtype and target, and every format.
+# the native kernels are tested with each rule in each format, so each rule is executed here once
+# (Adam has the rules of AdamW), and each format with one rule
+SELECTED = [
+    Run("ScheduleFreeSGD", "fp32", "sm_80"),
+    Run("LAMB", "fp32", "sm_90", misaligned=True),
+    Run("RMSprop", "fp32", "sm_90"),
+    Run("Adan", "fp32", "sm_100"),
+    Run("RAdam", "fp32", "sm_100"),
+    Run("Adam", "bf16", "sm_80"),
+    Run("Lion", "bf16", "sm_80", misaligned=True),
+    Run("Adagrad", "bf16", "sm_90"),
+    Run("LARS", "bf16", "sm_90"),
+    Run("AdEMAMix", "bf16", "sm_100"),
+    Run("Adamax", "bf16", "sm_100"),
+    Run("ASGD", "fp16", "sm_80"),
+    Run("SGD", "fp16", "sm_80"),
+    Run("NAdam", "fp16", "sm_90"),
+    Run("StableAdamW", "fp16", "sm_90"),
+    Run("Adadelta", "fp16", "sm_100", misaligned=True),
+    Run("ScheduleFreeAdamW", "fp16", "sm_100"),
+    Run("AdamW", "master-fp32", "sm_90", misaligned=True),
+    Run("AdamW", "split-bf16", "sm_90", misaligned=True),
+    Run("AdamW", "split24-int8", "sm_90", misaligned=True),
+    Run("AdamW", "kahan-fp8", "sm_80", misaligned=True),
+    Run("AdamW", "stochastic-param", "sm_90", misaligned=True),
+    Run("AdamW", "fp64", "sm_90", misaligned=True),
+]
+# for many versions of Triton: every alignment, sums over each tensor, states of 8 bits
+FEW = [
+    Run("AdamW", "fp32", "sm_90", misaligned=True),
+    Run("LAMB", "bf16", "sm_80"),
+    Run("RMSprop", "split24-int8", "sm_100"),
+    Run("AdamW", "fp64", "sm_90", misaligned=True),
+]
 
-    What every rule computes in every dtype and format the native kernels show, in milliseconds;
-    what only a GPU's code has, these show.
-    """
-    for i, fused in enumerate(FAMILIES):
-        sorts = SORTS if i % 2 else ALIGNED  # what is misaligned is compiled anew
-        place = TARGETS[i // len(PLAIN) % len(TARGETS)]
-        yield Run(fused, PLAIN[i % len(PLAIN)], place, sorts)
-    for k, storage in enumerate(KEPT):
-        yield Run(fused_optim.AdamW, storage, TARGETS[k % len(TARGETS)], {**LARGER, **MISALIGNED})
+
+def every_run(targets=TARGETS):
+    """Return every optimizer in every format on each target, with misaligned tensors."""
+    names = [fused.__name__ for fused in FAMILIES]
+    found = [Run(*one, misaligned=True) for one in product(names, FORMATS, targets)]
+    if targets == TARGETS:
+        found.append(Run("AdamW", "fp64", "sm_90", misaligned=True))
+    return found
 
 
-def few():
-    """Rows of every alignment, sums over each tensor, and states of 8 bits: for many versions."""
-    yield Run(fused_optim.AdamW, PLAIN[0], "sm_90", SORTS)
-    yield Run(fused_optim.LAMB, PLAIN[1], "sm_80", ALIGNED)
-    int8 = next(storage for storage in KEPT if storage[1]["states"] == "int8")
-    yield Run(fused_optim.RMSprop, int8, "sm_100", LARGER)
-
-
-def everything(places=TARGETS):
-    """Every optimizer in every storage in each place, with every sort of tensor."""
-    for fused, storage, place in product(FAMILIES, STORAGES, places):
-        sorts = {**LARGER, **MISALIGNED} if storage in KEPT else SORTS
-        yield Run(fused, storage, place, sorts)
-
-
-def storage_name(storage):
-    dtype, options = storage
-    words = [str(dtype), *(f"{name}={value}" for name, value in options.items())]
-    return ",".join(words).replace("torch.", "")
+def storage(name):
+    """Return the dtype of the parameters and the optimizer's options of a format."""
+    return DTYPES.get(name, torch.bfloat16), KEPT.get(name, {})
 
 
 def misaligned(tensor, device):
-    """A view one element into its memory, between two guards."""
+    """Return a copy of ``tensor`` one element into its memory, between two guards."""
     memory = torch.full((tensor.numel() + 2,), GUARD, dtype=tensor.dtype, device=device)
     memory[1:-1] = tensor
     return memory[1:-1]
 
 
 class Scenario:
-    """The cases of one optimizer as groups, each with a tensor of every sort."""
+    """The cases of one optimizer as groups, each with tensors of several kinds.
+
+    Args:
+        run: the test.
+        device: torch device of the tensors.
+        backend: name of the backend.
+    """
 
     def __init__(self, run, device, backend):
-        fused, (dtype, formats), _, sorts = run
+        fused = getattr(fused_optim, run.optimizer)
+        dtype, formats = storage(run.format)
         self.device, self.tensors, groups = device, [], []
-        self.has_misaligned = "misaligned" in sorts
-        # formats with scales leave small tensors alone
-        more = 4096 if formats else 0
-        sizes = [size + more if size > 1 else size for size in sorts.values()]
-        chosen = FAMILIES[fused][: 1 if run.storage in KEPT else None]
+        self.has_misaligned = run.misaligned
+        # the other formats change loads and stores, which do not depend on the rule
+        chosen = FAMILIES[fused][: None if run.format in PLAIN else 1]
         cases = [(case.name, {**case.options, **case.additions}) for case in chosen]
         cases.append(("limited", {"max_grad_value": 0.02, "l1": 0.01}))
         for i, (name, options) in enumerate(cases):
             options.pop("max_grad_norm", None)  # an option of the optimizer, not of a group
+            scaled = formats.get("states") in ("int8", "fp8")
+            sizes = dict(SCALED_SIZES if scaled else LATER_SIZES if i else SIZES)
+            if not run.misaligned:
+                del sizes["misaligned"]
             params = []
-            for sort, start in zip(sorts, values(sizes, dtype, i), strict=True):
-                make = misaligned if sort == "misaligned" else torch.Tensor.to
+            for kind, start in zip(sizes, values(sizes.values(), dtype, i), strict=True):
+                make = misaligned if kind == "misaligned" else torch.Tensor.to
                 params.append(torch.nn.Parameter(make(start, device)))
-                self.tensors.append(TensorCase(f"{name} {sort}", sort))
+                self.tensors.append(TensorCase(f"{name} {kind}", kind))
             groups.append({"params": params, **copy.deepcopy(options)})
         self.start = [p.detach().clone() for group in groups for p in group["params"]]
-        self.optimizer = fused(
-            groups, max_grad_norm=3.0, nonfinite="skip", backend=backend, **formats
-        )
+        # the average is one more column of the formats
+        more = {**formats, "ema_decay": 0.9} if formats else {}
+        self.optimizer = fused(groups, max_grad_norm=3.0, nonfinite="skip", backend=backend, **more)
 
     @property
     def params(self):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def set_grads(self, step):
-        """Gradients whose squares add up without rounding, in any order."""
+        """Set the gradients of a step; their squares add up without rounding, in any order."""
         given = exact_values([p.shape for p in self.params], torch.float32, step)
         for tensor, param, value in zip(self.tensors, self.params, given, strict=True):
             grad = value.to(self.device, param.dtype)
@@ -152,11 +195,12 @@ class Scenario:
             if STEPS[step] == "missing gradients" and tensor.misses_a_gradient:
                 param.grad = None
             elif STEPS[step] == "new lr" and tensor.kind == "tail" and self.has_misaligned:
-                param.grad = misaligned(grad, self.device)  # as in a bucket of DDP
+                param.grad = misaligned(grad, self.device)  # like a gradient in a bucket of DDP
             else:
                 param.grad = grad
 
     def step(self, step):
+        """Take one step, and assert that it only reads the gradients."""
         self.set_grads(step)
         if STEPS[step] == "new lr":
             for group in self.optimizer.param_groups:
@@ -167,7 +211,7 @@ class Scenario:
             assert grad is None or torch.equal(param.grad, grad), "a gradient is only read"
 
     def everything(self):
-        """Name and value of all that a run leaves behind, on the CPU."""
+        """Yield name and value of parameters, states and results of the optimizer, on the CPU."""
         for (name, _), param in zip(self.tensors, self.params, strict=True):
             yield name, param.detach().cpu()
             for slot, value in state_of(self.optimizer, param).items():
@@ -176,7 +220,7 @@ class Scenario:
             yield name, getattr(self.optimizer, name).cpu()
 
     def run(self):
-        """All steps; that of the Inf must change nothing."""
+        """Take all steps, and assert that the infinite gradient changes nothing."""
         for step, event in enumerate(STEPS):
             before = [p.detach().clone() for p in self.params]
             self.step(step)
@@ -187,8 +231,8 @@ class Scenario:
                 assert 0 < self.optimizer.clip_factor < 1
         return dict(self.everything())
 
-    def check_that_it_moved(self):
-        """A step that does nothing equals itself; one too wide hits the guards."""
+    def assert_changed(self):
+        """Assert that every parameter changed, and that no guard did."""
         for tensor, param, start in zip(self.tensors, self.params, self.start, strict=True):
             # one element may round back to what it was
             assert param.numel() < 2 or not torch.equal(param, start), tensor.name
@@ -198,7 +242,7 @@ class Scenario:
 
 
 def assert_equals_reference(run, device):
-    """The kernels on ``device`` and the reference on the CPU leave the same bits behind."""
+    """Assert that kernels on ``device`` and the reference on the CPU give the same bits."""
     with device.on():
         kernel = Scenario(run, device.torch, "triton")
         ours = kernel.run()
@@ -207,4 +251,4 @@ def assert_equals_reference(run, device):
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert_same_bits(name, ours[name], theirs[name])
-    kernel.check_that_it_moved()
+    kernel.assert_changed()

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from itertools import product
 
-from helpers.models import RULES
-
 from ci.codegen.builds import CODECS, DTYPES, FORMATS, TARGETS, Build
+from ci.codegen.rules import RULES
 
-# What the sweep over everything (python -m ci.codegen --all) once found: ptxas spilled to
-# need fewer registers than it may take; the reader of AMD's assembly took the carry of an addition
-# for an address, and overlooked the second instruction of a line; the most registers on AMD.
+# failures of the past in ``python -m ci.codegen --all``: ptxas spilled to use fewer registers than
+# allowed; the reader of AMD's assembly took the carry of an addition for an address, and overlooked
+# the second instruction of a line; the most registers on AMD
 FOUND = [
     Build("sgd_nesterov", "master-fp32", "sm_100"),
     Build("radam", "fp32-int8", "sm_80", False),
@@ -22,7 +21,7 @@ FOUND = [
 
 
 def _pairs() -> Iterator[Build]:
-    """Every rule in every format that is not only another dtype, and on every target."""
+    """Yield every rule in every format that is not only another dtype, and on every target."""
     rules, targets = list(RULES), list(TARGETS)
     for i, rule in enumerate(rules):
         turn = len(targets) - len(CODECS)
@@ -36,7 +35,7 @@ def _found(kernel: str, aligned: bool) -> list[Build]:
 
 
 def few_builds() -> list[Build]:
-    """Every rule, format and target once, and every function and target of the other kernels."""
+    """Return each rule, format and target once, and each function and target of other kernels."""
     formats, targets = list(FORMATS), list(TARGETS)
     found, formed = [], set()
     for i, rule in enumerate(RULES):
@@ -56,7 +55,7 @@ def few_builds() -> list[Build]:
 
 
 def aligned_builds(every: bool = False) -> list[Build]:
-    """The update kernel where addresses are aligned; ``every`` rule, format and target, or some."""
+    """Return updates of aligned rows: ``every`` rule, format and target, or a selection."""
     if every:
         return [Build(*one) for one in product(RULES, FORMATS, TARGETS)]
     found = list(_pairs())
@@ -71,7 +70,7 @@ def aligned_builds(every: bool = False) -> list[Build]:
 
 
 def unaligned_builds(every: bool = False) -> list[Build]:
-    """The same with addresses that are only element-aligned: each rule, format and target."""
+    """Return updates of rows that are only element-aligned: each rule, format and target."""
     if every:
         return [build._replace(aligned=False) for build in aligned_builds(every)]
     rules, targets = list(RULES), list(TARGETS)
@@ -84,11 +83,11 @@ def unaligned_builds(every: bool = False) -> list[Build]:
 
 
 def _others() -> Iterator[Build]:
-    """Some of every other kernel, on every target."""
+    """Yield a selection of every other kernel on every target."""
     targets = list(TARGETS)
     for i, rule in enumerate(RULES):
         turn = targets[i % len(targets) :] + targets[: i % len(targets)]
-        # from NVIDIA's to AMD's and back
+        # alternate between targets of NVIDIA and AMD
         yield Build(rule, "fp32", turn[0 if i % 2 else len(targets) // 2], kernel="prepare")
         if RULES[rule].reduction is not None:
             for j, name in enumerate(FORMATS):  # there are more of them than targets
@@ -100,7 +99,7 @@ def _others() -> Iterator[Build]:
     kinds = {name: Build("adam", name, "").kind for name in FORMATS}
     for target in targets:
         yield Build("adam", "fp64", target, kernel="prepare")
-    # the norm reads one column, in vectors of the widest
+    # the norm reads one column, in vectors of the widest column
     norms = {(kind.dtypes[kind.first[1]], kind.vector): name for name, kind in kinds.items()}
     for i, (name, target) in enumerate(product(norms.values(), targets)):
         yield Build("adam", name, target, kernel="norm")
@@ -109,7 +108,7 @@ def _others() -> Iterator[Build]:
 
 
 def other_builds(every: bool = False) -> list[Build]:
-    """Some of every kernel other than the update; ``every`` one that sums over tensors."""
+    """Return a selection of the other kernels, or ``every`` kernel reduce."""
     if every:
         both = [*aligned_builds(every), *unaligned_builds(every)]
         sums = [one for one in both if RULES[one.rule].reduction is not None]

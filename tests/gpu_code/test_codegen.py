@@ -14,7 +14,7 @@ from ci.codegen.checks import complaints
 from ci.codegen.facts import Facts
 from ci.codegen.ptx import Ptx
 
-# IEEE division and root where denormals are zero: test_ptx_execution.py has what comes of it
+# IEEE division and root where denormals are zero: test_ptx_execution.py tests their results
 FLUSHING = ("div.rn.ftz.f32", "sqrt.rn.ftz.f32")
 
 
@@ -39,7 +39,7 @@ BUILDS = {
 
 
 def among_few(test: str) -> list[Build]:
-    """The builds of --few that are for this test."""
+    """Return the builds of --few for this test."""
     update = {"test_the_update": True, "test_the_update_of_unaligned_rows": False}
     return [
         build
@@ -48,7 +48,7 @@ def among_few(test: str) -> list[Build]:
     ]
 
 
-# a build is one test, whatever is asked of it: so it is compiled in one process only
+# one test per build, with all its checks, so that a build is compiled in one process only
 def pytest_generate_tests(metafunc):
     name = metafunc.function.__name__
     if metafunc.config.getoption("few"):

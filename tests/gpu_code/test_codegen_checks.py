@@ -1,22 +1,22 @@
-"""The checks of the static facts see what they are for: each is shown code that it must refuse.
+"""Checks of the static facts, each on code that it must refuse.
 
-Tried by hand in the kernels besides, and refused on NVIDIA's targets and AMD's: a mask on the full
+Also tried by hand in the kernels, and refused on targets of NVIDIA and AMD: a mask on the full
 chunks of update and norm, no mask anywhere, no alignment hint, the hint on the integer instead of
-the pointer, ``tl.sqrt`` in ``root``, fusion left on (in begin too), a store of the gradient, a
-state that is not stored, chunks of 4096. On NVIDIA's alone, where they matter: ``/`` in ``divide``
-and hints of 16 bytes for every column.
+the pointer, ``tl.sqrt`` instead of ``sqrt_rn``, fusion left on (in prepare too), a store of the
+gradient, a state that is not stored, chunks of 4096. On NVIDIA only, where they matter: ``/``
+instead of ``div_rn``, and hints of 16 bytes for every column.
 """
 
 import pytest
 import torch
 import triton
 import triton.language as tl
-from helpers.models import RULES
 
 from ci.codegen.amd import Amd
 from ci.codegen.builds import TARGETS, compiled, make_bucket_key
 from ci.codegen.checks import complaints
 from ci.codegen.facts import Facts
+from ci.codegen.rules import RULES
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, resolve
 
@@ -27,7 +27,7 @@ KIND = make_bucket_key(RULES["adam"], torch.float32)
 
 @triton.jit
 def approximate_root(p, g, state, h):
-    """Adagrad, with the root that the hardware has."""
+    """Compute Adagrad with the hardware's approximate root."""
     (sum,) = state
     step_size, eps = h
     sum = sum + g * g
@@ -36,7 +36,7 @@ def approximate_root(p, g, state, h):
 
 @triton.jit
 def approximate_division(p, g, state, h):
-    """Adagrad, with the division that the hardware has."""
+    """Compute Adagrad with the hardware's approximate division."""
     (sum,) = state
     step_size, eps = h
     sum = sum + g * g
@@ -45,7 +45,7 @@ def approximate_division(p, g, state, h):
 
 @triton.jit
 def contracted(p, g, state, h):
-    """Adagrad, with one operation contracted by hand."""
+    """Compute Adagrad with one operation contracted by hand."""
     (sum,) = state
     step_size, eps = h
     sum = tl.fma(g, g, sum)
@@ -54,7 +54,7 @@ def contracted(p, g, state, h):
 
 @triton.jit
 def load_twice(pointers, start, offs, mask, COMPUTE: tl.constexpr):
-    """One column, which the compiler may not read only once."""
+    """Load one column twice, so that the compiler cannot merge the loads."""
     first = tl.load(pointers[0] + offs, mask=mask, volatile=True)
     second = tl.load(pointers[0] + offs, mask=mask, cache_modifier=".cg")
     return ((first + second) / 2).to(COMPUTE)
@@ -62,14 +62,14 @@ def load_twice(pointers, start, offs, mask, COMPUTE: tl.constexpr):
 
 @triton.jit
 def store_twice(pointers, start, offs, mask, value, noise):
-    """One column, and the next number there."""
+    """Store one column twice, with different values."""
     tl.store(pointers[0] + offs, value, mask=mask)
     tl.debug_barrier()
     tl.store(pointers[0] + offs, value + 1, mask=mask)
 
 
 def refused(kernel, target, kind=KIND):
-    """The checks that refuse a kernel."""
+    """Return the names of the checks that refuse a kernel."""
     facts = Facts(kernel, "update", target, kind)
     return {complaint.partition(":")[0] for complaint in complaints(facts)}
 
@@ -84,7 +84,7 @@ def test_contraction_by_the_compiler_is_seen(target):
 @pytest.mark.parametrize("rule", [approximate_root, approximate_division, contracted])
 def test_operations_that_do_not_round_once_are_seen(rule, target):
     kind = make_bucket_key(RULES["adagrad"], torch.float32)
-    # on AMD the compiler writes out the same division for / and for div_rn
+    # on AMD the compiler generates the same division for / and for div_rn
     wrong = set() if rule is approximate_division and target in AMD else {"rounds_once"}
     assert refused(compiled(kind, "update", target, RULE=rule), target, kind) == wrong
 
@@ -101,7 +101,7 @@ def test_operations_that_do_not_round_once_are_seen(rule, target):
     ],
 )
 def test_mixed_precision_of_amd(operands, fuses):
-    """What only multiplies or only adds rounds once."""
+    """Check that an fma that only multiplies or only adds counts as one rounding."""
     code = Amd(f"update:\n\tv_fma_mix_f32 v1, {operands}\n\ts_endpgm\n")
     assert bool(code.inexact) == fuses
 
@@ -136,7 +136,7 @@ def test_a_column_that_is_written_twice_is_seen(target):
 
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_hints_of_one_number_of_bytes_are_seen(target):
-    """Then each width has a layout of its own, and elements go from thread to thread."""
+    """Guard against one layout per width, where threads exchange elements."""
     kind = make_bucket_key(RULES["adam"], torch.bfloat16, torch.bfloat16, torch.float32)
     found = refused(compiled(kind, "update", target, VECTOR=8), target, kind)
     assert "needs_no_shared_memory" in found

@@ -1,7 +1,7 @@
-"""The compiler takes what it is given: arguments that may be missing, and every pair to be tried.
+"""Compilation of the kernels: optional arguments, and coverage of the selected builds.
 
-The interpreter sees none of this (an annotation in a jit function passes it). What the code is
-like that the compiler makes is in ``test_codegen.py``, which goes through these pairs.
+Triton's interpreter accepts code that the compiler refuses, such as an annotation in a jit
+function. ``test_codegen.py`` checks the compiled code of the selected builds.
 """
 
 from itertools import combinations, product
@@ -9,10 +9,10 @@ from itertools import combinations, product
 import pytest
 import torch
 from gpu_code.selection import aligned_builds, few_builds, other_builds, unaligned_builds
-from helpers.models import RULES
 from helpers.versions import NEEDS_AMD_LINKER
 
 from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, make_bucket_key
+from ci.codegen.rules import RULES
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY
 
@@ -38,7 +38,7 @@ def test_the_assembly_of_amd_is_linked(target):
 
 
 def test_every_pair_is_built():
-    """Of rule, codec and target, and of dtypes and target, where rows are aligned."""
+    """Check the pairs of rule, codec and target, and of dtypes and target, of aligned rows."""
     aligned, unaligned = aligned_builds(), unaligned_builds()
     axes = {"rule": RULES, "format": CODECS, "target": TARGETS}
     for one, other in combinations(axes, 2):
@@ -56,9 +56,9 @@ def test_few_builds_have_everything_once():
         assert {getattr(build, axis) for build in updates} == set(every)
     assert len(updates) == max(len(RULES), len(FORMATS), len(TARGETS))
     assert {build.kernel for build in few} == set(KERNELS)
-    begins = [build for build in few if build.kernel == "prepare"]
-    assert {build.target for build in begins} == set(TARGETS)
-    formed = [RULES[build.rule].form_scalars for build in begins]
+    prepares = [build for build in few if build.kernel == "prepare"]
+    assert {build.target for build in prepares} == set(TARGETS)
+    formed = [RULES[build.rule].form_scalars for build in prepares]
     assert sorted(map(id, formed)) == sorted({id(rule.form_scalars) for rule in RULES.values()})
 
 

@@ -1,7 +1,7 @@
-"""What a training loop does to a step beside calling it: streams, graphs, scalers, reused memory.
+"""Steps in a training loop with streams, CUDA graphs, gradient scalers and reused memory.
 
-On the stand-in these are the plain thing, so that the tests run everywhere; on a GPU they are real.
-The reference takes the same steps on the CPU, and its bits are asked for.
+In the interpreter streams and graphs are ordinary calls, so that the tests run everywhere. The
+results must have the bits of the reference, which takes the same steps on the CPU.
 """
 
 import pytest
@@ -15,8 +15,8 @@ SHAPES = [(1500,), (3, 700), (), (0,), (1025,)]
 OPTIONS = {"lr": 0.1, "max_grad_norm": 3.0, "nonfinite": "skip"}
 
 
-class Twins:
-    """An optimizer on the device and one on the CPU; gradients reach both as equal bits."""
+class Pair:
+    """An optimizer on the device and one on the CPU, with gradients of equal bits."""
 
     def __init__(self, device, **options):
         self.device, start = device, values(SHAPES, torch.float32)
@@ -27,7 +27,7 @@ class Twins:
         self.reference = fused_optim.AdamW(self.others, backend="reference", **options)
 
     def gradients(self, steps):
-        """For each step those of the device and those of the CPU, made before they are needed."""
+        """Return the gradients of each step, on the device and on the CPU."""
         found = [
             exact_values([v.shape for v in self.others], torch.float32, i) for i in range(steps)
         ]
@@ -44,91 +44,90 @@ class Twins:
 
 
 def test_streams_and_a_host_that_runs_ahead(device):
-    """Each step on a stream of its own, while the device is busy with what came before.
+    """Guard against uploads and reused memory that change under a kernel that has not run yet.
 
-    New options and gradients every step: what the host uploads, and what it frees and allocates
-    anew, must not change under a kernel that has not run yet.
+    Each step has its own stream, options and gradients, while the device is busy with earlier work.
     """
-    twins = Twins(device)
-    for step, (ours, theirs) in enumerate(twins.gradients(6)):
-        set_grads(twins.others, theirs)
-        for optimizer in (twins.kernel, twins.reference):
+    pair = Pair(device)
+    for step, (ours, theirs) in enumerate(pair.gradients(6)):
+        set_grads(pair.others, theirs)
+        for optimizer in (pair.kernel, pair.reference):
             optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
-        twins.reference.step()
+        pair.reference.step()
         with device.on(), device.stream():
             device.keep_busy()
-            set_grads(twins.params, ours)
-            twins.kernel.step()
-            twins.kernel.zero_grad()
-            # takes the memory that was freed: of gradients, partial sums and tables
+            set_grads(pair.params, ours)
+            pair.kernel.step()
+            pair.kernel.zero_grad()
+            # reuse the freed memory of gradients, partial sums and tables
             for tensor in [*ours, torch.empty(1024, 2), torch.empty(5, 13), torch.empty(5, 5)]:
                 torch.full_like(tensor, torch.nan, device=device.torch)
-    twins.check()
+    pair.check()
 
 
 def test_nothing_waits_for_the_device(device):
-    """Norm, clip factor, skip decision, counts: all stay there; also with a schedule."""
-    twins = Twins(device, lr=torch.tensor(0.1))
+    """Check that norm, clip factor, skip decision and counts stay on the device."""
+    pair = Pair(device, lr=torch.tensor(0.1))
     lr = torch.tensor(0.1, device=device.torch)
-    twins.kernel.param_groups[0]["lr"] = lr
+    pair.kernel.param_groups[0]["lr"] = lr
     rates = [torch.tensor(0.1 / (1 + i), device=device.torch) for i in range(4)]
-    for step, (ours, theirs) in enumerate(twins.gradients(4)):
-        set_grads(twins.others, theirs)
-        twins.reference.param_groups[0].update(lr=rates[step].cpu(), weight_decay=0.01 * step)
-        twins.kernel.param_groups[0]["weight_decay"] = 0.01 * step  # each has to be uploaded
-        twins.reference.step()
+    for step, (ours, theirs) in enumerate(pair.gradients(4)):
+        set_grads(pair.others, theirs)
+        pair.reference.param_groups[0].update(lr=rates[step].cpu(), weight_decay=0.01 * step)
+        pair.kernel.param_groups[0]["weight_decay"] = 0.01 * step  # each has to be uploaded
+        pair.reference.step()
         with device.on():
             if step == 0:  # which compiles and loads
-                set_grads(twins.params, ours)
-                twins.kernel.step()
+                set_grads(pair.params, ours)
+                pair.kernel.step()
                 continue
             device.keep_busy()
             with device.forbid_waiting():
-                set_grads(twins.params, ours)
+                set_grads(pair.params, ours)
                 lr.copy_(rates[step])
-                twins.kernel.step()
-                _ = twins.kernel.grad_norm, twins.kernel.clip_factor, twins.kernel.skipped
+                pair.kernel.step()
+                _ = pair.kernel.grad_norm, pair.kernel.clip_factor, pair.kernel.skipped
             assert device.is_busy()
-    twins.check()
+    pair.check()
 
 
 def test_a_graph_of_the_step(device):
-    """Captured once, replayed with new gradients and rates, counts going on."""
-    twins = Twins(device, lr=torch.tensor(0.1))
+    """Capture the step once, and replay it with new gradients and learning rates."""
+    pair = Pair(device, lr=torch.tensor(0.1))
     lr = torch.tensor(0.1, device=device.torch)
-    twins.kernel.param_groups[0]["lr"] = lr
-    fixed = [torch.zeros_like(p) for p in twins.params]
-    for param, grad in zip(twins.params, fixed, strict=True):
+    pair.kernel.param_groups[0]["lr"] = lr
+    fixed = [torch.zeros_like(p) for p in pair.params]
+    for param, grad in zip(pair.params, fixed, strict=True):
         param.grad = grad
     replay = None
-    for step, (ours, theirs) in enumerate(twins.gradients(6)):
-        set_grads(twins.others, theirs)
-        twins.reference.param_groups[0]["lr"] = torch.tensor(0.1 / (1 + step))
-        twins.reference.step()
+    for step, (ours, theirs) in enumerate(pair.gradients(6)):
+        set_grads(pair.others, theirs)
+        pair.reference.param_groups[0]["lr"] = torch.tensor(0.1 / (1 + step))
+        pair.reference.step()
         for grad, value in zip(fixed, ours, strict=True):
             grad.copy_(value)
         lr.fill_(0.1 / (1 + step))
         with device.on():
             if step < 2:  # tables are uploaded, states created
                 with device.stream():
-                    twins.kernel.step()
+                    pair.kernel.step()
                 continue
-            replay = replay or device.capture(twins.kernel.step)
+            replay = replay or device.capture(pair.kernel.step)
             replay()
-    twins.check()
-    assert twins.kernel.state[twins.params[0]]["step"] == 6
+    pair.check()
+    assert pair.kernel.state[pair.params[0]]["step"] == 6
 
 
 def test_grad_scaler(device):
-    """It leaves unscaling and skipping to the step, and lowers its scale after an Inf."""
+    """Check that the step unscales and skips, and that the scale decreases after an Inf."""
     # a bound between the norms of the scaled and of the unscaled gradients
-    twins = Twins(device, nonfinite="propagate", max_grad_norm=1000.0)
+    pair = Pair(device, nonfinite="propagate", max_grad_norm=1000.0)
     pairs = [
         (torch.amp.GradScaler(place, init_scale=1024.0, growth_interval=2), optimizer)
-        for place, optimizer in ((device.torch.type, twins.kernel), ("cpu", twins.reference))
+        for place, optimizer in ((device.torch.type, pair.kernel), ("cpu", pair.reference))
     ]
-    for step, grads in enumerate(twins.gradients(4)):
-        sides = zip(pairs, (twins.params, twins.others), grads, strict=True)
+    for step, grads in enumerate(pair.gradients(4)):
+        sides = zip(pairs, (pair.params, pair.others), grads, strict=True)
         with device.on():
             for (scaler, optimizer), params, given in sides:
                 scaled = [scaler.scale(g) for g in given]
@@ -138,14 +137,14 @@ def test_grad_scaler(device):
                 scaler.step(optimizer)
                 scaler.update()
     assert pairs[0][0].get_scale() == pairs[1][0].get_scale() == 1024.0
-    assert twins.kernel.state[twins.params[0]]["step"] == 3
-    twins.check()
+    assert pair.kernel.state[pair.params[0]]["step"] == 3
+    pair.check()
 
 
 @pytest.mark.parametrize("size", [1, 31, 1023, 1024, 1025])
 @pytest.mark.parametrize("offset", [4, 1])
 def test_guards_around_each_tensor(device, size, offset):
-    """What is one element too wide hits its neighbour, and no bound of an allocation."""
+    """Guard against accesses one element too wide, which stay within the allocation."""
     memory = {name: torch.full((size + offset + 1,), 77.0, device=device.torch) for name in "pgmv"}
     views = {name: tensor[offset:-1] for name, tensor in memory.items()}
     for name, view in views.items():
@@ -165,7 +164,7 @@ def test_guards_around_each_tensor(device, size, offset):
 
 @pytest.mark.gpu
 def test_the_gpu_of_the_parameters():
-    """A launch goes to the current device, which is another one here."""
+    """Guard against launches on the current device instead of that of the parameters."""
     if torch.cuda.device_count() < 2:
         pytest.skip(f"needs two GPUs, has {torch.cuda.device_count()}")
     found = []

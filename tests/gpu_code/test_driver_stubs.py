@@ -1,22 +1,23 @@
-"""The stand-ins for the vendors' libraries: what goes wrong in a launch is noticed, and said.
+"""Stubs of the vendors' libraries: errors of a launch are detected and reported.
 
-Tried by hand: each check of a launch left out; AMD's arguments laid out without padding; a second
+Tried by hand: each check of a launch left out; AMD's arguments packed without padding; a second
 library of the same name loaded; tensors that keep their device when they are copied to the CPU.
 """
 
-import driver_stubs
 import pytest
 import torch
 import triton
 import triton.language as tl
-from driver_stubs.library import Library, build
 from gpu_code.launches import EVERY, HIP, Pair, each_vendor, needs_compiler
+
+from ci import driver_stubs
+from ci.driver_stubs.library import Library, build
 
 pytestmark = needs_compiler
 
 
 def exchanged(kernel, i):
-    """A change of the launches of ``kernel``: two neighbours among its parameters in turn."""
+    """Return a change of launches: exchange parameters ``i`` and ``i + 1`` of ``kernel``."""
 
     def change(launch):
         found = list(launch.parameters)
@@ -28,7 +29,7 @@ def exchanged(kernel, i):
 
 
 def is_right(pair, driver):
-    """Whether a step ends, with the bits of the reference."""
+    """Return True if a step succeeds with the bits of the reference."""
     try:
         pair.step()
         pair.check(driver)
@@ -39,7 +40,7 @@ def is_right(pair, driver):
 
 @pytest.mark.parametrize("kernel", EVERY)
 def test_a_wrong_order_of_the_parameters_is_noticed(kernel):
-    """Whichever two are exchanged, the launch fails or the bits differ."""
+    """Check that after each exchange the launch fails or the bits differ."""
     with driver_stubs.cuda() as driver:
         assert is_right(Pair("lamb", shapes=[(5,), (1025,)]), driver)
         launch = next(launch for launch in driver.launches if launch.kernel.name == kernel)
@@ -63,7 +64,7 @@ CHANGES = {
     "out of bounds": without_upper_half,
 }
 WRONG = [pytest.param(driver_stubs.cuda, what, id=f"cuda-{what}") for what in CHANGES]
-# the last is seen by the kernel alone
+# only the kernel detects the last one
 WRONG += [
     pytest.param(driver_stubs.hip, what, id=f"hip-{what}", marks=HIP.marks)
     for what in list(CHANGES)[:-1]
@@ -72,7 +73,7 @@ WRONG += [
 
 @pytest.mark.parametrize(("stub", "what"), WRONG)
 def test_a_launch_that_goes_wrong_is_an_error_of_triton(stub, what):
-    """As an error of the real library is; what was wrong is its cause."""
+    """Check that Triton reports it like an error of the real library, with the reason as cause."""
     pair = Pair("adamw")
     with stub() as driver:
         driver.change = CHANGES[what]
@@ -90,7 +91,7 @@ def fill(out_ptr, value, BLOCK: tl.constexpr):
 
 
 def test_a_launch_of_another_sort_is_refused():
-    """Attributes such as that of a cooperative launch change what a kernel may rely on."""
+    """Guard against launch attributes, such as a cooperative launch, that the stub ignores."""
     out = torch.zeros(128)
     with driver_stubs.cuda() as driver:
         fill[(1,)](out, 2.5, **FILL)
@@ -102,7 +103,7 @@ def test_a_launch_of_another_sort_is_refused():
 
 @each_vendor
 def test_another_function_is_refused(stub, monkeypatch):
-    """One that was never loaded, and one with more parameters than are packed."""
+    """Check a function that was never loaded, and one with more parameters than are packed."""
     out = torch.zeros(128)
     with stub() as driver:
         fill[(1,)](out, 2.5, **FILL)
@@ -117,7 +118,7 @@ def test_another_function_is_refused(stub, monkeypatch):
 
 
 def test_tensors_that_pretend():
-    """What is made from a tensor is where it is; copies go where they are asked to."""
+    """Check that results are on the device of their operands, and copies on the requested one."""
     with driver_stubs.cuda() as driver, driver_stubs.pretended(driver) as devices:
         first, second, host = torch.ones(4), torch.ones(4), torch.ones(4)
         assert devices.put(first, 0) is first

@@ -1,15 +1,15 @@
-"""A kernel that is launched past Triton is the one that Triton would launch.
+"""The kernel that is launched without Triton's JIT is the one that Triton would select.
 
-Tried by hand: the alignment left out of what is compared.
+Tried by hand: the alignment left out of the cache key.
 """
 
 import itertools
 
 import pytest
 import torch
-from helpers.models import RULES
 
 from ci.codegen.builds import make_bucket_key
+from ci.codegen.rules import RULES
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, OPTIONS, CachedKernel, resolve
 from fused_optim.kernels.prepare import prepare
@@ -18,7 +18,7 @@ ARGUMENTS = list(itertools.product([True, False], [True, False], [1, 16, 17]))
 
 
 def arguments(device, there, aligned, rows):
-    """Those of the kernel prepare without a norm and without counters."""
+    """Return the arguments of the kernel prepare without a norm and without counters."""
     memory = torch.zeros(64, dtype=torch.float32, device=device)
     found_inf = memory[0 if aligned else 1 :][:1] if there else None
     groups = torch.zeros(rows, 2, dtype=torch.int32, device=device)
@@ -36,7 +36,7 @@ def test_the_kernel_is_tritons_choice(device, monkeypatch):
     ready, launched = CachedKernel(prepare, fixed), []
     with device.on():
         made = [arguments(device.torch, *which) for which in ARGUMENTS]
-        for args in made:  # Triton launches each sort of arguments once
+        for args in made:  # the first launch of each kind of arguments is Triton's
             ready.launch(1, *args)
         chosen = [prepare.warmup(*args, grid=(1,), **fixed) for args in made]
         assert len(set(map(id, chosen))) == len(ready.compiled) == 3

@@ -1,8 +1,8 @@
 """Large and odd sizes: offsets past 2 ** 31, the last element after 2 ** 24, 100,000 tensors.
 
-On the stand-in only the blocks that matter are executed, over memory that is mapped but not there:
-a page comes into being when it is touched. Tried by hand: an offset, or a chunk's number times
-BLOCK, formed in int32 in each of the kernels; a number of chunks formed in float32.
+The interpreter executes only the blocks that matter, over mapped memory whose pages are allocated
+at the first access. Tried by hand: an offset, or a chunk's index times BLOCK, computed in int32 in
+each of the kernels; a number of chunks computed in float32.
 """
 
 import mmap
@@ -18,12 +18,12 @@ from fused_optim.backends.triton import GEOMETRY
 
 BLOCK = GEOMETRY.block
 HUGE = 2**31 + 3 * BLOCK + 500
-TAIL = 2 * BLOCK + 500  # what the last three blocks update
+TAIL = 2 * BLOCK + 500  # elements that the last three blocks update
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.10 has no name for it
 
 
 def sparse(numel, dtype, device):
-    """Zeros; on the CPU without memory, until a page is touched."""
+    """Return zeros; on the CPU pages are allocated at the first access."""
     if device.type != "cpu":
         return torch.zeros(numel, dtype=dtype, device=device)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
@@ -31,12 +31,12 @@ def sparse(numel, dtype, device):
 
 
 def last_blocks(count):
-    """Execute the last blocks of the kernels that have a block a chunk, and all of begin."""
+    """Return a function that selects all blocks of prepare and the last of other kernels."""
     return lambda kernel, blocks: range(0 if kernel == "prepare" else blocks - count, blocks)
 
 
 def huge_pair(device, fused, slots, **options):
-    """An optimizer over a huge tensor behind a small one, and one over small copies of its tail."""
+    """Return an optimizer with a huge and a small tensor, and one with a copy of the tail."""
     found = []
     for numel, place, name in ((HUGE, device.torch, "triton"), (TAIL, "cpu", "reference")):
         place = torch.device(place)
@@ -54,7 +54,7 @@ def huge_pair(device, fused, slots, **options):
 
 
 def test_offsets_past_two_to_the_31(device):
-    """Every access of the last blocks lies past 2 ** 31 elements, and past 2 ** 32 bytes."""
+    """Guard against int32 offsets: the last blocks are past 2 ** 31 elements and 2 ** 32 bytes."""
     (kernel, param, columns), (reference, _, expected) = huge_pair(
         device, fused_optim.AdamW, ("exp_avg", "exp_avg_sq")
     )
@@ -64,7 +64,7 @@ def test_offsets_past_two_to_the_31(device):
     for i, (column, other) in enumerate(zip(columns, expected, strict=True)):
         assert_same_bits(str(i), column.detach()[-TAIL:].cpu(), other.detach())
         assert column.data_ptr() == [param, param.grad, *columns[2:]][i].data_ptr()
-        # what lies 2 ** 32 elements, or bytes, or as many bits below is still zero
+        # elements at offsets that wrapped around would no longer be zero
         assert not column[: 4 * BLOCK].any()
         assert not column[-(2**31) - 2 * BLOCK : -(2**31) + BLOCK].any()
         assert not column[-TAIL - 4 * BLOCK : -TAIL].any()
@@ -72,7 +72,7 @@ def test_offsets_past_two_to_the_31(device):
 
 
 def test_sums_past_two_to_the_31(device, monkeypatch):
-    """The norm's last chunk, and the last chunks of a rule that measures its tensors."""
+    """Check the norm of the last chunk, and the last chunks of a rule with sums per tensor."""
     norms, sums = [], []
     norm, run = KernelRunner.norm, KernelRunner._run
 
@@ -107,7 +107,7 @@ def test_sums_past_two_to_the_31(device, monkeypatch):
 
 
 def test_the_last_element_after_two_to_the_24(device):
-    """No float32 holds 2 ** 24 + 1: a size formed in one loses this element."""
+    """Guard against a size in float32, which cannot represent 2 ** 24 + 1."""
     param = torch.nn.Parameter(sparse(2**24 + 1, torch.float32, device.torch))
     param.grad = sparse(2**24 + 1, torch.float32, device.torch)
     param.grad[-2:] = 1.0
@@ -120,7 +120,7 @@ def test_the_last_element_after_two_to_the_24(device):
 
 
 def test_a_hundred_thousand_tensors(device, record_property, monkeypatch):
-    """In three launches, each row with its own size and group; some blocks are executed."""
+    """Update them in three launches, each row with its size and group; execute some blocks."""
     # the programs of the norm that are not executed leave their partial sums as they find them
     monkeypatch.setattr(torch, "empty", torch.zeros)
     count = 100_000

@@ -1,21 +1,20 @@
 """Launches through Triton's own drivers, and through the C code that packs their arguments.
 
-The vendor's library under them is the stand-in of ci/driver_stubs, which hands what it is given to
-the PTX interpreter, or for AMD only records it. The tests run with every version of Triton that the
-project supports: ``PYTHONPATH=<folder of that triton> pytest tests/gpu_code/test_launcher.py``.
+The vendor's library is a stub of ci/driver_stubs, which passes launches to the PTX interpreter, or
+for AMD only records them. The tests run with every version of Triton that the project supports:
+``PYTHONPATH=<folder of that triton> pytest tests/gpu_code/test_launcher.py``.
 
-Tried by hand: in the backend, a width or a None left out of what a later launch is chosen by;
-later launches with two arguments exchanged, without the constants, one program short, or always on
-the default stream; no device guard; record_stream left out, or of the current device's stream;
-count and rows of begin exchanged; launches of no programs. In Triton, int64 packed as int32, and
-two arguments exchanged, for either vendor.
+Tried by hand: in the backend, a width or a None left out of the key of cached kernels; later
+launches with two arguments exchanged, without the constants, one program short, or always on the
+default stream; no device guard; record_stream left out, or of the current device's stream; count
+and rows of prepare exchanged; launches of no programs. In Triton, int64 packed as int32, and two
+arguments exchanged, for either vendor.
 """
 
 import contextlib
 import mmap
 import struct
 
-import driver_stubs
 import pytest
 import torch
 import triton
@@ -34,16 +33,17 @@ from helpers.models import set_grads, values
 from helpers.tolerances import assert_same_bits
 
 import fused_optim
+from ci import driver_stubs
 from fused_optim.backends.triton import CachedKernel
 
 pytestmark = needs_compiler
-# what lives on from step to step
+# arguments that are kept from step to step
 TABLES = ["table_ptr", "first_ptr", "span_ptr", "group_ptr", "option_ptr", "state_ptr"]
 
 
 @contextlib.contextmanager
 def same_memory():
-    """Within this context every torch.empty of a size and dtype is the same memory."""
+    """Make every torch.empty of one size and dtype return the same memory."""
     empty, pool = torch.empty, {}
 
     def reused(*size, **options):
@@ -57,7 +57,7 @@ def same_memory():
 
 @contextlib.contextmanager
 def asked_of_triton():
-    """Within this context a list of the launches that go through Triton: function and arguments."""
+    """Yield the list of launches through Triton's JIT: function, arguments and options."""
     run, found = triton.JITFunction.run, []
 
     def spy(self, *args, **options):
@@ -86,7 +86,7 @@ def test_every_kernel_gives_the_bits_of_the_reference(case):
 @each_vendor
 @pytest.mark.parametrize("case", ["adamw", "lamb"])
 def test_later_launches_hand_over_what_the_first_does(case, stub):
-    """The first goes through Triton, and later ones past it: the same kernel, the same bytes."""
+    """Check that launches from the cache have the kernel and the bytes of the first launch."""
     pair = Pair(case)
     with stub():
         pair.step()  # makes the state and the tables
@@ -107,7 +107,7 @@ def test_later_launches_hand_over_what_the_first_does(case, stub):
 
 @each_vendor
 def test_arguments_that_are_none(stub):
-    """No norm, no scaler and no counters are no parameters; the others keep their order."""
+    """Check that missing norm, scaler and counters are no parameters of the kernels."""
     pairs = Pair("adamw", max_grad_norm=None), Pair("sgd-skip", nonfinite="propagate", momentum=0)
     with stub() as driver:
         for pair in pairs:
@@ -123,7 +123,7 @@ def test_arguments_that_are_none(stub):
 
 @each_vendor
 def test_a_grad_scaler(stub):
-    """Its scale and its flag come between the options and the scalars; an Inf skips the step."""
+    """Check that scale and flag come between options and scalars, and that an Inf skips."""
     pair = Pair("adamw", max_grad_norm=1000.0)
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in range(2)]
     with stub() as driver:
@@ -136,7 +136,7 @@ def test_a_grad_scaler(stub):
                     params[1].grad[3] = torch.inf
                 scaler.step(optimizer)
                 scaler.update()
-        for step in range(3):  # without one, and with one half of it
+        for step in range(3):  # without a scaler, with a scale only, with a flag only
             for optimizer in (pair.kernel, pair.reference):
                 optimizer.grad_scale = torch.tensor([2.0]) if step == 1 else None
                 optimizer.found_inf = torch.tensor([0.0]) if step == 2 else None
@@ -146,7 +146,8 @@ def test_a_grad_scaler(stub):
         assert pair.kernel.state[pair.params[0]]["step"] == 5
     for launch in driver.launches:
         assert_packed(launch)
-    found = [[argument.name for argument in begin.arguments] for begin in driver.launches[1::3]]
+    prepares = driver.launches[1::3]
+    found = [[argument.name for argument in prepare.arguments] for prepare in prepares]
     scaled, plain = found[2], found[3]
     assert scaled == [*plain[:4], "scale_ptr", "found_inf_ptr", *plain[4:]]
     assert [[name for name in scaled if name not in other] for other in found[3:]] == [
@@ -157,13 +158,13 @@ def test_a_grad_scaler(stub):
 
 
 def sparse(numel, dtype):
-    """Zeros, without memory until a page is touched."""
+    """Return zeros whose pages are allocated at the first access."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
     return torch.frombuffer(mmap.mmap(-1, numel * dtype.itemsize, flags), dtype=dtype)
 
 
 def norm_of_a_step():
-    """The norm's function, with the constants and options that the backend launches it with."""
+    """Return the function of the kernel norm, and the backend's constants and options for it."""
     with asked_of_triton() as asked:
         Pair("adamw").step()
     function, _, options = asked[0]
@@ -171,7 +172,7 @@ def norm_of_a_step():
 
 
 def norm_arguments(fixed, chunks, programs, grad):
-    """Those of the norm of two rows, of one element in all chunks but the last, and of ``grad``."""
+    """Return the arguments of norm for a row of one element and one with ``grad``, the last."""
     table = torch.zeros(2, fixed["WIDTH"], dtype=torch.int64)
     table[:, 0], table[:, 2 + fixed["GRAD"]] = torch.tensor([1, len(grad)]), grad.data_ptr()
     firsts = torch.tensor([0, chunks - 1, chunks])
@@ -182,7 +183,7 @@ def norm_arguments(fixed, chunks, programs, grad):
 
 @each_vendor
 def test_empty_grids(stub):
-    """What has no programs does not reach the driver, from here or from Triton."""
+    """Check that launches without programs do not reach the driver."""
     pair = Pair("adamw", shapes=[(0,), (0, 3)])
     with stub() as driver:
         with asked_of_triton() as asked:
@@ -202,7 +203,7 @@ def test_empty_grids(stub):
 
 @each_vendor
 def test_a_count_past_two_to_the_31(stub):
-    """Triton compiles for a wider argument, and eight bytes of it arrive and are used."""
+    """Check that an int64 count compiles another kernel, which gets eight bytes."""
     chunks, programs, grad = 2**31 + 5, 2**31 - 1, torch.full((500,), 2.0)
     with stub():
         norm, fixed = norm_of_a_step()
@@ -227,14 +228,14 @@ def test_a_count_past_two_to_the_31(stub):
 
 @each_vendor
 def test_two_counts_past_two_to_the_31(stub):
-    """The arguments of a step, but for numbers that are too large for the kernel to be run."""
+    """Check the packed arguments for counts that are too large to run the kernel."""
     pair = Pair("adamw")
     with stub() as driver, asked_of_triton() as asked:
         driver.blocks = lambda name, count: []
         pair.step()
-        begin, args, options = asked[1]
-        begin.run(*args[:-2], 2**31, 2**40 + 7, **options)
-        begin.run(*args[:-2], 2**31 - 1, 2**40 + 7, **options)
+        prepare, args, options = asked[1]
+        prepare.run(*args[:-2], 2**31, 2**40 + 7, **options)
+        prepare.run(*args[:-2], 2**31 - 1, 2**40 + 7, **options)
     for launch in driver.launches:
         assert_packed(launch)
     *_, both, one = [[len(value) for value in launch.parameters] for launch in driver.launches]
@@ -243,7 +244,7 @@ def test_two_counts_past_two_to_the_31(stub):
 
 
 def test_offsets_and_places_past_two_to_the_31():
-    """Of elements in their tensor; of a tensor in its parameter, which is what noise depends on."""
+    """Check offsets of elements in a tensor, and of a shard, on which the noise depends."""
     far, tail, found = 2**31 + 1024, 2 * 1024 + 500, []
     for backend, before, place in (
         ("triton", far, 2**40),
@@ -269,7 +270,7 @@ def test_offsets_and_places_past_two_to_the_31():
 
 @each_vendor
 def test_the_device_of_the_parameters_and_its_current_stream(stub):
-    """Whatever device is current; and torch knows which stream uses a table made on another one."""
+    """Check them for every current device, and that torch knows the streams that use a table."""
     with stub() as driver, driver_stubs.pretended(driver) as devices:
         here, there = driver.devices
         pair = Pair("adamw", put=lambda tensor, i: devices.put(tensor, there))
@@ -290,7 +291,7 @@ def test_the_device_of_the_parameters_and_its_current_stream(stub):
 
 @each_vendor
 def test_parameters_on_two_devices(stub):
-    """Each gets its own launches, on its device and stream; the norm is over all."""
+    """Check that each device has launches on its stream, and that the norm covers all."""
     with stub() as driver, driver_stubs.pretended(driver) as devices:
         pair = Pair("adamw", put=lambda tensor, i: devices.put(tensor, driver.devices[i % 2]))
         driver.streams.update({device: driver.new_stream(device) for device in driver.devices})

@@ -1,4 +1,4 @@
-"""Which block runs first, how many run at once, which run it is: nothing of it shows in the bits.
+"""Reproducible bits for every order of blocks, number of concurrent blocks and multiprocessors.
 
 Tried by hand: the norm summed by atomic operations, and over a number of programs taken from the
 device.
@@ -10,13 +10,13 @@ from helpers.models import parameters, set_grads, state_of, values
 
 import fused_optim
 
-# more chunks than the norm has programs, and more rows than a program of begin prepares
+# more chunks than the norm has programs, and more rows than a program of prepare processes
 SHAPES = [(1030 * 1024 + 5,), *[(1 + i % 7,) for i in range(140)]]
 KERNELS = {"norm", "prepare", "update", "reduce", "finalize"}
 
 
 def stepped(device, **options):
-    """What a step leaves behind that runs every kernel, on gradients whose sum has roundings."""
+    """Return the results of a step with every kernel, on gradients whose sum is rounded."""
     params = parameters([v.to(device.torch) for v in values(SHAPES, torch.float32)])
     optimizer = fused_optim.LAMB(params, max_grad_norm=0.1, nonfinite="skip", backend="triton")
     set_grads(params, [v.to(device.torch) for v in values(SHAPES, torch.float32, 1)])
@@ -30,7 +30,7 @@ def stepped(device, **options):
 
 @pytest.fixture(scope="module")
 def expected():
-    """By device, what an undisturbed step leaves behind."""
+    """Return a cache of the results of a step without options, by device."""
     return {}
 
 

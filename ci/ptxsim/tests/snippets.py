@@ -1,13 +1,14 @@
-"""Pieces of PTX as kernels: each thread loads its inputs, runs the piece, stores the outcome."""
+"""Pieces of PTX as kernels: each thread loads its inputs, runs the piece, stores the results."""
 
 import functools
 import subprocess
 
 import numpy as np
-import ptxsim
 import pytest
 import triton
-from helpers.versions import OLD_PTXAS
+from packaging.version import Version
+
+from ci import ptxsim
 
 MODULE = """
 .version {version}
@@ -36,25 +37,35 @@ MODULE = """
 """
 
 
+# from 3.6 on Triton's wheel has a second assembler, for Blackwell
+HAS_BLACKWELL_PTXAS = Version(triton.__version__).release >= (3, 6)
+
+
 @functools.cache
 def assemble(ptx: str, target: str) -> None:
-    """Let NVIDIA's assembler check the text."""
+    """Check the text with NVIDIA's assembler."""
     nvidia = triton.knobs.nvidia
     if not target.startswith("sm_1"):
         path = nvidia.ptxas.path
-    elif OLD_PTXAS:
-        pytest.skip(
-            "the PTX that Triton writes for Blackwell came with the assembler of Triton 3.6"
-        )
-    else:
+    elif HAS_BLACKWELL_PTXAS:
         path = nvidia.ptxas_blackwell.path
+    else:
+        pytest.skip("the assembler before Triton 3.6 does not know the PTX for Blackwell")
     command = [path, f"--gpu-name={target}", "-", "-o", "/dev/null"]
     result = subprocess.run(command, input=ptx, text=True, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr + ptx
 
 
 def module(code, sizes, out_sizes, threads, target):
-    """The PTX of a snippet, for the sizes in bytes of an element of each input and output."""
+    """Return the PTX of a snippet.
+
+    Args:
+        code: instructions of a thread.
+        sizes: bytes of an element of each input.
+        out_sizes: bytes of an element of each output.
+        threads: threads of a block.
+        target: name of the GPU target.
+    """
     names = [f"x{i}" for i in range(len(sizes))] + [f"y{i}" for i in range(len(out_sizes))]
     parts = {"registers": [], "loads": [], "stores": []}
     for name, size in zip(names, [*sizes, *out_sizes], strict=True):
@@ -74,9 +85,17 @@ def module(code, sizes, out_sizes, threads, target):
 
 
 def apply(code, *inputs, out, threads=32, target="sm_90a", shared=0, extra=(), **options):
-    """Run ``code`` for each element: from %x0, %x1... to %y0, %y1...; out: their dtypes, or its.
+    """Run ``code`` for each element, from registers %x0, %x1... to %y0, %y1..., and return these.
 
-    The code may also touch the arrays ``extra``.
+    Args:
+        code: instructions of a thread.
+        inputs: arrays of one length, a multiple of ``threads``.
+        out: dtype of the result, or a tuple of the dtypes of several results.
+        threads: threads of a block.
+        target: name of the GPU target.
+        shared: bytes of shared memory.
+        extra: other arrays that the code may access.
+        options: fields of ``Options``; ``check=False`` skips NVIDIA's assembler.
     """
     inputs = [np.ascontiguousarray(x) for x in inputs]
     count = len(inputs[0]) if inputs else threads
@@ -96,7 +115,7 @@ def apply(code, *inputs, out, threads=32, target="sm_90a", shared=0, extra=(), *
 
 
 def same_bits(actual, expected):
-    """Whether two arrays have the same bits; the first difference is in the message."""
+    """Assert that two arrays have the same bits; the message has the first difference."""
     assert actual.dtype.itemsize == expected.dtype.itemsize
     unsigned = np.dtype(f"u{actual.itemsize}")
     differ = np.flatnonzero(actual.view(unsigned) != expected.view(unsigned))
@@ -105,7 +124,7 @@ def same_bits(actual, expected):
 
 
 def integers(bits, count=256):
-    """Small, large and random bit patterns."""
+    """Return ``count`` small, large and random bit patterns of ``bits`` bits."""
     edges = [0, 1, 2, 3, (1 << bits) - 1, 1 << (bits - 1), (1 << (bits - 1)) - 1, 0x55, 100]
     values = np.random.default_rng(bits).integers(0, 1 << bits, count, dtype=np.uint64)
     values[:54] = np.resize(np.array(edges, np.uint64), 54)

@@ -1,12 +1,13 @@
-"""The stand-in's arithmetic against exact fractions and against torch."""
+"""The interpreter's arithmetic against exact fractions and against torch."""
 
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from ptxsim import arithmetic
-from ptxsim.tests.snippets import apply, same_bits
+
+from ci.ptxsim import arithmetic
+from ci.ptxsim.tests.snippets import apply, same_bits
 
 F32 = {"bits": 24, "lowest": -149}
 F64 = {"bits": 53, "lowest": -1074}
@@ -14,7 +15,7 @@ BF16 = {"bits": 8, "lowest": -133}
 
 
 def rounded(value: Fraction, bits: int, lowest: int) -> Fraction:
-    """The nearest float with this precision and lowest exponent, ties to even; may be too large."""
+    """Round to the nearest float of this precision and lowest exponent; do not check overflow."""
     if value == 0:
         return value
     exponent = value.numerator.bit_length() - value.denominator.bit_length()
@@ -24,7 +25,7 @@ def rounded(value: Fraction, bits: int, lowest: int) -> Fraction:
 
 
 def hard_cases(dtype, bits, low, high):
-    """Products and sums that cancel, tie, vanish and overflow: a, b, c."""
+    """Return a, b, c whose products and sums cancel, tie, underflow and overflow."""
     random = np.random.default_rng(0)
     count = 2000
 
@@ -89,14 +90,14 @@ def test_fma_of_zeros_infinities_and_nans(dtype):
 
 
 def float32_near_bf16():
-    """Every upper half with the lower halves around ties, as float32."""
+    """Return float32 values of every upper half with the lower halves around ties."""
     upper = np.arange(1 << 16, dtype=np.uint32) << 16
     lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     return (upper[:, None] | lower).reshape(-1).view(np.float32)
 
 
 def float32_near_f16():
-    """Every float16, the middle to the next, and the neighbours of both."""
+    """Return every float16, the midpoint to the next one, and the neighbours of both."""
     with np.errstate(all="ignore"):
         halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
         middles = halves + (np.roll(halves, -1) - halves) / np.float32(2)

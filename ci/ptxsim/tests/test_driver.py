@@ -1,10 +1,11 @@
-"""The stand-in as Triton's driver: arguments, options, targets."""
+"""The interpreter as Triton's driver: arguments, options, targets."""
 
-import ptxsim
 import pytest
 import torch
 import triton
 import triton.language as tl
+
+from ci import ptxsim
 
 
 @triton.jit

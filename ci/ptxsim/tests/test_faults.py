@@ -1,20 +1,21 @@
-"""Every fault that the stand-in finds, provoked once, with the place it names."""
+"""Every fault that the interpreter finds, provoked once, with its location."""
 
 import re
 
 import numpy as np
-import ptxsim
 import pytest
 import torch
 import triton
 import triton.language as tl
-from ptxsim.tests.snippets import apply, module
+
+from ci import ptxsim
+from ci.ptxsim.tests.snippets import apply, module
 
 X = np.arange(64, dtype=np.int32)
 
 
 def fault(kind, code, *inputs, out="i4", **options):
-    """The fault that a snippet raises."""
+    """Return the fault that a snippet raises."""
     with pytest.raises(ptxsim.Fault, match=kind) as found:
         apply(code, *(inputs or (X,)), out=out, **options)
     return found.value
@@ -78,7 +79,7 @@ def test_addresses_that_nothing_has(address):
         "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r1}, [%r1];",
     ],
 )
-def test_what_is_modelled_for_all_threads_only(code):
+def test_instructions_that_some_threads_only_execute_are_unsupported(code):
     with pytest.raises(ptxsim.Unsupported, match="PTX line"):
         apply(f"mov.b32 %y0, 0; setp.lt.s32 %p1, %index2, 4; @%p1 {code}", X, out="i4")
 
@@ -348,7 +349,7 @@ def test_other_faults(kind, code):
 
 
 def test_a_part_that_nobody_wrote_may_be_dropped():
-    """The compiler packs what it does not need, and never looks at it."""
+    """Guard against faults in compiled code, which packs unwritten registers and drops them."""
     low = "mov.b32 %r1, {%h1, %h2}; mov.b32 {%h3, _}, %r1; cvt.u32.u16 %y0, %h3;"
     high = "mov.b32 %r1, {%h2, %h1}; shr.u32 %y0, %r1, 16;"
     added = "mov.b32 %r1, {%h1, %h2}; mov.b32 %r4, 0; add.rn.f16x2 %r2, %r1, %r4;"
@@ -383,7 +384,7 @@ def test_ranges_outside_tensors_can_be_declared():
 
 
 class Pointer:
-    """What Triton needs to know of an argument that is memory."""
+    """A pointer argument for Triton that is no tensor."""
 
     dtype = torch.float32
 

@@ -1,16 +1,17 @@
-"""The search for conflicting accesses, against looking at every byte."""
+"""The search for conflicting accesses, against a check of every byte."""
 
 import itertools
 
 import numpy as np
 import pytest
-from ptxsim.footprint import Footprint
+
+from ci.ptxsim.footprint import Footprint
 
 THREADS = 4
 
 
 def random_accesses(random, blocks):
-    """Instructions: write or read, size, and the address of each thread of all blocks."""
+    """Yield instructions: write or read, size, and the addresses and numbers of the threads."""
     numbers = np.arange(blocks * THREADS)
     for _ in range(random.integers(1, 4)):
         size = int(random.choice([1, 2, 4]))
@@ -22,7 +23,7 @@ def random_accesses(random, blocks):
 
 
 def conflicts(instructions):
-    """Whether threads write one address, or a block reads what another writes."""
+    """Return the conflicts of all bytes: two writers, or a read of another block's write."""
     writers, readers = {}, {}
     for write, size, addresses, threads in instructions:
         for address, thread in zip(addresses, threads, strict=True):
@@ -41,7 +42,7 @@ def conflicts(instructions):
 @pytest.mark.parametrize("kept", [0, 1 << 20])
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_conflicts_are_found(blocks, kept, monkeypatch):
-    monkeypatch.setattr("ptxsim.footprint._KEPT", kept)
+    monkeypatch.setattr("ci.ptxsim.footprint._KEPT", kept)
     random = np.random.default_rng(blocks)
     seen = set()
     for _ in range(1000):
@@ -63,7 +64,7 @@ def test_conflicts_are_found(blocks, kept, monkeypatch):
 
 
 def test_joined_reads_keep_their_extent(monkeypatch):
-    monkeypatch.setattr("ptxsim.footprint._KEPT", 0)
+    monkeypatch.setattr("ci.ptxsim.footprint._KEPT", 0)
     footprint, numbers = Footprint(THREADS), np.arange(THREADS)
     footprint.read(1000 + 4 * numbers, 4, numbers, line=1)
     footprint.read(np.array([1004]), 2, numbers[:1], line=2)
@@ -75,7 +76,7 @@ def test_joined_reads_keep_their_extent(monkeypatch):
 
 
 def check_witness(found, instructions):
-    """What is reported took place: for the other side, in the block that is named."""
+    """Assert that both reported accesses happened, the other one in the reported block."""
     write, size, addresses, threads = instructions[found.line]
     start = int(addresses[threads == found.thread][0])
     assert start <= found.address < start + size

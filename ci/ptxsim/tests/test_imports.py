@@ -17,7 +17,7 @@ def imported_modules(path):
 
 
 def test_no_import_circle():
-    """Guards against modules whose import depends on which of them is imported first."""
+    """Guard against modules whose import depends on the order of imports."""
     graph = {path.stem: imported_modules(path) for path in FOLDER.glob("*.py")}
     assert "state" in graph["decode"]
     assert "decode" in graph["program"]

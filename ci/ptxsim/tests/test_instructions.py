@@ -1,17 +1,18 @@
-"""Integer and bit instructions of the stand-in against plain Python integers."""
+"""Integer and bit instructions of the interpreter against plain Python integers."""
 
 import numpy as np
 import pytest
-from ptxsim.tests.snippets import apply, integers, same_bits
+
+from ci.ptxsim.tests.snippets import apply, integers, same_bits
 
 
 def numbers(kind, values):
-    """The values as Python integers of this PTX type."""
+    """Return the values as Python integers of this PTX type."""
     return values.view(f"{'i' if kind[0] == 's' else 'u'}{values.itemsize}").tolist()
 
 
 def wrapped(results, bits):
-    """Python integers as bit patterns."""
+    """Convert Python integers to bit patterns."""
     low = [value & ((1 << bits) - 1) for value in results]
     return np.array(low, np.uint64).astype(f"u{bits // 8}")
 
@@ -121,7 +122,7 @@ def test_bit_counts_and_fields(bits):
 
 
 def field(value, bits, kind, position, length):
-    """The definition of bfe in the PTX manual, bit by bit."""
+    """Extract a bit field bit by bit, as the PTX manual defines bfe."""
     top = min(position + length - 1, bits - 1)
     sign = 0 if kind[0] == "u" or length == 0 else (value >> top) & 1
     taken = [
@@ -132,7 +133,7 @@ def field(value, bits, kind, position, length):
 
 
 def inserted_field(value, into, bits, position, length):
-    """The definition of bfi in the PTX manual, bit by bit."""
+    """Insert a bit field bit by bit, as the PTX manual defines bfi."""
     for i in range(min(length, max(bits - position, 0))):
         into &= ~(1 << (position + i))
         into |= ((value >> i) & 1) << (position + i)

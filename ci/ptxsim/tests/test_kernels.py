@@ -1,12 +1,13 @@
-"""Triton kernels, compiled and run by the stand-in, against numpy bit for bit."""
+"""Triton kernels, compiled and interpreted, against numpy bit for bit."""
 
 import numpy as np
-import ptxsim
 import pytest
 import torch
 import triton
 import triton.language as tl
-from ptxsim.tests.snippets import same_bits
+
+from ci import ptxsim
+from ci.ptxsim.tests.snippets import same_bits
 
 ARCHS = [80, 90, 100]
 EXACT = {"enable_fp_fusion": False}
@@ -66,7 +67,7 @@ BLOCK = 512
 
 
 def rows_of(numels, dtype, offset=0):
-    """Parameter, gradient and two states for each number of elements; with an offset, views."""
+    """Return parameter, gradient and two states per number of elements; views if offset."""
     torch.manual_seed(0)
     rows = []
     for numel in numels:
@@ -78,7 +79,7 @@ def rows_of(numels, dtype, offset=0):
 
 
 def launch_adamw(rows, dtype, vector=4):
-    """One launch for all rows, as an engine would make it."""
+    """Update all rows in one launch."""
     table = torch.tensor([[row[0].numel(), *(x.data_ptr() for x in row)] for row in rows])
     chunks = [(i, k) for i, row in enumerate(rows) for k in range(-(-row[0].numel() // BLOCK))]
     low = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
@@ -87,7 +88,7 @@ def launch_adamw(rows, dtype, vector=4):
 
 
 def adamw_in_numpy(row):
-    """The same update, one float32 operation at a time."""
+    """Compute the same update, one float32 operation at a time."""
     p, g, m, v = (x.float().numpy().copy() for x in row)
     decay, weight1, weight2, step_size, inv_bias_correction2_sqrt, eps = SCALARS
     p = p * decay
@@ -228,7 +229,7 @@ def random_bits(out_ptr, seed, BLOCK: tl.constexpr):
 
 
 def philox(counter, seed):
-    """Philox 4x32-10, Salmon et al. 2011."""
+    """Compute Philox 4x32-10 (Salmon et al. 2011)."""
     words = [counter.astype(np.uint64), *np.zeros((3, len(counter)), np.uint64)]
     key = [np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)]
     low = np.uint64(0xFFFFFFFF)

@@ -1,8 +1,9 @@
-"""What the stand-in's threads do together: warps, barriers, shared and global memory."""
+"""Cooperation of threads in the interpreter: warps, barriers, shared and global memory."""
 
 import numpy as np
 import pytest
-from ptxsim.tests.snippets import apply, integers, same_bits
+
+from ci.ptxsim.tests.snippets import apply, integers, same_bits
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ WIDE = [("v8", "b32"), ("v4", "b64")]  # 256 bits
     [(*width, "sm_90a") for width in WIDTHS] + [(*width, "sm_100a") for width in WIDE],
 )
 def test_vector_loads_and_stores(length, kind, target):
-    """Half of the threads copy their vector, reversed, the other half writes a constant."""
+    """Let half of the threads copy their vector, reversed, and the others write a constant."""
     count, bits = int(length[1:]), int(kind[1:])
     names = [f"%{'d' if bits == 64 else 'r' if bits == 32 else 'h'}{i}" for i in range(count)]
     load = "ld.global.L1::evict_first" if bits == 32 else "ld.relaxed.gpu.global"
@@ -182,7 +183,7 @@ def test_vector_loads_and_stores(length, kind, target):
 
 
 def aligned(count, dtype):
-    """An array that starts at a multiple of 32 bytes."""
+    """Return an array that starts at a multiple of 32 bytes."""
     size = count * np.dtype(dtype).itemsize
     area = np.zeros(size + 32, np.uint8)
     start = -area.ctypes.data % 32
@@ -192,7 +193,7 @@ def aligned(count, dtype):
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("trans", ["", ".trans"])
 def test_matrices(count, trans):
-    """By the definition: thread t holds two elements of row t // 4 of each matrix."""
+    """Compare with the definition: thread t holds two elements of row t // 4 of each matrix."""
     x = np.arange(32 * count * 2, dtype=np.uint32)
     registers = [x[i::count].copy() for i in range(count)]
     names = ", ".join(f"%x{i}" for i in range(count))
