@@ -169,11 +169,12 @@ def test_schedule_free_weighs_by_the_largest_rate_so_far(backend):
 @on_each
 def test_stalled_may_be_asked_for_later_and_counts_elements_alone(backend):
     """Guard against a count that needs the first step, or that includes masked lanes."""
-    (param,) = parameters([torch.ones(67, dtype=torch.bfloat16)])
-    optimizer = AdamW([param], lr=1e-6, weight_decay=0.0, backend=backend)
-    scaled_step(optimizer, [torch.ones_like(param)])
+    params = parameters([torch.ones(n, dtype=torch.bfloat16) for n in (67, 500)])
+    optimizer = AdamW(groups_of(params), lr=1e-6, weight_decay=0.0, backend=backend)
+    grads = [torch.ones_like(param) for param in params]
+    scaled_step(optimizer, grads)
     assert optimizer.stalled is None
-    optimizer.param_groups[0]["count_stalled"] = True
+    optimizer.param_groups[0]["count_stalled"] = True  # the other group is not counted
     with pytest.warns(UserWarning, match="did not move"):
-        scaled_step(optimizer, [torch.ones_like(param)])
+        scaled_step(optimizer, grads)
     assert optimizer.stalled.item() == 1.0
