@@ -8,5 +8,5 @@ bash ci/setup.sh cpu,cli,bench,dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest --interpret -n 2
+.venv/bin/python -m pytest tests --interpret -n 2
 .venv/bin/python -m pytest -n 2

@@ -2,7 +2,7 @@
 
 Triton chooses its interpreter when it is imported, so interpreted tests have their own process:
 ``pytest`` compiles the kernels for the CPU, and for GPUs whose PTX is executed on the CPU;
-``pytest --interpret`` runs the tests marked ``interpreted`` in Triton's interpreter; ``pytest -m
+``pytest tests --interpret`` runs the tests marked ``interpreted`` in Triton's interpreter; ``pytest -m
 gpu`` runs tests on a GPU.
 """
 
@@ -56,7 +56,9 @@ def pytest_configure(config):
             raise pytest.UsageError(f"unset {VARIABLE}, or use --interpret, which sets it")
         return
     if "triton" in sys.modules and os.environ.get(VARIABLE) != "1":
-        raise pytest.UsageError("--interpret needs a process that has not imported triton yet")
+        raise pytest.UsageError(
+            "--interpret needs a process that has not imported triton yet: pytest tests --interpret"
+        )
     os.environ[VARIABLE] = "1"
     from helpers import interpreter_patches
 

@@ -9,374 +9,104 @@ last. Names: ``weight<i>`` is ``1 - beta<i>``; ``inv_bias_correction<i>`` is
 ``decay`` is the share of the parameter that weight decay subtracts.
 """
 
-from typing import Any, NamedTuple
-
-
-class AdadeltaHparams(NamedTuple):
-    """Hyperparameters of Adadelta."""
-
-    lr: Any
-    rho: Any
-    eps: Any
-
-
-class AdadeltaScalars(NamedTuple):
-    """Scalars of :func:`adadelta`."""
-
-    lr: Any
-    weight: Any
-    eps: Any
-
-
-class AdagradHparams(NamedTuple):
-    """Hyperparameters of Adagrad."""
-
-    lr: Any
-    lr_decay: Any
-    eps: Any
-
-
-class AdagradScalars(NamedTuple):
-    """Scalars of :func:`adagrad`."""
-
-    step_size: Any
-    eps: Any
-
-
-class AdamHparams(NamedTuple):
-    """Hyperparameters of Adam, RAdam and StableAdamW; ``weight_decay`` is 0 unless decoupled."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    eps: Any
-    weight_decay: Any
-
-
-class SparseAdamHparams(NamedTuple):
-    """Hyperparameters of SparseAdam."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    eps: Any
-
-
-class AdamScalars(NamedTuple):
-    """Scalars of :func:`adam` and :func:`adam_amsgrad`."""
-
-    decay: Any
-    beta1: Any
-    weight1: Any
-    weight2: Any
-    step_size: Any
-    inv_bias_correction2_sqrt: Any
-    eps: Any
-
-
-class AdamaxHparams(NamedTuple):
-    """Hyperparameters of Adamax."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    eps: Any
-
-
-class AdamaxScalars(NamedTuple):
-    """Scalars of :func:`adamax`."""
-
-    beta1: Any
-    weight1: Any
-    weight2: Any
-    step_size: Any
-    eps: Any
-
-
-class AdanHparams(NamedTuple):
-    """Hyperparameters of Adan; ``weight_decay`` is decoupled."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    beta3: Any
-    eps: Any
-    weight_decay: Any
-
-
-class AdanScalars(NamedTuple):
-    """Scalars of :func:`adan`."""
-
-    is_first: Any
-    decay: Any
-    lr: Any
-    beta1: Any
-    weight1: Any
-    beta2: Any
-    weight2: Any
-    weight3: Any
-    inv_bias_correction1: Any
-    diff_share: Any
-    inv_bias_correction3_sqrt: Any
-    eps: Any
-
-
-class AdEMAMixHparams(NamedTuple):
-    """Hyperparameters of AdEMAMix.
-
-    ``alpha_warmup`` and ``beta3_warmup`` are in steps, 1 for none; ``inv_log1`` and ``inv_log3``
-    are ``1 / ln(beta)`` of ``beta1`` and ``beta3``.
-    """
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    beta3: Any
-    alpha: Any
-    eps: Any
-    weight_decay: Any
-    alpha_warmup: Any
-    beta3_warmup: Any
-    inv_log1: Any
-    inv_log3: Any
-
-
-class AdEMAMixScalars(NamedTuple):
-    """Scalars of :func:`ademamix` and :func:`ademamix_slow`."""
-
-    decay: Any
-    lr: Any
-    beta1: Any
-    weight1: Any
-    weight2: Any
-    weight3: Any
-    inv_bias_correction1: Any
-    inv_bias_correction2_sqrt: Any
-    slow_weight: Any
-    eps: Any
-
-
-class ASGDHparams(NamedTuple):
-    """Hyperparameters of ASGD."""
-
-    lr: Any
-    lambd: Any
-    alpha: Any
-    t0: Any
-
-
-class ASGDScalars(NamedTuple):
-    """Scalars of :func:`asgd`."""
-
-    decay: Any
-    eta: Any
-    mu: Any
-
-
-class LAMBHparams(NamedTuple):
-    """Hyperparameters of LAMB; ``adapt`` is 1 to scale by the trust ratio, else 0."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    eps: Any
-    weight_decay: Any
-    adapt: Any
-    low: Any
-    high: Any
-
-
-class LAMBScalars(NamedTuple):
-    """Scalars of :func:`lamb`; the last is formed from the norms."""
-
-    weight1: Any
-    weight2: Any
-    inv_bias_correction1: Any
-    inv_bias_correction2_sqrt: Any
-    eps: Any
-    weight_decay: Any
-    lr: Any
-    adapt: Any
-    low: Any
-    high: Any
-    step_size: Any = None
-
-
-class LARSHparams(NamedTuple):
-    """Hyperparameters of LARS."""
-
-    lr: Any
-    momentum: Any
-    weight_decay: Any
-    trust_coefficient: Any
-    eps: Any
-
-
-class LARSScalars(NamedTuple):
-    """Scalars of :func:`lars`; the last is formed from the norms."""
-
-    lr: Any
-    momentum: Any
-    weight_decay: Any
-    trust_coefficient: Any
-    eps: Any
-    rate: Any = None
-
-
-class LionHparams(NamedTuple):
-    """Hyperparameters of Lion; ``weight_decay`` is decoupled."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    weight_decay: Any
-
-
-class LionScalars(NamedTuple):
-    """Scalars of :func:`lion`."""
-
-    decay: Any
-    lr: Any
-    beta1: Any
-    weight1: Any
-    weight2: Any
-
-
-class NAdamHparams(NamedTuple):
-    """Hyperparameters of NAdam; ``warmup`` is ``0.96 ** momentum_decay``."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    eps: Any
-    warmup: Any
-    weight_decay: Any
-
-
-class NAdamScalars(NamedTuple):
-    """Scalars of :func:`nadam`."""
-
-    decay: Any
-    beta1: Any
-    weight1: Any
-    weight2: Any
-    lr: Any
-    grad_share: Any
-    avg_share: Any
-    inv_bias_correction2_sqrt: Any
-    eps: Any
-
-
-class RAdamScalars(NamedTuple):
-    """Scalars of :func:`radam`; ``rectified`` is 1 or 0."""
-
-    decay: Any
-    beta1: Any
-    weight1: Any
-    weight2: Any
-    step_size: Any
-    rectified: Any
-    eps: Any
-
-
-class RMSpropHparams(NamedTuple):
-    """Hyperparameters of RMSprop."""
-
-    lr: Any
-    alpha: Any
-    eps: Any
-    momentum: Any
-
-
-class RMSpropScalars(NamedTuple):
-    """Scalars of :func:`rmsprop` and :func:`rmsprop_centered`."""
-
-    lr: Any
-    weight: Any
-    eps: Any
-
-
-class RMSpropMomentumScalars(NamedTuple):
-    """Scalars of :func:`rmsprop_momentum` and :func:`rmsprop_centered_momentum`."""
-
-    lr: Any
-    weight: Any
-    eps: Any
-    momentum: Any
-
-
-class ScheduleFreeSGDHparams(NamedTuple):
-    """Hyperparameters of schedule-free SGD."""
-
-    lr: Any
-    momentum: Any
-    warmup_steps: Any
-    r: Any
-    weight_lr_power: Any
-
-
-class ScheduleFreeSGDScalars(NamedTuple):
-    """Scalars of :func:`schedule_free_sgd`."""
-
-    share: Any
-    rate: Any
-    y_rate: Any
-
-
-class ScheduleFreeAdamWHparams(NamedTuple):
-    """Hyperparameters of schedule-free AdamW."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    eps: Any
-    weight_decay: Any
-    warmup_steps: Any
-    r: Any
-    weight_lr_power: Any
-
-
-class ScheduleFreeAdamWScalars(NamedTuple):
-    """Scalars of :func:`schedule_free_adamw` and :func:`schedule_free_adamw_decay`."""
-
-    share: Any
-    rate: Any
-    y_rate: Any
-    weight2: Any
-    eps: Any
-    decay: Any
-
-
-class SGDHparams(NamedTuple):
-    """Hyperparameters of SGD."""
-
-    lr: Any
-    momentum: Any
-    dampening: Any
-
-
-class SGDScalars(NamedTuple):
-    """Scalars of :func:`sgd`."""
-
-    lr: Any
-
-
-class MomentumScalars(NamedTuple):
-    """Scalars of :func:`sgd_momentum` and :func:`sgd_nesterov`."""
-
-    lr: Any
-    momentum: Any
-    weight: Any
-
-
-class StableAdamWScalars(NamedTuple):
-    """Scalars of :func:`stable_adamw`; the last two are formed from the mean square."""
-
-    weight1: Any
-    weight2: Any
-    eps: Any
-    eps_sq: Any
-    lr: Any
-    weight_decay: Any
-    decay: Any = None
-    step_size: Any = None
+from collections import namedtuple
+
+AdadeltaHparams = namedtuple("AdadeltaHparams", "lr rho eps")
+AdadeltaScalars = namedtuple("AdadeltaScalars", "lr weight eps")
+
+AdagradHparams = namedtuple("AdagradHparams", "lr lr_decay eps")
+AdagradScalars = namedtuple("AdagradScalars", "step_size eps")
+
+# of Adam, RAdam and StableAdamW; weight_decay is 0 unless it is decoupled
+AdamHparams = namedtuple("AdamHparams", "lr beta1 beta2 eps weight_decay")
+SparseAdamHparams = namedtuple("SparseAdamHparams", "lr beta1 beta2 eps")
+AdamScalars = namedtuple(
+    "AdamScalars",
+    "decay beta1 weight1 weight2 step_size inv_bias_correction2_sqrt eps",
+)
+
+AdamaxHparams = namedtuple("AdamaxHparams", "lr beta1 beta2 eps")
+AdamaxScalars = namedtuple("AdamaxScalars", "beta1 weight1 weight2 step_size eps")
+
+AdanHparams = namedtuple("AdanHparams", "lr beta1 beta2 beta3 eps weight_decay")
+AdanScalars = namedtuple(
+    "AdanScalars",
+    "is_first decay lr beta1 weight1 beta2 weight2 weight3 inv_bias_correction1 diff_share "
+    "inv_bias_correction3_sqrt eps",
+)
+
+# alpha_warmup and beta3_warmup: steps, 1 for none; inv_log<i>: 1 / ln(beta<i>)
+AdEMAMixHparams = namedtuple(
+    "AdEMAMixHparams",
+    "lr beta1 beta2 beta3 alpha eps weight_decay alpha_warmup beta3_warmup inv_log1 inv_log3",
+)
+AdEMAMixScalars = namedtuple(
+    "AdEMAMixScalars",
+    "decay lr beta1 weight1 weight2 weight3 inv_bias_correction1 inv_bias_correction2_sqrt "
+    "slow_weight eps",
+)
+
+ASGDHparams = namedtuple("ASGDHparams", "lr lambd alpha t0")
+ASGDScalars = namedtuple("ASGDScalars", "decay eta mu")
+
+# adapt: 1 to scale by the trust ratio, else 0; low, high: bounds of the norm of the weight
+LAMBHparams = namedtuple("LAMBHparams", "lr beta1 beta2 eps weight_decay adapt low high")
+# step_size depends on the norms
+LAMBScalars = namedtuple(
+    "LAMBScalars",
+    "weight1 weight2 inv_bias_correction1 inv_bias_correction2_sqrt eps weight_decay lr adapt "
+    "low high step_size",
+    defaults=[None],
+)
+
+LARSHparams = namedtuple("LARSHparams", "lr momentum weight_decay trust_coefficient eps")
+# rate depends on the norms
+LARSScalars = namedtuple(
+    "LARSScalars",
+    "lr momentum weight_decay trust_coefficient eps rate",
+    defaults=[None],
+)
+
+LionHparams = namedtuple("LionHparams", "lr beta1 beta2 weight_decay")
+LionScalars = namedtuple("LionScalars", "decay lr beta1 weight1 weight2")
+
+# warmup is 0.96 ** momentum_decay
+NAdamHparams = namedtuple("NAdamHparams", "lr beta1 beta2 eps warmup weight_decay")
+NAdamScalars = namedtuple(
+    "NAdamScalars",
+    "decay beta1 weight1 weight2 lr grad_share avg_share inv_bias_correction2_sqrt eps",
+)
+
+# rectified is 1 or 0
+RAdamScalars = namedtuple("RAdamScalars", "decay beta1 weight1 weight2 step_size rectified eps")
+
+RMSpropHparams = namedtuple("RMSpropHparams", "lr alpha eps momentum")
+RMSpropScalars = namedtuple("RMSpropScalars", "lr weight eps")
+RMSpropMomentumScalars = namedtuple("RMSpropMomentumScalars", "lr weight eps momentum")
+
+ScheduleFreeSGDHparams = namedtuple(
+    "ScheduleFreeSGDHparams",
+    "lr momentum warmup_steps r weight_lr_power",
+)
+ScheduleFreeSGDScalars = namedtuple("ScheduleFreeSGDScalars", "share rate y_rate")
+
+ScheduleFreeAdamWHparams = namedtuple(
+    "ScheduleFreeAdamWHparams",
+    "lr beta1 beta2 eps weight_decay warmup_steps r weight_lr_power",
+)
+ScheduleFreeAdamWScalars = namedtuple(
+    "ScheduleFreeAdamWScalars",
+    "share rate y_rate weight2 eps decay",
+)
+
+SGDHparams = namedtuple("SGDHparams", "lr momentum dampening")
+SGDScalars = namedtuple("SGDScalars", "lr")
+# of sgd_momentum and sgd_nesterov
+MomentumScalars = namedtuple("MomentumScalars", "lr momentum weight")
+
+# decay and step_size depend on the mean square
+StableAdamWScalars = namedtuple(
+    "StableAdamWScalars",
+    "weight1 weight2 eps eps_sq lr weight_decay decay step_size",
+    defaults=[None, None],
+)
