@@ -2,8 +2,8 @@
 
 Triton chooses its interpreter when it is imported, so interpreted tests have their own process:
 ``pytest`` compiles the kernels for the CPU, and for GPUs whose PTX is executed on the CPU;
-``pytest tests --interpret`` runs the tests marked ``interpreted`` in Triton's interpreter; ``pytest -m
-gpu`` runs tests on a GPU.
+``pytest tests --interpret`` runs the tests marked ``interpreted`` in Triton's interpreter;
+``pytest -m gpu`` runs tests on a GPU.
 """
 
 import os

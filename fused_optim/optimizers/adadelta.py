@@ -21,10 +21,9 @@ class Adadelta(FusedOptimizer):
         rho: decay rate of both averages, in [0, 1].
         eps: added to both averages, under the square roots, for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
-        foreach: accepted for compatibility and ignored.
-        capturable: accepted for compatibility and ignored: every step is capturable.
         maximize: maximize the objective.
         differentiable: must be False.
+        foreach, capturable: accepted for compatibility and ignored: every step is capturable.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``square_avg`` (average of squared gradients) and ``acc_delta`` (of squared steps) in the

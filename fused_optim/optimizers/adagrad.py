@@ -27,10 +27,9 @@ class Adagrad(FusedOptimizer):
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         initial_accumulator_value: first value of the sum; as in torch, one for all groups.
         eps: added to the denominator for numerical stability.
-        foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is fused.
+        foreach, fused: accepted for compatibility and ignored: every step is fused.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``sum`` (of squared gradients) in the parameter's dtype, 4 bytes per element in fp32;

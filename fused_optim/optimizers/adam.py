@@ -23,13 +23,12 @@ class Adam(FusedOptimizer):
         eps: added to the denominator for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         amsgrad: use the maximum of all second moment estimates so far (AMSGrad).
-        foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
-        capturable: accepted for compatibility and ignored: every step is capturable.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is fused.
         decoupled_weight_decay: use decoupled weight decay instead of the L2 penalty: each step
             subtracts ``lr * weight_decay * p``, as in AdamW.
+        foreach, capturable, fused: accepted for compatibility and ignored:
+            every step is fused and capturable.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) (with amsgrad also its
@@ -85,10 +84,9 @@ class AdamW(Adam):
         weight_decay: decoupled weight decay: each step subtracts ``lr * weight_decay * p``.
         amsgrad: use the maximum of all second moment estimates so far (AMSGrad).
         maximize: maximize the objective.
-        foreach: accepted for compatibility and ignored.
-        capturable: accepted for compatibility and ignored: every step is capturable.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is fused.
+        foreach, capturable, fused: accepted for compatibility and ignored:
+            every step is fused and capturable.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) (with amsgrad also its
@@ -114,21 +112,9 @@ class AdamW(Adam):
         fused: bool | None = None,
         **additions: Unpack[options.Additions],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=True,
-            **additions,
-        )
+        flags: Group = dict(maximize=maximize, differentiable=differentiable, foreach=foreach)
+        flags |= dict(capturable=capturable, fused=fused, decoupled_weight_decay=True)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **flags, **additions)
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -21,10 +21,9 @@ class Adamax(FusedOptimizer):
         betas: decay rates of the first moment estimate and of the infinity norm, each in [0, 1).
         eps: added to the magnitude of the gradient for numerical stability.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
-        foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
-        capturable: accepted for compatibility and ignored: every step is capturable.
+        foreach, capturable: accepted for compatibility and ignored: every step is capturable.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` (first moment) and ``exp_inf`` (infinity norm) in the parameter's dtype, 8

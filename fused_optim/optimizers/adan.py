@@ -24,9 +24,8 @@ class Adan(FusedOptimizer):
         eps: added to the denominator for numerical stability.
         weight_decay: the parameter is divided by ``1 + lr * weight_decay`` after the step.
         no_prox: multiply the parameter by ``1 - lr * weight_decay`` before the step instead.
-        foreach: accepted for compatibility and ignored.
-        fused: accepted for compatibility and ignored: every step is fused.
         maximize: maximize the objective.
+        foreach, fused: accepted for compatibility and ignored: every step is fused.
         additions: see :class:`fused_optim.Additions`. ``max_grad_norm=None`` disables clipping; in
             the authors' code 0 does.
 

@@ -24,10 +24,9 @@ class ASGD(FusedOptimizer):
         t0: step at which averaging starts: the parameter enters the average with the weight
             ``1 / max(1, t - t0)``.
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
-        foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
-        capturable: accepted for compatibility and ignored: every step is capturable.
+        foreach, capturable: accepted for compatibility and ignored: every step is capturable.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``ax`` (average of the parameter) in the parameter's dtype, 4 bytes per element in fp32;

@@ -23,10 +23,9 @@ class RAdam(FusedOptimizer):
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         decoupled_weight_decay: use decoupled weight decay instead of the L2 penalty: each step
             subtracts ``lr * weight_decay * p``, as in AdamW.
-        foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
-        capturable: accepted for compatibility and ignored: every step is capturable.
         differentiable: must be False.
+        foreach, capturable: accepted for compatibility and ignored: every step is capturable.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``exp_avg`` (first moment) and ``exp_avg_sq`` (second moment) in the parameter's dtype, 8

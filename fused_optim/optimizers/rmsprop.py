@@ -25,10 +25,9 @@ class RMSprop(FusedOptimizer):
         momentum: momentum factor; the buffer accumulates steps, not gradients.
         centered: divide by an estimate of the standard deviation of the gradient (centered
             RMSprop).
-        capturable: accepted for compatibility and ignored: every step is capturable.
-        foreach: accepted for compatibility and ignored.
         maximize: maximize the objective.
         differentiable: must be False.
+        capturable, foreach: accepted for compatibility and ignored: every step is capturable.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``square_avg`` (second moment), with momentum ``momentum_buffer`` and with centered

@@ -25,9 +25,8 @@ class SGD(FusedOptimizer):
         weight_decay: L2 penalty: adds ``weight_decay * p`` to the gradient.
         nesterov: use Nesterov momentum.
         maximize: maximize the objective.
-        foreach: accepted for compatibility and ignored.
         differentiable: must be False.
-        fused: accepted for compatibility and ignored: every step is fused.
+        foreach, fused: accepted for compatibility and ignored: every step is fused.
         additions: see :class:`fused_optim.Additions`.
 
     State: with momentum, ``momentum_buffer`` in the parameter's dtype, 4 bytes per element in fp32.
