@@ -101,16 +101,16 @@ def kept_in(small: MiniFloat | None) -> Callable[[Tensor], Tensor]:
     def load(columns: Columns, compute: torch.dtype) -> Tensor:
         return codecs._dequantize(columns, small)
 
-    columns = (ColumnSpec(dtype=torch.uint8), ColumnSpec("_scale", torch.uint8, codecs.BLOCK))
+    columns = (ColumnSpec(dtype=torch.uint8), ColumnSpec("_scale", torch.uint8, codecs.SCALE_BLOCK))
     codec = Codec(load, store, columns, keyed=True)
     step = 0
 
     def kept(value: Tensor) -> Tensor:
         nonlocal step
         step += 1  # other random bits in each step: they follow from the position
-        moved = torch.roll(value, codecs.BLOCK * step)
+        moved = torch.roll(value, codecs.SCALE_BLOCK * step)
         back = decode(codec, encode(codec, moved, moved), torch.float32)
-        return torch.roll(back, -codecs.BLOCK * step)
+        return torch.roll(back, -codecs.SCALE_BLOCK * step)
 
     return kept
 
@@ -205,7 +205,8 @@ and so is `kahan`, whose two bf16 have 17 bits.
 
 Largest update beside the largest exact one, and the error's root mean square, over {STEPS} steps of
 {ELEMENTS} elements whose gradients have lognormal scales of this sigma, mixed in blocks of
-{codecs.BLOCK}. Every candidate has a power of two for each block and is rounded stochastically.
+{codecs.SCALE_BLOCK}. Every candidate has a power of two for each block and is rounded
+stochastically.
 """
 
 

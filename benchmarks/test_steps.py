@@ -18,7 +18,7 @@ LISTS = {
     "cpu": ("one-50m", "gpt2-124m", "tiny-1000"),
     "gpu": ("gpt2-124m", "llama-3.2-1b", "tiny-1000", "detector-465"),
 }
-SMALL = ("gpt-1m", "gpt-0.8m")  # where the host and waking threads count most
+SMALL_MODELS = ("gpt-1m", "gpt-0.8m")  # where the host and waking threads count most
 UNFUSED = ("RMSprop", "NAdam", "RAdam", "Adamax")  # torch has no fused kernels for these
 SECONDS = {"cpu": 1.5, "gpu": 1.0}  # for the rounds of one comparison
 KIND = "cpu" if DEVICE.type == "cpu" else "gpu"
@@ -32,7 +32,7 @@ def cases(full: bool, smoke: bool) -> list[tuple[str, str, str, bool]]:
         for model, optimizer in product(lists, SHARED)
         if model != "tiny-1000" or optimizer in ("AdamW", *UNFUSED)
     ]
-    chosen += product(SMALL, ["AdamW"], ["fp32"], [True])
+    chosen += product(SMALL_MODELS, ["AdamW"], ["fp32"], [True])
     if KIND == "gpu":
         chosen = list(product(lists[:2], ["AdamW"], FORMATS, [True]))
         chosen += product(lists[2:], ["AdamW"], ["fp32"], [True])

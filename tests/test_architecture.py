@@ -149,8 +149,8 @@ def test_every_format_is_in_torch_and_triton():
     helpers = {"load_scales", "store_scales"}
     assert [n for n in device if n.startswith(("load", "store")) and n not in helpers] == ours
     assert named == set(ours), "a format without a name cannot be chosen"
-    constants = (counterpart.BLOCK.value, counterpart.INFINITY.value)
-    assert constants == (codecs.BLOCK, codecs.INFINITY)
+    constants = (counterpart.SCALE_BLOCK.value, counterpart.INFINITY.value)
+    assert constants == (codecs.SCALE_BLOCK, codecs.INFINITY)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from fused_optim.formats.stochastic_rounding import Noise
 
-BLOCK = 64  # elements that share a scale
+SCALE_BLOCK = 64  # elements that share a scale
 INFINITY = 0x7F800000  # bits of an infinite float32
 MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but the sign
 
@@ -225,7 +225,7 @@ def _dequantize(columns: Columns, mini: MiniFloat) -> Tensor:
     value = torch.where(denormal, value - least, value)
     value = torch.where(magnitude > mini.max_code, torch.nan, value)
     value = torch.where(code != magnitude, -value, value)
-    exponents = scales.int().clamp(min=1).repeat_interleave(BLOCK)[: len(code)]
+    exponents = scales.int().clamp(min=1).repeat_interleave(SCALE_BLOCK)[: len(code)]
     return value * (exponents << 23).view(torch.float32)
 
 
@@ -234,7 +234,8 @@ def _quantize(columns: Columns, value: Tensor, noise: Noise | None, mini: MiniFl
     value = value.float()
     magnitude = value.view(torch.int32) & MAGNITUDE
     finite = magnitude < INFINITY
-    blocks = pad(torch.where(finite, magnitude, 0), (0, -len(value) % BLOCK)).view(-1, BLOCK)
+    padding = -len(value) % SCALE_BLOCK
+    blocks = pad(torch.where(finite, magnitude, 0), (0, padding)).view(-1, SCALE_BLOCK)
     # the exponent is one more where the largest value is above the largest code
     room = (
         (1 << 23)
@@ -243,7 +244,7 @@ def _quantize(columns: Columns, value: Tensor, noise: Noise | None, mini: MiniFl
     )
     exponents = ((blocks.amax(1) + room) >> 23).clamp(max=254)
     columns[1].copy_(exponents)
-    exponents = exponents.clamp(min=1).repeat_interleave(BLOCK)[: len(value)]
+    exponents = exponents.clamp(min=1).repeat_interleave(SCALE_BLOCK)[: len(value)]
     # halve first: the reciprocal of the largest power of two is not a normal number
     scaled = value.abs() * 0.5 * ((255 - exponents) << 23).view(torch.float32)
     least = 2.0 ** (1 - mini.exponent_bias)

@@ -45,7 +45,7 @@ def _with_extra_column(
 
 def _block_scaled(load: Load, store: Store, dtype: torch.dtype) -> Codec:
     """Return a block-scaled codec: codes and, for each block of codes, a power of two."""
-    columns = (ColumnSpec(dtype=dtype), ColumnSpec("_scale", torch.uint8, codecs.BLOCK))
+    columns = (ColumnSpec(dtype=dtype), ColumnSpec("_scale", torch.uint8, codecs.SCALE_BLOCK))
     return Codec(load, store, columns, stochastic=True)
 
 

@@ -14,7 +14,7 @@ from fused_optim.backends.base import AmpState, BucketKey, CompileError
 from fused_optim.backends.rows import NoiseKey, Row, make_row
 from fused_optim.backends.select import resolve
 from fused_optim.formats import registry
-from fused_optim.formats.codecs import BLOCK, Codec
+from fused_optim.formats.codecs import SCALE_BLOCK, Codec
 from fused_optim.formats.weights import make_columns
 from fused_optim.private_api import has_data
 from fused_optim.rules.common import Rule
@@ -156,12 +156,12 @@ class StepEngine:
 
         Raises:
             ValueError: the slice exceeds the whole parameter, or ``offset`` is not a multiple of
-                ``BLOCK``, the number of elements that share a scale.
+                ``SCALE_BLOCK``, the number of elements that share a scale.
         """
         last = shard.global_numel - param.numel()
-        if shard.param_index < 0 or shard.offset % BLOCK or not 0 <= shard.offset <= last:
+        if shard.param_index < 0 or shard.offset % SCALE_BLOCK or not 0 <= shard.offset <= last:
             raise ValueError(
-                f"offset must be a multiple of {BLOCK} in [0, {last}], and index >= 0, "
+                f"offset must be a multiple of {SCALE_BLOCK} in [0, {last}], and index >= 0, "
                 f"got {shard.offset}, {shard.param_index}"
             )
         self.shards[param] = shard

@@ -22,7 +22,9 @@ from typing_extensions import override
 
 from fused_optim.private_api import TENSOR_GUARDS, dlpack_exchange_api
 
-BLOCK = 256  # number of tensors that are read at once: their objects fit in a core's cache
+TENSORS_PER_READ = (
+    256  # number of tensors that are read at once: their objects fit in a core's cache
+)
 T = TypeVar("T")
 Group = dict[str, Any]
 State = Mapping[Tensor, dict[str, Any]]
@@ -281,8 +283,8 @@ def list_values(states: list[dict[str, Any]]) -> list[Any]:
 
 
 def _blocks(items: list[T]) -> Iterator[list[T]]:
-    """Yield slices of BLOCK items, whose tensors fit in a core's cache for repeated reads."""
-    return (items[i : i + BLOCK] for i in range(0, len(items), BLOCK))
+    """Yield slices of items, whose tensors fit in a core's cache for repeated reads."""
+    return (items[i : i + TENSORS_PER_READ] for i in range(0, len(items), TENSORS_PER_READ))
 
 
 def _names(states: list[dict[str, Any]]) -> list[Any]:

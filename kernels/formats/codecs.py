@@ -9,7 +9,7 @@ uint32, random bits for each element.
 import triton
 import triton.language as tl
 
-BLOCK = tl.constexpr(64)  # elements that share a scale
+SCALE_BLOCK = tl.constexpr(64)  # elements that share a scale
 INFINITY = tl.constexpr(0x7F800000)  # the bits of an infinite float32
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits of a float32 but the sign
 NAN = tl.constexpr(float("nan"))
@@ -182,13 +182,13 @@ def store_stochastic(pointers, start, offs, mask, value, noise):
 @triton.jit
 def scale_pointers(pointer, start, COUNT: tl.constexpr):
     """Return the addresses of the scales of COUNT elements."""
-    return pointer + start // BLOCK + tl.arange(0, COUNT // BLOCK)
+    return pointer + start // SCALE_BLOCK + tl.arange(0, COUNT // SCALE_BLOCK)
 
 
 @triton.jit
 def any_in_block(mask, COUNT: tl.constexpr):
     """Return a mask of the scales of COUNT elements: True if ``mask`` has any of the block."""
-    return tl.max(tl.reshape(mask.to(tl.int32), (COUNT // BLOCK, BLOCK)), 1) > 0
+    return tl.max(tl.reshape(mask.to(tl.int32), (COUNT // SCALE_BLOCK, SCALE_BLOCK)), 1) > 0
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def store_scales(pointer, exponents, mask, COUNT: tl.constexpr):
 def spread(exponents, COUNT: tl.constexpr):
     """Return for each of COUNT elements the exponent of its block."""
     blocks = tl.expand_dims(tl.maximum(exponents, 1), 1)
-    return tl.reshape(tl.broadcast_to(blocks, (COUNT // BLOCK, BLOCK)), (COUNT,))
+    return tl.reshape(tl.broadcast_to(blocks, (COUNT // SCALE_BLOCK, SCALE_BLOCK)), (COUNT,))
 
 
 @triton.jit
@@ -266,7 +266,7 @@ def quantize(
     largest = tl.where(finite, magnitude, 0)
     if mask is not None:
         largest = tl.where(mask, largest, 0)
-    largest = tl.max(tl.reshape(largest, (count // BLOCK, BLOCK)), 1)
+    largest = tl.max(tl.reshape(largest, (count // SCALE_BLOCK, SCALE_BLOCK)), 1)
     # the exponent is one more where the largest value is above the largest code
     room: tl.constexpr = (1 << 23) - 1 - ((LARGEST & ((1 << MANTISSA) - 1)) << (23 - MANTISSA))
     exponents = tl.minimum((largest + room) >> 23, 254)

@@ -41,7 +41,7 @@ CASES = {
 }
 
 
-class Pair:
+class StubPair:
     """An optimizer whose launches go through a driver, and the reference, on equal tensors.
 
     Args:

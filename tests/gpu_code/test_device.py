@@ -15,7 +15,7 @@ SHAPES = [(1500,), (3, 700), (), (0,), (1025,)]
 OPTIONS = {"lr": 0.1, "max_grad_norm": 3.0, "nonfinite": "skip"}
 
 
-class Pair:
+class DevicePair:
     """An optimizer on the device and one on the CPU, with gradients of equal bits."""
 
     def __init__(self, device, **options):
@@ -48,7 +48,7 @@ def test_streams_and_a_host_that_runs_ahead(device):
 
     Each step has its own stream, options and gradients, while the device is busy with earlier work.
     """
-    pair = Pair(device)
+    pair = DevicePair(device)
     for step, (ours, theirs) in enumerate(pair.gradients(6)):
         set_grads(pair.others, theirs)
         for optimizer in (pair.kernel, pair.reference):
@@ -67,7 +67,7 @@ def test_streams_and_a_host_that_runs_ahead(device):
 
 def test_nothing_waits_for_the_device(device):
     """Check that norm, clip factor, skip decision and counts stay on the device."""
-    pair = Pair(device, lr=torch.tensor(0.1))
+    pair = DevicePair(device, lr=torch.tensor(0.1))
     lr = torch.tensor(0.1, device=device.torch)
     pair.kernel.param_groups[0]["lr"] = lr
     rates = [torch.tensor(0.1 / (1 + i), device=device.torch) for i in range(4)]
@@ -93,7 +93,7 @@ def test_nothing_waits_for_the_device(device):
 
 def test_a_graph_of_the_step(device):
     """Capture the step once, and replay it with new gradients and learning rates."""
-    pair = Pair(device, lr=torch.tensor(0.1))
+    pair = DevicePair(device, lr=torch.tensor(0.1))
     lr = torch.tensor(0.1, device=device.torch)
     pair.kernel.param_groups[0]["lr"] = lr
     fixed = [torch.zeros_like(p) for p in pair.params]
@@ -121,7 +121,7 @@ def test_a_graph_of_the_step(device):
 def test_grad_scaler(device):
     """Check that the step unscales and skips, and that the scale decreases after an Inf."""
     # a bound between the norms of the scaled and of the unscaled gradients
-    pair = Pair(device, nonfinite="propagate", max_grad_norm=1000.0)
+    pair = DevicePair(device, nonfinite="propagate", max_grad_norm=1000.0)
     pairs = [
         (torch.amp.GradScaler(place, init_scale=1024.0, growth_interval=2), optimizer)
         for place, optimizer in ((device.torch.type, pair.kernel), ("cpu", pair.reference))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from gpu_code.launches import EVERY, HIP, Pair, each_vendor, needs_compiler
+from gpu_code.launches import EVERY, HIP, StubPair, each_vendor, needs_compiler
 
 from ci import driver_stubs
 from ci.driver_stubs.library import Library, build
@@ -42,11 +42,11 @@ def is_right(pair, driver):
 def test_a_wrong_order_of_the_parameters_is_noticed(kernel):
     """Check that after each exchange the launch fails or the bits differ."""
     with driver_stubs.cuda() as driver:
-        assert is_right(Pair("lamb", shapes=[(5,), (1025,)]), driver)
+        assert is_right(StubPair("lamb", shapes=[(5,), (1025,)]), driver)
         launch = next(launch for launch in driver.launches if launch.kernel.name == kernel)
         for i in range(len(launch.arguments) - 1):
             driver.change = exchanged(kernel, i)
-            assert not is_right(Pair("lamb", shapes=[(5,), (1025,)]), driver), i
+            assert not is_right(StubPair("lamb", shapes=[(5,), (1025,)]), driver), i
 
 
 def without_upper_half(launch):
@@ -74,7 +74,7 @@ WRONG += [
 @pytest.mark.parametrize(("stub", "what"), WRONG)
 def test_a_launch_that_goes_wrong_is_an_error_of_triton(stub, what):
     """Check that Triton reports it like an error of the real library, with the reason as cause."""
-    pair = Pair("adamw")
+    pair = StubPair("adamw")
     with stub() as driver:
         driver.change = CHANGES[what]
         with pytest.raises(RuntimeError, match=rf"Triton Error \[(CUDA|HIP)\].*{what}") as caught:

@@ -22,7 +22,7 @@ from gpu_code.launches import (
     BF16,
     CASES,
     THREE,
-    Pair,
+    StubPair,
     assert_packed,
     each_vendor,
     names,
@@ -71,7 +71,7 @@ def asked_of_triton():
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_kernel_gives_the_bits_of_the_reference(case):
-    pair = Pair(case)
+    pair = StubPair(case)
     with driver_stubs.cuda() as driver:
         for _ in range(3):
             pair.step()
@@ -87,7 +87,7 @@ def test_every_kernel_gives_the_bits_of_the_reference(case):
 @pytest.mark.parametrize("case", ["adamw", "lamb"])
 def test_later_launches_hand_over_what_the_first_does(case, stub):
     """Check that launches from the cache have the kernel and the bytes of the first launch."""
-    pair = Pair(case)
+    pair = StubPair(case)
     with stub():
         pair.step()  # makes the state and the tables
     pair.set_grads()
@@ -108,7 +108,10 @@ def test_later_launches_hand_over_what_the_first_does(case, stub):
 @each_vendor
 def test_arguments_that_are_none(stub):
     """Check that missing norm, scaler and counters are no parameters of the kernels."""
-    pairs = Pair("adamw", max_grad_norm=None), Pair("sgd-skip", nonfinite="propagate", momentum=0)
+    pairs = (
+        StubPair("adamw", max_grad_norm=None),
+        StubPair("sgd-skip", nonfinite="propagate", momentum=0),
+    )
     with stub() as driver:
         for pair in pairs:
             pair.step()
@@ -124,7 +127,7 @@ def test_arguments_that_are_none(stub):
 @each_vendor
 def test_a_grad_scaler(stub):
     """Check that scale and flag come between options and scalars, and that an Inf skips."""
-    pair = Pair("adamw", max_grad_norm=1000.0)
+    pair = StubPair("adamw", max_grad_norm=1000.0)
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in range(2)]
     with stub() as driver:
         for step in range(3):
@@ -166,7 +169,7 @@ def sparse(numel, dtype):
 def norm_of_a_step():
     """Return the function of the kernel norm, and the backend's constants and options for it."""
     with asked_of_triton() as asked:
-        Pair("adamw").step()
+        StubPair("adamw").step()
     function, _, options = asked[0]
     return function, {k: v for k, v in options.items() if k not in ("grid", "warmup")}
 
@@ -184,7 +187,7 @@ def norm_arguments(fixed, chunks, programs, grad):
 @each_vendor
 def test_empty_grids(stub):
     """Check that launches without programs do not reach the driver."""
-    pair = Pair("adamw", shapes=[(0,), (0, 3)])
+    pair = StubPair("adamw", shapes=[(0,), (0, 3)])
     with stub() as driver:
         with asked_of_triton() as asked:
             pair.step()
@@ -229,7 +232,7 @@ def test_a_count_past_two_to_the_31(stub):
 @each_vendor
 def test_two_counts_past_two_to_the_31(stub):
     """Check the packed arguments for counts that are too large to run the kernel."""
-    pair = Pair("adamw")
+    pair = StubPair("adamw")
     with stub() as driver, asked_of_triton() as asked:
         driver.blocks = lambda name, count: []
         pair.step()
@@ -273,7 +276,7 @@ def test_the_device_of_the_parameters_and_its_current_stream(stub):
     """Check them for every current device, and that torch knows the streams that use a table."""
     with stub() as driver, driver_stubs.pretended(driver) as devices:
         here, there = driver.devices
-        pair = Pair("adamw", put=lambda tensor, i: devices.put(tensor, there))
+        pair = StubPair("adamw", put=lambda tensor, i: devices.put(tensor, there))
         streams = [0, driver.new_stream(there), driver.new_stream(there)]
         for stream, current in zip(streams, (here, here, there), strict=True):
             driver.streams.update({there: stream, here: driver.new_stream(here)})
@@ -293,7 +296,7 @@ def test_the_device_of_the_parameters_and_its_current_stream(stub):
 def test_parameters_on_two_devices(stub):
     """Check that each device has launches on its stream, and that the norm covers all."""
     with stub() as driver, driver_stubs.pretended(driver) as devices:
-        pair = Pair("adamw", put=lambda tensor, i: devices.put(tensor, driver.devices[i % 2]))
+        pair = StubPair("adamw", put=lambda tensor, i: devices.put(tensor, driver.devices[i % 2]))
         driver.streams.update({device: driver.new_stream(device) for device in driver.devices})
         for _ in range(2):
             pair.step()
