@@ -69,7 +69,7 @@ def test_a_dry_run_collects_the_tests_and_reports(checkout, tmp_path):
     log = (tmp_path / "tests-0.log").read_text()
     names = [line for line in log.splitlines() if "::" in line]
     for name in (
-        "test_ptx_execution.py::test_every_optimizer[AdamW-float32-cuda",
+        "test_ptx_execution.py::test_every_optimizer[AdamW-fp32-cuda",
         "test_large.py::test_offsets_past_two_to_the_31[cuda]",
         "test_order.py::test_the_same_bits[cuda-again]",
         "test_device.py::test_a_graph_of_the_step[cuda]",

@@ -62,7 +62,7 @@ def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     monkeypatch.setattr(kernel_runner, "upload", lambda array, device: uploaded.append(array))
     monkeypatch.setattr(kernel_runner.KernelRunner, "_record_streams", lambda self: None)
     monkeypatch.setattr(kernel_runner.KernelRunner, "_run", lambda *args, **constants: None)
-    monkeypatch.setattr("fused_optim.step.engine.resolve", lambda name, device: "triton")
+    monkeypatch.setattr("fused_optim.step.engine.resolve", lambda *arguments: "triton")
     monkeypatch.setattr(triton, "active_target", triton.InterpreterTarget)
     params = meta_model()
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
