@@ -22,6 +22,8 @@ def lamb_scalars(hparams, step):
         adapt=hparams.adapt,
         low=hparams.low,
         high=hparams.high,
+        # the reduction forms it; before Triton 3.7 a jit function cannot return None
+        step_size=hparams.lr,
     )
 
 

@@ -17,6 +17,8 @@ def lars_scalars(hparams, step):
         weight_decay=hparams.weight_decay,
         trust_coefficient=hparams.trust_coefficient,
         eps=hparams.eps,
+        # the reduction forms it; before Triton 3.7 a jit function cannot return None
+        rate=hparams.lr,
     )
 
 

@@ -18,6 +18,9 @@ def stable_adamw_scalars(hparams, step):
         eps_sq=hparams.eps * hparams.eps,
         lr=hparams.lr,
         weight_decay=hparams.weight_decay,
+        # the reduction forms both; before Triton 3.7 a jit function cannot return None
+        decay=hparams.weight_decay,
+        step_size=hparams.lr,
     )
 
 
