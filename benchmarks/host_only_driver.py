@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import triton
-from ptxsim.driver import PtxDriver
+
+from ci.ptxsim.driver import PtxDriver
 
 
 class NoLauncher:

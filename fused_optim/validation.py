@@ -5,7 +5,6 @@ A kernel reads addresses without any check, so everything is checked before a la
 
 import math
 import operator
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
@@ -17,6 +16,7 @@ from fused_optim.formats.registry import HALVES, STATES, WEIGHTS
 from fused_optim.options import BACKENDS, Additions
 from fused_optim.private_api import is_wrapper
 from fused_optim.rules.common import Rule
+from fused_optim.user_warnings import warn_user
 
 Check = Callable[[str, Any], None]  # (name, value): raises if the value is not allowed
 
@@ -242,11 +242,10 @@ def warn_of_frozen_states(rule: Rule, hparams: Any, group: Mapping[str, Any]) ->
         for dtype in trained & set(HALVES):
             change = 1.0 - getattr(hparams, option)
             if group["states"] == "param" and change < torch.finfo(dtype).eps / 4:
-                warnings.warn(
+                warn_user(
                     f"{state_key} is kept in {dtype} and cannot decay: {option} changes it by "
                     f"{change:.2g} of its value per step, less than half an ulp; pass "
-                    "states='fp32', or states='bf16' (stochastic rounding)",
-                    stacklevel=4,
+                    "states='fp32', or states='bf16' (stochastic rounding)"
                 )
 
 
@@ -277,6 +276,7 @@ def unsupported_reason(param: Tensor) -> str | None:
     """Return the requirement that ``param`` fails, worded to follow "must", or None."""
     if param.dtype not in SUPPORTED:
         return f"be floating or complex, got {param.dtype}"
+    # a DTensor (FSDP2, tensor parallelism) wraps the memory of another tensor
     if param.layout is not torch.strided or is_wrapper(param):
         kind = f"{type(param).__module__}.{type(param).__qualname__}, {param.layout}"
         return f"be a dense tensor that owns its memory, got {kind}"

@@ -3,14 +3,15 @@
 import ast
 import importlib
 import inspect
+import re
 import types
 from pathlib import Path
 
 import pytest
 import triton
-from helpers.models import RULE_MODULES, RULES
 
 import fused_optim
+from ci.codegen.rules import RULE_MODULES, RULES
 from fused_optim.backends.triton import kernel_counterpart
 from fused_optim.formats import codecs, registry, stochastic_rounding
 
@@ -21,7 +22,14 @@ MAY_IMPORT = {
     "fused_optim/private_api.py": set(),
     "fused_optim/formats": {"formats", "options", "rules"},
     "fused_optim/options.py": set(),
-    "fused_optim/validation.py": {"formats", "options", "private_api", "rules"},
+    "fused_optim/user_warnings.py": set(),
+    "fused_optim/validation.py": {
+        "formats",
+        "options",
+        "private_api",
+        "rules",
+        "user_warnings",
+    },
     "fused_optim/backends": {"backends", "formats", "kernels", "private_api", "rules"},
     "fused_optim/step": {
         "_host",
@@ -31,6 +39,7 @@ MAY_IMPORT = {
         "private_api",
         "rules",
         "step",
+        "user_warnings",
         "validation",
     },
     "fused_optim/optimizers": {
@@ -162,6 +171,53 @@ def test_a_rule_names_its_own_states_and_hyperparameters(name):
     late = list(rule.scalars._field_defaults)
     assert list(rule.scalars._fields[rule.num_elementwise_scalars :]) == late
     assert bool(late) == (rule.reduction is not None)
+
+
+# words that an engineer of the field searches for
+TERMS = [
+    "quantiz",
+    "stochastic_round",
+    "master.weight",
+    "bias_correction",
+    "first moment",
+    "second moment",
+    "learning rate",
+    "hyperparam",
+    "fast.path",
+    "DTensor",
+    "FSDP",
+    "CUDA graph",
+    "clip_factor",
+    "weight_decay",
+    "found_inf",
+]
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_the_terms_of_the_field_find_a_place(term):
+    files = [*(ROOT / "fused_optim").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    assert any(re.search(term, path.read_text(), re.IGNORECASE) for path in files)
+
+
+def test_the_table_of_the_development_guide_is_true():
+    """Guard against a file or a name that has moved: docs/development.md, first table."""
+    text = (ROOT / "docs" / "development.md").read_text()
+    rows = [line.split("|") for line in text.partition("## Where a line belongs")[0].splitlines()]
+    rows = [row for row in rows if len(row) == 5 and "`" in row[3]]
+    assert len(rows) >= 8
+    for _, _, names, places, _ in rows:
+        files = [ROOT / name for name in re.findall(r"`([\w/]+\.py)`", places)]
+        content = "".join(path.read_text() for path in files)
+        for name in re.findall(r"`([^`]+)`", names):
+            assert name.rpartition(".")[2] in content, f"{name} is not in {places}"
+
+
+def test_nothing_is_imported_by_way_of_the_path():
+    """Guard against folders that import each other through ``sys.path``."""
+    for folder in ("fused_optim", "kernels", "tests", "ci", "examples", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path != Path(__file__):
+                assert "sys.path" not in path.read_text(), path
 
 
 def test_public_names_are_documented():

@@ -48,7 +48,7 @@ def counts(benchmarks):
 
 
 def test_no_byte_count_regresses(benchmarks, counts):
-    """What an optimizer moves is a property of the code, so unlike a time it can be held to."""
+    """Guard against more bytes per step: unlike times, they are a property of the code."""
     found = {count.name: count.planned for count in counts}
     committed = json.loads(benchmarks.bytes_moved.PATH.read_text())
     lines = list(benchmarks.bytes_moved.differences(found, committed))

@@ -1,4 +1,4 @@
-"""What a checkpoint may bring, may lack and must not change."""
+"""Checkpoints with and without each entry: loading takes over some options and keeps others."""
 
 import copy
 

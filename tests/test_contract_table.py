@@ -4,9 +4,10 @@ import ast
 import re
 from pathlib import Path
 
-import contract_table
 import pytest
 from helpers.torch_pair import CLASSES
+
+from ci import contract_table
 
 ROOT = Path(__file__).parent.parent
 TEST = '<testcase name="{name}"><properties>{properties}</properties>{outcome}</testcase>'

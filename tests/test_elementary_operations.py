@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.cases import CASES, get_name
-from helpers.models import FORMATS, parameters, set_grads, values
+from helpers.models import parameters, set_grads, values
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim import AdamW
 
 PACKAGE = Path(__file__).parent.parent / "fused_optim"
@@ -314,7 +315,7 @@ def test_steps_execute_nothing_that_is_not_listed(case):
         run(make, dtype, [0.25, -0.5, torch.inf])
 
 
-@pytest.mark.parametrize("formats", FORMATS, ids=lambda names: "-".join(names.values()))
+@pytest.mark.parametrize("formats", FORMAT_PAIRS, ids=lambda names: "-".join(names.values()))
 def test_formats_execute_nothing_that_is_not_listed(formats):
     options = {"lr": 0.5, "max_grad_norm": 1.0, "count_stalled": True, "backend": "reference"}
     run(lambda params: AdamW(params, **formats, **options), torch.bfloat16, [0.25, -0.5])

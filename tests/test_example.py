@@ -165,7 +165,7 @@ def test_interrupted_and_resumed(example, tmp_path, monkeypatch, capsys):
 
 
 def test_as_a_script(tmp_path):
-    """What a user does: the picture, the table and a checkpoint that plain torch takes."""
+    """Run it as a user does: picture, table and a checkpoint that plain torch loads."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "examples.gpt", "--steps", "4", "--save", "gpt.pt"]

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import FORMATS, parameters, set_grads, values
+from helpers.models import parameters, set_grads, values
 from torch import nn
 from torch.nn import Parameter
 
 import fused_optim
+from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim import AdamW, memory
 from fused_optim.formats.registry import STATES, WEIGHTS
 
@@ -98,10 +99,10 @@ def test_what_an_optimizer_refuses_is_refused():
 
 
 def test_the_pairs_of_formats_are_all_formats():
-    """Guard against formats that tests over FORMATS leave out."""
-    assert {f["weights"] for f in FORMATS} == set(WEIGHTS)
-    assert {f["states"] for f in FORMATS} == set(STATES)
-    assert FORMATS[0] == {"weights": "plain", "states": "param"}
+    """Guard against formats that tests over FORMAT_PAIRS leave out."""
+    assert {f["weights"] for f in FORMAT_PAIRS} == set(WEIGHTS)
+    assert {f["states"] for f in FORMAT_PAIRS} == set(STATES)
+    assert FORMAT_PAIRS[0] == {"weights": "plain", "states": "param"}
 
 
 def test_the_readme_has_these_bytes():

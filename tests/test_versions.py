@@ -12,8 +12,8 @@ from packaging.version import Version
 pytest.importorskip("tomllib", reason="ci/versions.sh needs Python 3.11")
 pytest.importorskip("rich", reason="ci/versions.sh prints its table with rich")
 
-import versions_run
-from versions_run import Check, Found
+from ci import versions_run
+from ci.versions_run import Check, Found
 
 ROOT = Path(__file__).parent.parent
 RELEASED = ["3.10.0", "3.9.1", "3.9.0", "4.0.0rc1", "3.3.1", "3.4.0", "3.4.1", "3.5.0"]

@@ -1,7 +1,6 @@
 """The engine that runs a step: the fast path by the cache of the last step, or a full step."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
@@ -22,6 +21,7 @@ from fused_optim.step import duplicates, scalar_state, sparse
 from fused_optim.step.cache import GroupReader, StepCache
 from fused_optim.step.guards import Group
 from fused_optim.step.plan import Plan, make_bucket_key
+from fused_optim.user_warnings import warn_user
 
 
 class Shard(NamedTuple):
@@ -102,6 +102,8 @@ def needs_grad_norm(optimizer: GroupReader) -> bool:
 class StepEngine:
     """The engine that runs the steps of one optimizer.
 
+    On a GPU the host never waits for the device, so a CUDA graph can capture a step.
+
     Attributes:
         report: float64 [3]: norm, clip factor and skip (0 or 1) of the last step; None before the
             first step.
@@ -144,11 +146,10 @@ class StepEngine:
         if any(key.count_stalled and key.codecs[0].stochastic for key in self.bucket_keys):
             return  # stochastic rounding moves an element by a whole ulp or not at all
         self._has_warned = True
-        warnings.warn(
+        warn_user(
             f"{fraction:.0%} of the elements did not move in this step: their updates are less "
             "than half an ulp of the parameter; pass weights='split' (bf16) or 'master' to keep "
-            "them",
-            stacklevel=5,
+            "them"
         )
 
     def set_shard(self, param: Tensor, shard: Shard) -> None:
@@ -220,7 +221,7 @@ class StepEngine:
         """Use the reference on the CPU from now on; raise ``reason`` if the user chose native."""
         if any(name == "native" for name, *_ in self._resolved):
             raise reason
-        warnings.warn(f"backend='auto' is 'reference' from now on: {reason}", stacklevel=7)
+        warn_user(f"backend='auto' is 'reference' from now on: {reason}")
         self._resolved[("auto", torch.device("cpu"), True)] = "reference"
 
     def prepare_rows(self, optimizer: SteppedOptimizer) -> list[tuple[BucketKey, Row]]:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from helpers.cases import CASES, Case
-from helpers.models import FORMATS, parameters, set_grads, state_of
+from helpers.models import parameters, set_grads, state_of
 from torch import Tensor
 
+from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim.rules import common
 
 # the last is more than two threads take at once
@@ -82,7 +83,7 @@ def digests() -> dict[str, str]:
         if case.name in NAMES:
             for dtype in (torch.float32, torch.float64):
                 result[f"{case.name} {dtype}"] = digest(steps(case, dtype, SIZES))
-    for formats in FORMATS:
+    for formats in FORMAT_PAIRS:
         case = Case("formats", "AdamW", {"lr": 0.1})
         name = "-".join(formats.values())
         result[name] = digest(steps(case, torch.bfloat16, [70001], **formats))

@@ -1,8 +1,6 @@
 """Values, parameters and gradients for tests, and the rules, backends and formats they run."""
 
-import importlib
 import os
-import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,29 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-import fused_optim.rules
-from fused_optim.formats.registry import STATES, WEIGHTS
-from fused_optim.rules.common import Rule
-
-RULE_MODULES = [
-    importlib.import_module(module.name)
-    for module in pkgutil.iter_modules(fused_optim.rules.__path__, "fused_optim.rules.")
-]
-RULES = {
-    name.lower(): rule
-    for module in RULE_MODULES
-    for name, rule in vars(module).items()
-    if isinstance(rule, Rule)
-}
 # the backend that runs the Triton kernels here: see tests/conftest.py
 KERNELS = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "native"
 BACKENDS = ["reference", KERNELS]
-# every format of weights and every format of states, in as few pairs as there are of either;
-# the first is torch's
-FORMATS = [
-    {"weights": list(WEIGHTS)[i % len(WEIGHTS)], "states": list(STATES)[i % len(STATES)]}
-    for i in range(max(len(WEIGHTS), len(STATES)))
-]
 # no tensor, one element, around one warp, around one chunk of the kernel, several chunks
 SIZES = [0, 1, 2, 31, 1023, 1024, 1025, 4097]
 LARGE = 65537

@@ -5,9 +5,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from helpers.models import RULES
 
 from ci.codegen.builds import FORMATS
+from ci.codegen.rules import RULES
 from fused_optim.backends import triton
 from fused_optim.backends.base import BucketKey
 from fused_optim.backends.constexprs import argument_types, constants
