@@ -14,7 +14,6 @@ import pytest
 import torch
 from helpers.cases import CASES, ONE_PER_CLASS, find_case, get_name
 from helpers.models import (
-    FORMATS,
     KERNELS,
     LARGE,
     SIZES,
@@ -27,6 +26,7 @@ from helpers.models import (
 from helpers.tolerances import assert_same_bits
 from helpers.versions import NEEDS_GRAD_DTYPE
 
+from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim.formats.registry import STATES, WEIGHTS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -110,7 +110,9 @@ def test_every_optimizer_misaligned(case, dtype):
     compare_backends(make, start, steps=2, make_params=misaligned)
 
 
-@pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
+@pytest.mark.parametrize(
+    "formats", FORMAT_PAIRS[1:], ids=lambda formats: "-".join(formats.values())
+)
 @pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_every_optimizer_in_every_format(case, formats):
     def make(params, backend):
@@ -121,10 +123,12 @@ def test_every_optimizer_in_every_format(case, formats):
 
 
 @pytest.mark.interpreted(only=True)
-@pytest.mark.parametrize("formats", FORMATS[1:], ids=lambda formats: "-".join(formats.values()))
+@pytest.mark.parametrize(
+    "formats", FORMAT_PAIRS[1:], ids=lambda formats: "-".join(formats.values())
+)
 def test_every_format_interpreted(formats):
     """Guard against formats that the interpreter computes otherwise."""
-    test_every_optimizer_in_every_format(ONE_PER_CLASS[FORMATS.index(formats)], formats)
+    test_every_optimizer_in_every_format(ONE_PER_CLASS[FORMAT_PAIRS.index(formats)], formats)
 
 
 @pytest.mark.parametrize("states", STATES)
