@@ -29,9 +29,10 @@ PRINTED = {
 }
 
 
-def test_every_example_is_run():
-    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert names == {"__init__", *PRINTED}
+def test_every_example_is_run_and_short():
+    paths = list((ROOT / "examples").glob("*.py"))
+    assert {path.stem for path in paths} == {"__init__", *PRINTED}
+    assert all(len(path.read_text().splitlines()) <= 40 for path in paths)
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -29,6 +29,9 @@ from helpers.versions import NEEDS_GRAD_DTYPE
 from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim.formats.registry import STATES, WEIGHTS
 
+each_format = pytest.mark.parametrize(
+    "formats", FORMAT_PAIRS[1:], ids=lambda formats: "-".join(formats.values())
+)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
