@@ -1,5 +1,6 @@
 """Fused optimizers: drop-ins for torch.optim that update all tensors in one pass."""
 
+from fused_optim.explain import Explanation
 from fused_optim.memory_estimate import Memory, memory
 from fused_optim.optimizers.adadelta import Adadelta
 from fused_optim.optimizers.adagrad import Adagrad
@@ -35,6 +36,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Additions",
+    "Explanation",
     "Lion",
     "Memory",
     "NAdam",

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fused_optim import options, validation
 from fused_optim.backends.base import AmpState, GroupOptions
+from fused_optim.explain import Explanation, explain
 from fused_optim.formats import checkpoint, registry
 from fused_optim.formats.weights import load_weight, reset_extra_bits
 from fused_optim.optimizers import ema
@@ -170,6 +171,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     def backend_used(self) -> str | None:
         """Backends of the last step, as in ``"reference, triton"``; None before the first."""
         return ", ".join(sorted({key.backend for key in self._engine.bucket_keys})) or None
+
+    def explain(self) -> Explanation:
+        """Return how the next step updates each parameter; nothing is changed or compiled."""
+        return explain(self, self._engine)
 
     def to_torch(self) -> torch.optim.Optimizer:
         """Return the counterpart in ``torch.optim``: see :func:`fused_optim.to_torch`."""
