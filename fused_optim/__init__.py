@@ -22,6 +22,7 @@ from fused_optim.optimizers.sparse_adam import SparseAdam
 from fused_optim.optimizers.stable_adamw import StableAdamW
 from fused_optim.optimizers.to_torch import to_torch
 from fused_optim.options import Additions
+from fused_optim.step_in_backward import StepInBackward, step_in_backward
 
 __all__ = [
     "ASGD",
@@ -46,7 +47,9 @@ __all__ = [
     "ScheduleFreeSGD",
     "SparseAdam",
     "StableAdamW",
+    "StepInBackward",
     "from_torch",
     "memory",
+    "step_in_backward",
     "to_torch",
 ]
