@@ -256,13 +256,15 @@ def test_a_closure_and_what_step_returns():
     assert optimizers[1].step() is None
 
 
+@pytest.mark.filterwarnings("ignore:.* did not move in this step")
 def test_parameters_that_step_updates():
     """Guard against parameters that neither updates: added later, left out, or unfrozen."""
-    start = noise(0)
+    start = noise(0, BF16)
     both = [parameters(start) for _ in range(2)]
-    optimizers = [AdamW(params[:3], lr=0.1, ema_decay=0.9) for params in both]
+    options = {"lr": 0.01, "ema_decay": 0.9, "count_stalled": True}
+    optimizers = [AdamW(params[:3], **options) for params in both]
     both[1][1].requires_grad_(False)
-    handle = step_in_backward(both[1][:2], optimizers[1])
+    handle = step_in_backward(both[1][:3], optimizers[1])
     both[1][1].requires_grad_(True)
     for params, optimizer in zip(both, optimizers, strict=True):
         optimizer.add_param_group({"params": params[3:], "lr": 0.2})
@@ -270,6 +272,7 @@ def test_parameters_that_step_updates():
         with handle.accumulate():  # parameter 0 has its gradient from this micro-batch alone
             backward(both[1][:1], noise(seed)[:1])
         backward(both[1][1:], noise(seed)[1:])
+        assert [param.grad is None for param in both[1]] == [False, False, True, False, False]
         backward(both[0], noise(seed))
         for optimizer in optimizers:
             optimizer.step()
@@ -278,6 +281,7 @@ def test_parameters_that_step_updates():
             assert_same_bits("parameter", two, one)
             averages = optimizers[0].state[one]["ema"], optimizers[1].state[two]["ema"]
             assert_same_bits("average", *averages)
+        assert 0 < optimizers[0].stalled == optimizers[1].stalled
 
 
 @pytest.mark.parametrize("name", ["AdamW", "ScheduleFreeSGD"])

@@ -115,19 +115,23 @@ def test_skipping_without_clipping():
     assert [optimizer.state[param]["step"].item() for param in params] == [0, 1]
 
 
-def test_norms_survive_a_step_without_gradients_and_a_checkpoint():
-    params = parameters(exact_values([(8,)], torch.float32))
+def test_norms_of_steps_without_some_or_all_gradients():
+    """Guard against parts of an earlier step in the norm, and a norm lost in a checkpoint."""
+    params = parameters(exact_values([(8,), (4,)], torch.float32))
     optimizer = SGD(params, lr=0.1, max_grad_norm=1.0)
     handle = step_in_backward(params, optimizer, clip_by_last_norm=True)
-    params[0].backward(torch.full((8,), 8.0))
+    backward(params, [torch.full((8,), 8.0), torch.ones(4)])
     optimizer.step()
-    norm = handle.last_norm
+    assert handle.last_norm == math.sqrt(8 * 64 + 4)
+    params[1].backward(torch.full((4,), 3.0))
     optimizer.step()
-    assert handle.last_norm == norm
+    assert handle.last_norm == optimizer.grad_norm == 6.0
+    optimizer.step()
+    assert handle.last_norm == 6.0
     optimizer.load_state_dict(optimizer.state_dict())
     params[0].backward(torch.ones(8))
     optimizer.step()
-    assert optimizer.clip_factor == 1.0 / (norm + 1e-6)
+    assert optimizer.clip_factor == 1.0 / (6.0 + 1e-6)
 
 
 def test_without_the_norm_it_is_unknown():
