@@ -357,3 +357,32 @@ def test_explained():
     rows = optimizers[1].explain().rows
     assert [row.launch for row in rows] == [None, 1, 2]
     assert all("updated in backward" in row.why for row in rows[1:])
+
+
+def test_fully_sharded_parameters():
+    """Guard against hooks that FSDP2 does not call, and against gradients that it keeps."""
+    dist = torch.distributed
+    if not dist.is_available():
+        pytest.skip("torch was built without distributed")
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        models, optimizers = chains()
+        fully_shard(models[1], mesh=init_device_mesh("cpu", (1,)))
+        try:
+            optimizers[1] = AdamW(models[1].parameters(), lr=0.1)
+        except ValueError as refusal:
+            pytest.skip(str(refusal))
+        step_in_backward(models[1], optimizers[1])
+        for _ in range(3):
+            for model, optimizer in zip(models, optimizers, strict=True):
+                model(torch.ones(4, 8)).backward()
+                assert all((p.grad is None) == (model is models[1]) for p in model.parameters())
+                optimizer.step()
+            optimizers[0].zero_grad()
+        for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert_same_bits("parameter", two.full_tensor(), one)
+    finally:
+        dist.destroy_process_group()

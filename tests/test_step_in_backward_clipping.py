@@ -35,6 +35,7 @@ def norm_of(grads):
     return math.sqrt(sum(grad.double().square().sum().item() for grad in grads))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("bound", [4.0, 1e6, 0.0, math.inf])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_step_clips_by_the_last_norm(backend, bound):
