@@ -69,9 +69,9 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
     plan = optimizer._engine.plan
     with mock.patch.object(plan, "run", wraps=plan.run) as run:
         optimizer.step()
-    rows, _, needs_norm, _ = run.call_args.args
+    rows, _, sums, *_ = run.call_args.args
     return sum(
-        moved(columns_of(kind, row), 1 + needs_norm, measured=kind.rule.reduction is not None)
+        moved(columns_of(kind, row), 1 + sums.needs_norm, measured=kind.rule.reduction is not None)
         for kind, row in rows
     )
 

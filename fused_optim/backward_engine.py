@@ -5,30 +5,25 @@ takes the fast path; states, options and indices are those of the optimizer, rea
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fused_optim import validation
+from fused_optim import tensor_checks
 from fused_optim.backends.base import AmpState, BucketKey, GroupOptions
 from fused_optim.backends.sums import total
 from fused_optim.optimizer_view import OptimizerView
 from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.optimizers.ema import EmaOfIdleParameters, State
-from fused_optim.private_api import is_wrapper
+from fused_optim.options import get_option
 from fused_optim.rules.common import sqrt_rn
-from fused_optim.step.engine import (
-    GradientOf,
-    Shard,
-    StepEngine,
-    SteppedOptimizer,
-    with_ema_and_step,
-)
+from fused_optim.step.collectives import RankSums
+from fused_optim.step.engine import Shard, StepEngine, SteppedOptimizer, with_ema_and_step
 from fused_optim.step.guards import Group
-from fused_optim.step.plan import Plan
+from fused_optim.step.plan import Plan, StepSums
 from fused_optim.step.read_options import read_option
 
 
@@ -99,6 +94,13 @@ class PlanByLastNorm(Plan):
     def _reduce_norm(self) -> dict[torch.device, Tensor]:
         return self.last_norm.exchange(self.index, super()._reduce_norm())
 
+    @override
+    def _sum_over_ranks(
+        self, sums: StepSums, ranks: RankSums, amp_state: AmpState
+    ) -> tuple[dict[torch.device, Tensor], AmpState]:
+        own, amp_state = super()._sum_over_ranks(sums, ranks, amp_state)
+        return (self.last_norm.exchange(self.index, own) if own else own), amp_state
+
 
 class ViewByLastNorm(OptimizerView):
     """A view of an optimizer that clips by the norm of the last step, if it clips.
@@ -129,9 +131,9 @@ class ViewByLastNorm(OptimizerView):
     def check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
         index, group = self.first_group + group_index, self.param_groups[group_index]
         super().check_param(param, name, index)
-        if not is_wrapper(param):  # here too, for messages with the index of the group
-            rule = with_ema_and_step(self.rule(group), group)
-            validation.check_states(param, self.state.get(param, {}), rule, index, name)
+        # here too, for messages with the index of the group
+        rule = with_ema_and_step(self.rule(group), group)
+        tensor_checks.check_states(param, self.state.get(param, {}), rule, index, name)
 
 
 class Place(NamedTuple):
@@ -161,34 +163,36 @@ class ParameterEngine(StepEngine):
         self.view: ViewByLastNorm = ViewByLastNorm.of(optimizer)
         self.view.last_norm = whole.last_norm
         self.plan = whole.make_plan(place.param_index)
-        # one declaration of slices, and one choice of backends, for all parameters
-        self.shards, self._resolved = whole.shards, whole._resolved
-        self._shard: Shard | None = None
+        self._resolved = whole.resolved  # one choice for all parameters
 
-    def update(self, param: Tensor, place: Place) -> None:
-        """Update ``param`` at ``place`` by its gradient."""
-        optimizer = self.optimizer
-        shard = self.shards.get(param)
-        if place != self.place or shard != self._shard:
-            self.place, self._shard, self.cache = place, shard, None  # it has the old noise key
+    def update(self, param: Tensor, place: Place, declared: Shard | None) -> None:
+        """Update ``param`` at ``place`` by its gradient.
+
+        Args:
+            param: parameter with a gradient.
+            place: its position in the optimizer.
+            declared: position in a larger parameter, if one was declared.
+        """
+        optimizer, view = self.optimizer, self.view
+        self.place = place
+        # the view has one parameter, whose index there is 0
+        shard = declared or Shard(place.param_index, 0, param.numel())
+        if shard != self.shards.get(param) or optimizer.norm_group is not view.norm_group:
+            self.shards, self.cache = {param: shard}, None  # it has the old noise key and sums
+            view.norm_group = optimizer.norm_group
         group = optimizer.param_groups[place.group]
         names = group.get("param_names")
         own = {**group, "params": [param]}
         if names is not None:
             own["param_names"] = names[place.position : place.position + 1]
-        self.view.param_groups, self.view.first_group = [own], place.group
+        view.param_groups, view.first_group = [own], place.group
         entry = optimizer.state[param]
-        self.view.state = {param: entry}
+        view.state = {param: entry}
         try:
-            self.run(self.view, AmpState())
+            self.run(view, AmpState())
         finally:
             if not entry:  # a rule without states creates no entry
                 del optimizer.state[param]
-
-    @override
-    def _collect_grads(self, optimizer: SteppedOptimizer) -> Iterator[GradientOf]:
-        for one in super()._collect_grads(optimizer):
-            yield one._replace(param_index=self.place.param_index)
 
 
 class BackwardEngine(StepEngine):
@@ -220,6 +224,11 @@ class BackwardEngine(StepEngine):
         self._engines: dict[Tensor, ParameterEngine] = {}
         self._places: dict[Tensor, Place] = {}
         self._sizes: list[int] = []
+
+    @property
+    def resolved(self) -> dict[tuple[str, torch.device, bool], str]:
+        """Backend by the option, the device, and whether tensors have data."""
+        return self._resolved
 
     def make_plan(self, index: int) -> Plan:
         """Return the plan of an engine, whose part of the norm has this number."""
@@ -265,7 +274,7 @@ class BackwardEngine(StepEngine):
         engine = self._engines.get(param)
         if engine is None:
             engine = self._engines[param] = ParameterEngine(self._optimizer, self, place)
-        engine.update(param, place)
+        engine.update(param, place, self.shards.get(param))
         self.updated.add(param)
 
     @override
@@ -277,6 +286,7 @@ class BackwardEngine(StepEngine):
                 "the scaled gradients; use bfloat16, or optimizer.step() without step_in_backward"
             )
         self._view.param_groups, self._view.state = optimizer.param_groups, optimizer.state
+        self._view.norm_group = optimizer.norm_group
         super().run(self._view, amp_state)
         self.cache = None  # rows left for this step are rows of it alone
         self.completed, self.updated = self.updated, set()
@@ -289,7 +299,9 @@ class BackwardEngine(StepEngine):
         if reports and not self.last_norm.is_used:
             self.report = reports[0]  # all are equal: nothing is clipped or skipped
         elif reports:
-            skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
+            skips = any(
+                get_option(group, "nonfinite") == "skip" for group in optimizer.param_groups
+            )
             self.report = _join_reports(reports, self.last_norm.finish(skips))
 
     def _in_order(self, params: set[Tensor]) -> list[Tensor]:

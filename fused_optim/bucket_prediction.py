@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fused_optim import validation
+from fused_optim import tensor_checks
 from fused_optim.backends.base import BucketKey
 from fused_optim.backends.rows import make_row
 from fused_optim.backends.select import resolve
+from fused_optim.dtensors import find_position, is_dtensor, sharding_groups, to_local
+from fused_optim.formats.conversion import State
 from fused_optim.optimizer_view import OptimizerView
-from fused_optim.private_api import has_data, is_wrapper
+from fused_optim.options import get_option
+from fused_optim.private_api import has_data
 from fused_optim.step.engine import Shard, StepEngine, SteppedOptimizer, with_ema_and_step
 from fused_optim.step.guards import Group
 
@@ -57,18 +60,20 @@ def predict_key(subject: Subject) -> BucketKey:
     param, name, index, optimizer, engine = subject
     group = subject.group
     optimizer.check_param(param, name, index)
-    if not is_wrapper(param):  # the inner tensors of others are compared by the engine
-        rule = with_ema_and_step(optimizer.rule(group), group)
-        if param.grad is not None:
-            validation.check_gradient(param, index, name)
-        validation.check_states(param, subject.state, rule, index, name)
-    asked = (group["backend"], param.device, has_data(param))
+    if param.grad is not None and not is_dtensor(param):  # a collective may move that of a DTensor
+        tensor_checks.check_gradient(param, index, name)
+    rule = with_ema_and_step(optimizer.rule(group), group)
+    tensor_checks.check_states(param, subject.state, rule, index, name)
+    asked = (get_option(group, "backend"), param.device, has_data(to_local(param)))
     backend = engine._resolved.get(asked) or resolve(*asked)
     view: _MetaView = _MetaView.of(optimizer)
     copy = view.add(subject)
     shard = engine.shards.get(param, Shard(0, 0, param.numel()))
     ((key, _),) = StepEngine({copy: shard}).prepare_rows(view)
-    key = key._replace(backend=backend, device=param.device, has_data=has_data(param))
+    names = tuple(sorted(group.group_name for group in sharding_groups(param)))
+    key = key._replace(backend=backend, device=asked[1], has_data=asked[2], sharded_over=names)
+    if is_dtensor(param) and any(codec.stochastic for codec in key.codecs):
+        key = key._replace(strided=find_position(param).run > 0)
     return key._replace(aligned=backend == "triton" and view.is_aligned(key, copy))
 
 
@@ -77,28 +82,32 @@ class _MetaView(OptimizerView):
 
     def add(self, subject: Subject) -> Tensor:
         """Add the copy of a parameter, with a gradient and with its states, and return it."""
-        param = subject.param
+        param = to_local(subject.param)
         copy = _copy_to_meta(param)
         sparse = self.rule(subject.group).sparse == "required"
-        gradient = _copy_gradient(param, copy, sparse)
+        given = to_local(subject.param.grad)
+        gradient = _copy_gradient(given, param.dtype, copy, sparse)
         if hasattr(copy, "grad_dtype"):
             copy.grad_dtype = gradient.dtype
         copy.grad = gradient
         entry = {
-            name: _copy_to_meta(value) if isinstance(value, Tensor) else value
+            name: _copy_to_meta(to_local(value)) if isinstance(value, Tensor) else value
             for name, value in subject.state.items()
         }
-        self.originals = {id(copy): param, id(gradient): param.grad}
-        self.originals |= {id(entry[name]): value for name, value in subject.state.items()}
+        self.originals = {id(copy): param, id(gradient): given}
+        self.originals |= {
+            id(entry[name]): to_local(value) for name, value in subject.state.items()
+        }
         # the index of the group is part of messages
         self.param_groups = [{**group, "params": []} for group in self.optimizer.param_groups]
         names = {} if subject.name is None else {"param_names": [subject.name]}
-        self.param_groups[subject.group_index] |= {"params": [copy], "backend": "reference"} | names
+        own = {"params": [copy], "backend": "reference", **names}
+        self.param_groups[subject.group_index] |= own
         self.state = defaultdict(dict, {copy: entry} if entry else {})
         return copy
 
     @override
-    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
+    def new_state(self, param: Tensor, state: State, state_key: str, group: Group) -> Tensor | None:
         return None  # the value does not matter
 
     @override
@@ -141,29 +150,29 @@ class _MetaView(OptimizerView):
 
 def _copy_to_meta(tensor: Tensor) -> Tensor:
     """Return a tensor on the meta device with shape, strides and dtype of ``tensor``."""
-    local: Any = getattr(tensor, "to_local", None)
-    if callable(local):
-        tensor = local()
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def _copy_gradient(param: Tensor, copy: Tensor, sparse: bool) -> Tensor:
-    """Return a gradient on the meta device for ``copy``, like that of ``param`` if it has one.
+def _copy_gradient(
+    gradient: Tensor | None, dtype: torch.dtype, copy: Tensor, sparse: bool
+) -> Tensor:
+    """Return a gradient on the meta device for ``copy``.
 
     Args:
-        param: parameter, with or without a gradient.
-        copy: copy of ``param`` on the meta device.
-        sparse: True for a sparse gradient if ``param`` has none.
+        gradient: gradient to copy, or None.
+        dtype: dtype of a gradient that is None.
+        copy: copy of the parameter on the meta device.
+        sparse: True for a sparse gradient where it is None.
     """
-    gradient, dims = param.grad, 1
-    if gradient is None:
-        if not sparse or param.dim() == 0:
-            return torch.empty_like(copy)
-    elif gradient.layout is torch.strided:
-        return _copy_to_meta(gradient)
-    elif gradient.layout is torch.sparse_coo:
+    dims = 1
+    if gradient is not None:
+        dtype = gradient.dtype
+        if gradient.layout is torch.strided:
+            fits = gradient.shape == copy.shape  # else it is redistributed first
+            return _copy_to_meta(gradient) if fits else torch.empty_like(copy, dtype=dtype)
         dims = gradient.sparse_dim()
-    dtype = param.dtype if gradient is None else gradient.dtype
+    elif not sparse or copy.dim() == 0:
+        return torch.empty_like(copy)
     rows = torch.empty(dims, 1, dtype=torch.int64, device="meta")
     values = torch.empty(1, *copy.shape[dims:], dtype=dtype, device="meta")
     return torch.sparse_coo_tensor(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fused_optim import validation
+from fused_optim import tensor_checks
 from fused_optim.backends.base import BucketKey
 from fused_optim.backends.select import native_unavailable_reason, triton_unavailable_reason
 from fused_optim.bucket_prediction import Subject, predict_key
 from fused_optim.formats import registry
 from fused_optim.formats.codecs import Codec
+from fused_optim.options import get_option
 from fused_optim.step.engine import StepEngine, SteppedOptimizer
 from fused_optim.step.guards import Group
 
@@ -165,7 +166,7 @@ def predict_rows(
     The key is None for a parameter that is not updated. The rows lack the launch.
     """
     for group_index, group in enumerate(optimizer.param_groups):
-        for i, (param, name) in enumerate(validation.named_params(group)):
+        for i, (param, name) in enumerate(tensor_checks.named_params(group)):
             lazy = is_lazy(param)
             row = ParameterExplanation(
                 f"{group_index}.{i}" if name is None else name,
@@ -195,14 +196,14 @@ def _explain_update(
     except (ValueError, TypeError, RuntimeError) as error:
         message = " ".join(str(error).split())  # on one line
         return row._replace(why=f"step() will raise {type(error).__name__}: {message}"), None
-    weights = "plain" if key.codecs[0] is registry.PLAIN else group["weights"]
+    weights = "plain" if key.codecs[0] is registry.PLAIN else get_option(group, "weights")
     states = {
         state_key: _name_format(state_key, codec, key, group)
         for state_key, codec in zip(key.rule.state_keys, key.codecs[2:], strict=True)
     }
-    why = _why_backend(group["backend"], key)
-    if weights != group["weights"]:
-        dtypes = " and ".join(map(_short, registry.WEIGHTS[group["weights"]].dtypes))
+    why = _why_backend(get_option(group, "backend"), key)
+    if weights != get_option(group, "weights"):
+        dtypes = " and ".join(map(_short, registry.WEIGHTS[get_option(group, "weights")].dtypes))
         why = _join(why, f"weights={group['weights']!r} is for {dtypes}")
     if SMALL in states.values():
         limit = registry.MIN_SCALED_NUMEL
@@ -219,12 +220,12 @@ def _name_format(state_key: str, codec: Codec, key: BucketKey, group: Group) -> 
         return "param"
     (first, *scales) = codec.columns
     if scales or codec.stochastic:
-        return str(group["states"])
+        return str(get_option(group, "states"))
     if first.dtype is torch.float64:
         return "fp64"
     # these are never stored with scales
     wide = state_key in (*key.rule.fp32_keys, "ema")
-    return "fp32" if wide or group["states"] in ("param", "fp32") else SMALL
+    return "fp32" if wide or get_option(group, "states") in ("param", "fp32") else SMALL
 
 
 def _why_backend(chosen: str, key: BucketKey) -> str:

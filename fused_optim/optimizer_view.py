@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fused_optim.backends.base import GroupOptions
+from fused_optim.formats.conversion import State
 from fused_optim.rules.common import Rule
 from fused_optim.step.engine import SteppedOptimizer
 from fused_optim.step.guards import Group
@@ -18,6 +19,7 @@ class OptimizerView:
         optimizer: the optimizer.
         param_groups: parameter groups that the engine sees.
         state: state entries that the engine sees, by parameter.
+        norm_group: process group over which the norm is summed as well, or None.
     """
 
     REFUSAL: ClassVar[str] = ""
@@ -26,6 +28,7 @@ class OptimizerView:
         self.optimizer = optimizer
         self.param_groups: list[Group] = []
         self.state: Any = {}
+        self.norm_group: Any = optimizer.norm_group
 
     @classmethod
     def of(cls, optimizer: SteppedOptimizer) -> Any:
@@ -50,9 +53,9 @@ class OptimizerView:
         """Return the options of ``group`` that are part of the bucket keys of its rows."""
         return self.optimizer.bucket_options(group)
 
-    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
+    def new_state(self, param: Tensor, state: State, state_key: str, group: Group) -> Tensor | None:
         """Return the first value of a state; None for zeros."""
-        return self.optimizer.new_state(param, state_key, group)
+        return self.optimizer.new_state(param, state, state_key, group)
 
     def new_scalar_state(self, name: str, group: Group) -> float | Tensor:
         """Return the first value of a 0-dim state."""

@@ -1,5 +1,6 @@
 """The options that every optimizer adds to those of torch.optim, with their defaults."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 BackendName = Literal["auto", "triton", "native", "reference"]
@@ -9,8 +10,8 @@ BACKENDS: tuple[BackendName, ...] = ("auto", "triton", "native", "reference")
 class Additions(TypedDict, total=False):
     """Additional keyword arguments of every optimizer, compared with its torch.optim counterpart.
 
-    All but ``max_grad_norm`` may differ between parameter groups. A number may also be a tensor or
-    a numpy array of one element; it is read at each step.
+    All but ``max_grad_norm`` and ``norm_group`` may differ between parameter groups. A number may
+    also be a tensor or a numpy array of one element; it is read at each step.
 
     Attributes:
         max_grad_norm: bound on the norm over the gradients of all groups, which are clipped as by
@@ -18,6 +19,10 @@ class Additions(TypedDict, total=False):
             the norm; ``math.inf`` computes it and never clips. To change it, set
             ``optimizer.max_grad_norm``. It is saved in checkpoints; loading a checkpoint without it
             leaves the bound as it is.
+        norm_group: process group over which the squares of the norm are summed as well, where a
+            tensor does not tell how the model is shared: FSDP1, pipeline stages, ZeRO. Every
+            parameter must be on one of its ranks only. DTensors need none. It is no option of a
+            group, and no checkpoint contains it.
         max_grad_value: bound on the magnitude of each gradient element, which is clipped to
             ``[-max_grad_value, max_grad_value]`` after clipping by the norm.
         l1: weight of an L1 penalty ``l1 * sum(abs(p))``: adds ``l1 * sign(p)`` to the clipped
@@ -50,6 +55,7 @@ class Additions(TypedDict, total=False):
     """
 
     max_grad_norm: float | None
+    norm_group: Any
     max_grad_value: float | None
     l1: float
     nonfinite: str
@@ -74,6 +80,25 @@ GROUP_DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "count_stalled": False,
 }
+
+
+def get_option(group: Mapping[str, Any], name: str) -> Any:
+    """Return an option of a parameter group; an addition that is not listed has its default.
+
+    So a group of the defaults has the entries of torch.optim, and a checkpoint of either library
+    loads into the other, also where every entry must be in both, as in
+    ``torch.distributed.checkpoint``.
+    """
+    return group[name] if name in group else GROUP_DEFAULTS[name]
+
+
+def drop_defaults(group: dict[str, Any]) -> None:
+    """Remove the additions that have their default from a parameter group."""
+    for name, default in GROUP_DEFAULTS.items():
+        value = group.get(name)
+        if name in group and not hasattr(value, "shape") and value == default:
+            del group[name]
+
 
 # options that loading a checkpoint does not change: backend and formats belong to this optimizer
 KEPT_ON_LOAD = ("backend", "weights", "states", "count_stalled")

@@ -96,6 +96,35 @@ def has_data(tensor: Tensor) -> bool:
     return not (is_fake or tensor.is_meta)
 
 
+def is_fsdp1_flat(param: Tensor) -> bool:
+    """Return True for a parameter that FSDP1 has flattened and sharded, which is a plain tensor."""
+    return bool(getattr(param, "_fsdp_flattened", False))
+
+
+def locate_shard(
+    shape: torch.Size, mesh: Any, placements: Sequence[Any]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Return shape and global offset, for each dim, of this rank's shard of a DTensor.
+
+    Args:
+        shape: shape of the whole tensor.
+        mesh: device mesh.
+        placements: placement in each dim of the mesh.
+
+    Raises:
+        RuntimeError: this release of torch lacks the function.
+    """
+    # found when it is called: the import takes a second
+    locate = find("torch.distributed.tensor._utils", "compute_local_shape_and_global_offset")
+    if locate is None:
+        raise RuntimeError(
+            f"torch {torch.__version__} does not tell the offset of a shard, which stochastic "
+            "rounding of a DTensor needs: use another release, or formats without it"
+        )
+    located: tuple[Sequence[int], Sequence[int]] = locate(shape, mesh, placements)
+    return located
+
+
 def triton_is_interpreted() -> bool:
     """Return whether Triton runs kernels in its interpreter, on the CPU."""
     runtime: Any = getattr(find("triton", "knobs"), "runtime", None)

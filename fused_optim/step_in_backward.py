@@ -1,7 +1,6 @@
 """Updates within backward: each parameter as soon as its gradient has been accumulated."""
 
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -16,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from fused_optim.backward_engine import BackwardEngine, EmaAfterBackward, LastNorm
 from fused_optim.optimizers import ema
 from fused_optim.optimizers.base import FusedOptimizer
-from fused_optim.private_api import disable_dynamo
+from fused_optim.options import get_option
+from fused_optim.private_api import disable_dynamo, is_fsdp1_flat
 from fused_optim.rules.common import sqrt_rn
 from fused_optim.step.engine import StepEngine
 
@@ -80,7 +80,7 @@ def _check_options(optimizer: FusedOptimizer, clip_by_last_norm: bool) -> None:
     """Raise ValueError if a step needs the norm of all gradients before its first update."""
     if clip_by_last_norm:
         return
-    skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
+    skips = any(get_option(group, "nonfinite") == "skip" for group in optimizer.param_groups)
     bound = optimizer.max_grad_norm
     if not skips and bound is None:
         return
@@ -99,7 +99,6 @@ def _choose_params(
     own = Counter(param for group in optimizer.param_groups for param in group["params"])
     given: list[Tensor]
     if isinstance(model_or_params, Module):
-        _check_module(model_or_params)
         given = [param for param in model_or_params.parameters() if param in own]
     else:
         given = list(dict.fromkeys(model_or_params))
@@ -115,6 +114,7 @@ def _choose_params(
             "model_or_params must have parameters of the optimizer that require a gradient, got "
             f"{len(given)} parameters of it, all of them frozen"
         )
+    _check_wrappers(model_or_params, params)
     if any(map(is_lazy, params)):
         raise ValueError("model_or_params has lazy parameters: run a forward pass first")
     if any(own[param] > 1 for param in params):
@@ -125,16 +125,17 @@ def _choose_params(
     return params
 
 
-def _check_module(model: Module) -> None:
-    """Raise ValueError if a wrapper reduces gradients after the hooks of step_in_backward."""
-    fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
-    wrappers = (DistributedDataParallel, *filter(None, [fsdp]))
-    for module in model.modules():
-        if isinstance(module, wrappers):
-            raise ValueError(
-                f"model_or_params must not be a {type(module).__name__}, which reduces gradients "
-                "after step_in_backward has used them: use torch.distributed.fsdp.fully_shard"
-            )
+def _check_wrappers(model_or_params: Any, params: list[Tensor]) -> None:
+    """Raise ValueError if gradients are reduced only after the hooks of step_in_backward."""
+    wrapper = "FullyShardedDataParallel (FSDP1)" if any(map(is_fsdp1_flat, params)) else None
+    modules = model_or_params.modules() if isinstance(model_or_params, Module) else ()
+    if any(isinstance(module, DistributedDataParallel) for module in modules):
+        wrapper = "DistributedDataParallel"
+    if wrapper is not None:
+        raise ValueError(
+            f"model_or_params must not be a {wrapper}, which reduces gradients after "
+            "step_in_backward has used them: use torch.distributed.fsdp.fully_shard"
+        )
 
 
 class StepInBackward:

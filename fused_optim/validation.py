@@ -1,20 +1,15 @@
-"""Checks of options, parameters, gradients and states; every message names the expected value.
-
-A kernel reads addresses without any check, so everything is checked before a launch.
-"""
+"""Checks of options; every message names the expected value."""
 
 import math
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fused_optim.formats.registry import HALVES, STATES, WEIGHTS
-from fused_optim.options import BACKENDS, Additions
-from fused_optim.private_api import is_wrapper
+from fused_optim.options import BACKENDS, Additions, get_option
 from fused_optim.rules.common import Rule
 from fused_optim.user_warnings import warn_user
 
@@ -211,7 +206,7 @@ def check_options(group: Mapping[str, Any], bounds: Mapping[str, Check]) -> None
             "differentiable must be False, got True: a fused step works in place, outside autograd"
         )
     for name, check in {**COMMON_BOUNDS, **bounds}.items():
-        if name in group:  # SparseAdam has no weight decay
+        if name in group:  # an addition that is not listed has its default
             check(name, group[name])
 
 
@@ -241,7 +236,7 @@ def warn_of_frozen_states(rule: Rule, hparams: Any, group: Mapping[str, Any]) ->
             continue
         for dtype in trained & set(HALVES):
             change = 1.0 - getattr(hparams, option)
-            if group["states"] == "param" and change < torch.finfo(dtype).eps / 4:
+            if get_option(group, "states") == "param" and change < torch.finfo(dtype).eps / 4:
                 warn_user(
                     f"{state_key} is kept in {dtype} and cannot decay: {option} changes it by "
                     f"{change:.2g} of its value per step, less than half an ulp; pass "
@@ -249,103 +244,10 @@ def warn_of_frozen_states(rule: Rule, hparams: Any, group: Mapping[str, Any]) ->
                 )
 
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SUPPORTED = (*FLOATING, torch.complex32, torch.complex64, torch.complex128)
-# dtypes of 8-bit formats: see formats/registry.py
-CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
-
-
-def named_params(group: Any) -> Iterator[tuple[Tensor, str | None]]:
-    """Return an iterator of the parameters of a group, each with its name or None."""
-    names = group.get("param_names", ())
-    return zip_longest(group["params"], names[: len(group["params"])])
-
-
-def describe_param(param: Tensor, group: int, name: str | None) -> str:
-    """Return name, shape and group of a parameter, for messages."""
-    called = "" if name is None else f"{name!r} "
-    return f"parameter {called}of shape {tuple(param.shape)} in group {group}"
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    """Return True if elements are known to share one memory location, as after ``expand``."""
-    return any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def unsupported_reason(param: Tensor) -> str | None:
-    """Return the requirement that ``param`` fails, worded to follow "must", or None."""
-    if param.dtype not in SUPPORTED:
-        return f"be floating or complex, got {param.dtype}"
-    # a DTensor (FSDP2, tensor parallelism) wraps the memory of another tensor
-    if param.layout is not torch.strided or is_wrapper(param):
-        kind = f"{type(param).__module__}.{type(param).__qualname__}, {param.layout}"
-        return f"be a dense tensor that owns its memory, got {kind}"
-    if _overlaps_itself(param):
-        return f"not overlap itself in memory (call contiguous()), got strides {param.stride()}"
-    if param.is_conj() or param.is_neg():
-        return "have its own values, got a conjugate or negative view"
-    return None
-
-
-def check_parameter(
-    param: Tensor, group: int, name: str | None = None, also: str | None = None
-) -> None:
-    """Raise ValueError unless ``param`` can be updated.
-
-    Args:
-        param: parameter to check.
-        group: index of its group, for the message.
-        name: name of the parameter, for the message; None if unknown.
-        also: requirement of the group's formats that ``param`` fails, or None.
-    """
-    reason = unsupported_reason(param)
-    if reason is None and also is not None:
-        reason = f"be {also}"
-    if reason is not None:
-        raise ValueError(f"{describe_param(param, group, name)} must {reason}")
-
-
-def check_gradient(param: Tensor, group: int, name: str | None = None) -> None:
-    """Raise ValueError unless the gradient has device, shape and kind of dtype of ``param``."""
-    grad: Any = param.grad
-    fits = grad.shape == param.shape and grad.device == param.device
-    if not fits or grad.is_complex() != param.dtype.is_complex or grad.dtype not in SUPPORTED:
-        _refuse("gradient", grad, param, describe_param(param, group, name))
-
-
-def check_states(
-    param: Tensor, state: Any, rule: Rule, group: int, name: str | None = None
-) -> None:
-    """Raise ValueError unless each state is missing or matches ``param``."""
-    for counter in rule.scalar_state:
-        value = state.get(counter)
-        if isinstance(value, Tensor) and value.numel() != 1:
-            what = f"the state {counter!r} of the {describe_param(param, group, name)}"
-            raise ValueError(f"{what} must have one element, got shape {tuple(value.shape)}")
-    for state_key in rule.state_keys:
-        if state.get(state_key) is not None and not _state_matches(param, state[state_key]):
-            _refuse(
-                f"state {state_key!r}", state[state_key], param, describe_param(param, group, name)
-            )
-
-
-def _state_matches(param: Tensor, state: Any) -> bool:
-    return (
-        isinstance(state, Tensor)
-        and state.shape == param.shape
-        and state.device == param.device
-        and state.layout is torch.strided
-        and state.is_complex() == param.is_complex()
-        and state.dtype in (*SUPPORTED, *CODES)
-        and not (_overlaps_itself(state) or state.is_conj() or state.is_neg())
-    )
-
-
-def _refuse(what: str, value: Any, param: Tensor, named: str) -> None:
-    got = value if not isinstance(value, Tensor) else describe(value)
-    raise ValueError(f"the {what} of the {named} must match {describe(param)}, got {got}")
-
-
-def describe(tensor: Tensor) -> str:
-    """Return shape, dtype and device as text, for messages."""
-    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+def check_norm_group(group: Any) -> None:
+    """Raise TypeError unless ``group`` is a process group or None."""
+    if group is not None and not hasattr(group, "group_name"):
+        raise TypeError(
+            "norm_group must be a torch.distributed.ProcessGroup, as new_group() or "
+            f"mesh.get_group() return it, got {group!r}"
+        )

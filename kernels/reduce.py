@@ -88,7 +88,7 @@ def reduce(
     COUNT: tl.constexpr = SPEC.NUM_SUMS
     row, chunk = find_row(first_ptr, span_ptr, tl.program_id(0), SPEC.CHUNKS_PER_SPAN)
     start = chunk * SPEC.CHUNK
-    row_ptr = table_ptr + row * (2 + COLUMNS)
+    row_ptr = table_ptr + row * (2 + COLUMNS + 2 * SPEC.STRIDED)
     row_scalars = scalar_ptr + row * (NUM_COMMON_SCALARS + SPEC.NUM_SCALARS)
     numel = tl.load(row_ptr)
     common = CommonScalars(*load_scalars(row_scalars, NUM_COMMON_SCALARS))

@@ -75,6 +75,7 @@ class UpdateSpec(NamedTuple):
         CHUNK: number of elements that a program updates: BLOCK, or a multiple in a loop.
         CHUNKS_PER_SPAN: number of chunks that share an entry of the chunk map.
         COUNT_STALLED: True to count the elements that rounding leaves unchanged.
+        STRIDED: 1 if the elements of a row are in runs, not consecutive in the whole parameter.
     """
 
     RULE: Any
@@ -91,6 +92,7 @@ class UpdateSpec(NamedTuple):
     CHUNK: Any
     CHUNKS_PER_SPAN: Any
     COUNT_STALLED: Any
+    STRIDED: Any
 
 
 class ReduceSpec(NamedTuple):
@@ -116,6 +118,7 @@ class ReduceSpec(NamedTuple):
     BLOCK: Any
     CHUNK: Any
     CHUNKS_PER_SPAN: Any
+    STRIDED: Any
 
 
 class PrepareSpec(NamedTuple):

@@ -85,6 +85,19 @@ def count_stalled(old, new, stored, mask):
 
 
 @triton.jit
+def index_elements(row_ptr, offs, SPEC: tl.constexpr):
+    """Return the index of each element in the whole parameter, of which the row may be a shard."""
+    first = tl.load(row_ptr + 1)
+    if SPEC.STRIDED:
+        COLUMNS: tl.constexpr = len(SPEC.DTYPES)
+        run = tl.load(row_ptr + 2 + COLUMNS)
+        stride = tl.load(row_ptr + 3 + COLUMNS)
+        return first + offs // run * stride + offs % run
+    else:
+        return first + offs
+
+
+@triton.jit
 def make_noise(common, elements, i: tl.constexpr, SPEC: tl.constexpr):
     """Return random bits for each element of value ``i``; any numbers where none are needed."""
     # before Triton 3.7 a jit function cannot return None
@@ -111,7 +124,7 @@ def update_block(
     p, state = SPEC.RULE(values[0], g, take_states(values, STATES), scalars)
     if SPEC.EMA:
         state = state + (ema_update(values[VALUES - 1], p, common.ema_weight),)
-    elements = tl.load(row_ptr + 1) + offs
+    elements = index_elements(row_ptr, offs, SPEC)
     noise = make_noise(common, elements, 0, SPEC)
     stored = SPEC.STORES[0](pointers[0], start, offs, mask, p, noise)
     for i in tl.static_range(2, VALUES):  # the second value is the gradient, which is not stored
@@ -125,7 +138,8 @@ def update_block(
 
 @triton.jit
 def update(
-    table_ptr,  # int64 [rows, 2 + columns]: numel, offset in the whole parameter, column addresses
+    table_ptr,  # int64 [rows, 2 + columns (+ 2)]: numel, offset in the whole parameter, column
+    # addresses; if STRIDED, number of consecutive elements there, and the stride of such runs
     first_ptr,  # int64 [rows + 1]: the first chunk of each row
     span_ptr,  # int32 [spans + 1]: the row of the first chunk of each span, and the last row
     scalar_ptr,  # COMPUTE [rows, NUM_COMMON_SCALARS + NUM_SCALARS]: CommonScalars, then the rule's
@@ -137,7 +151,7 @@ def update(
     COLUMNS: tl.constexpr = len(SPEC.DTYPES)
     row, chunk = find_row(first_ptr, span_ptr, tl.program_id(0), SPEC.CHUNKS_PER_SPAN)
     start = chunk * SPEC.CHUNK
-    row_ptr = table_ptr + row * (2 + COLUMNS)
+    row_ptr = table_ptr + row * (2 + COLUMNS + 2 * SPEC.STRIDED)
     row_scalars = scalar_ptr + row * (NUM_COMMON_SCALARS + SPEC.NUM_SCALARS)
     common = CommonScalars(*load_scalars(row_scalars, NUM_COMMON_SCALARS))
     if common.skip == 0:

@@ -14,6 +14,7 @@ import fused_optim
 from fused_optim import AdamW
 from fused_optim.formats import codecs, conversion
 from fused_optim.formats.registry import STATES, WEIGHTS, formats_for
+from fused_optim.options import get_option
 
 BF16 = torch.bfloat16
 
@@ -107,7 +108,7 @@ def test_a_run_can_change_its_format(source, target):
         resumed = AdamW(others, weights=target[0], states=target[1], **options)
         resumed.load_state_dict(saved)
         group = resumed.param_groups[0]
-        assert (group["weights"], group["states"]) == target
+        assert (get_option(group, "weights"), get_option(group, "states")) == target
         others[0].grad = torch.zeros_like(others[0])
         resumed._engine.prepare_rows(resumed)
         state = resumed.state[others[0]]
@@ -132,7 +133,8 @@ def test_a_run_can_change_its_format(source, target):
 def formats_of(optimizer, param):
     """Return the formats of a parameter's weight and states."""
     group = optimizer.param_groups[0]
-    return formats_for(optimizer.rule(group), param.dtype, False, group["weights"], group["states"])
+    weights, states = get_option(group, "weights"), get_option(group, "states")
+    return formats_for(optimizer.rule(group), param.dtype, False, weights, states)
 
 
 def test_to_torch_and_back():

@@ -25,7 +25,7 @@ from fused_optim import (
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
 )
-from fused_optim.validation import check_gradient
+from fused_optim.tensor_checks import check_gradient
 
 BAD = [
     (AdamW, {"lr": -1.0}, r"lr must be >= 0, got -1\.0"),

@@ -59,6 +59,9 @@ class BucketKey(NamedTuple):
         ema: True if the last value is the exponential moving average of the parameter.
         count_stalled: True to count the elements that rounding leaves unchanged.
         has_data: False for tensors on the meta device and those of FakeTensorMode.
+        strided: True if the elements of a row are not consecutive in the whole parameter, and
+            stochastic rounding needs their indices there.
+        sharded_over: names of the process groups over which the parameters are sharded.
     """
 
     backend: str
@@ -71,6 +74,8 @@ class BucketKey(NamedTuple):
     ema: bool = False
     count_stalled: bool = False
     has_data: bool = True
+    strided: bool = False
+    sharded_over: tuple[str, ...] = ()
 
     @property
     def compute(self) -> torch.dtype:
@@ -86,6 +91,11 @@ class BucketKey(NamedTuple):
     def blocks(self) -> tuple[int, ...]:
         """Number of elements of the value for each element of a column."""
         return tuple(column.block for codec in self.codecs for column in codec.columns)
+
+    @property
+    def table_width(self) -> int:
+        """Number of entries of a row in the table of :func:`~fused_optim.kernels.update.update`."""
+        return 2 + len(self.dtypes) + 2 * self.strided
 
     @property
     def stochastic(self) -> bool:
@@ -160,8 +170,16 @@ class BucketRunner(Protocol):
             amp_state: tensors of a GradScaler.
         """
 
-    def update(self) -> Tensor | None:
+    def sum_rows(self) -> Tensor:
+        """Return the sums over each row that the rule needs, float64 [rows, sums]."""
+
+    def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
         """Update every row in place; return counts of stalled elements, an integer tensor [n].
 
         The result is None unless the key has ``count_stalled``.
+
+        Args:
+            sums: sums over each whole tensor, float64 [rows, sums], of which the rows are shards;
+                None to compute those of the rows.
+            numels: number of elements of each whole tensor, if ``sums`` are given.
         """

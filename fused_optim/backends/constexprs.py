@@ -53,7 +53,7 @@ def constants(key: BucketKey, geometry: Geometry) -> dict[str, Constexprs]:
         result["finalize"] = {
             "FINALIZE_FN": key.rule.reduction.finalize_fn,
             "NUM_SUMS": key.rule.reduction.num_sums,
-            "WIDTH": 2 + len(key.dtypes),
+            "WIDTH": key.table_width,
             **_scalars(key),
             "BLOCK": geometry.partials,
         }
@@ -104,7 +104,7 @@ def _norm(key: BucketKey, geometry: Geometry) -> Constexprs:
     return {
         "GRAD": grad,
         "DTYPE": dtypes[grad],
-        "WIDTH": 2 + len(dtypes),
+        "WIDTH": key.table_width,
         "VECTOR": key.vector,
         "BLOCK": geometry.norm_block,
         "CHUNK": geometry.chunk,
@@ -141,6 +141,7 @@ def _update(key: BucketKey, geometry: Geometry) -> UpdateSpec:
         CHUNK=geometry.chunk,
         CHUNKS_PER_SPAN=geometry.span,
         COUNT_STALLED=key.count_stalled,
+        STRIDED=int(key.strided),
     )
 
 
@@ -157,6 +158,7 @@ def _reduce(key: BucketKey, geometry: Geometry) -> ReduceSpec:
         BLOCK=geometry.block,
         CHUNK=geometry.chunk,
         CHUNKS_PER_SPAN=geometry.span,
+        STRIDED=int(key.strided),
         **_scalars(key),
     )
 

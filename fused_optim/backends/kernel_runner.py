@@ -81,14 +81,15 @@ class KernelRunner(BucketRunner):
 
     def __init__(self, key: BucketKey, executor: Executor) -> None:
         self.key, self.executor, self.geometry = key, executor, executor.geometry
-        # host copy of self.table: numel, offset and column addresses of each row
-        self.host = np.empty((0, 2 + len(key.dtypes)), np.int64)
+        # host copy of self.table: see the kernel update
+        self.host = np.empty((0, key.table_width), np.int64)
         self.numels: list[int] = []
         self.elements = 0
         self.scalar_state: list[tuple[int, ...]] = []
         self.group_and_index: list[tuple[int, int]] = []
         self.values: list[list[float]] = []
         self.bound: list[GroupOptions] = []
+        self.whole_numels: list[int] = []
 
     @override
     def bind(self, bucket: Bucket) -> None:
@@ -98,6 +99,12 @@ class KernelRunner(BucketRunner):
             (row.noise_key.element_offset, *(column.data_ptr() for column in row.columns))
             for row in bucket.rows
         ]
+        if self.key.strided:
+            runs = [(row.noise_key.run or row.columns[0].numel() or 1) for row in bucket.rows]
+            addresses = [
+                (*entries, run, row.noise_key.stride)
+                for entries, run, row in zip(addresses, runs, bucket.rows, strict=True)
+            ]
         scalar_state = [tuple(c.data_ptr() for c in row.scalar_state) for row in bucket.rows]
         device = self.key.device
         self._bind_rows(np.column_stack([np.array(numels), np.array(addresses)]).astype(np.int64))
@@ -145,6 +152,8 @@ class KernelRunner(BucketRunner):
         tables = [self.table, self.firsts, self.spans, self.groups, self.options, self.scalars]
         if self.key.scalar_state_dtype is not None:
             tables.append(self.scalar_state_table)
+        if self.whole_numels:
+            tables.extend(self.whole_tables)
         for table in tables:
             table.record_stream(stream)
 
@@ -199,9 +208,20 @@ class KernelRunner(BucketRunner):
         self._run("prepare", -(-rows // self.geometry.rows), 0, *arguments, count, rows)
 
     @override
-    def update(self) -> Tensor | None:
-        if self.key.rule.reduction is not None:
-            self._reduce(self.key.rule.reduction.num_sums)
+    def sum_rows(self) -> Tensor:
+        assert self.key.rule.reduction is not None
+        sums = self._reduce(self.key.rule.reduction.num_sums)
+        # sums of each row's chunks, in order
+        return torch.segment_reduce(sums, "sum", offsets=self.firsts, axis=0, initial=0.0)
+
+    @override
+    def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
+        if sums is not None and numels is not None:
+            self._finalize_whole(sums, numels)
+        elif self.key.rule.reduction is not None:
+            chunk_sums = self._reduce(self.key.rule.reduction.num_sums)
+            last = (self.table, self.firsts, chunk_sums, self.scalars)
+            self._run("finalize", len(self.numels), 0, *last)
         counts = None
         if self.key.count_stalled:
             counts = torch.zeros(self.chunks, dtype=torch.int32, device=self.key.device)
@@ -209,14 +229,25 @@ class KernelRunner(BucketRunner):
         self._run("update", self.chunks, self.elements, *arguments)
         return counts
 
-    def _reduce(self, num_sums: int) -> None:
-        """Compute the sums over each tensor, and form the scalars that depend on them."""
+    def _reduce(self, num_sums: int) -> Tensor:
+        """Return the sums over each chunk, float64 [chunks, num_sums]."""
         chunks = self.chunks
         sums = torch.empty(chunks, num_sums, dtype=torch.float64, device=self.key.device)
         arguments = (self.table, self.firsts, self.spans, self.scalars, sums)
         self._run("reduce", chunks, self.elements, *arguments)
-        last = (self.table, self.firsts, sums, self.scalars)
-        self._run("finalize", len(self.numels), 0, *last)
+        return sums
+
+    def _finalize_whole(self, sums: Tensor, numels: list[int]) -> None:
+        """Form the scalars that depend on the sums over whole tensors, which the rows shard."""
+        if numels != self.whole_numels:
+            table = np.zeros((len(numels), self.key.table_width), np.int64)
+            table[:, 0] = numels
+            firsts = np.arange(len(numels) + 1, dtype=np.int64)
+            # one row of sums takes the place of the chunks of each row
+            self.whole_tables = upload(table, self.key.device), upload(firsts, self.key.device)
+            self.whole_numels = numels
+        arguments = (*self.whole_tables, sums.contiguous(), self.scalars)
+        self._run("finalize", len(numels), 0, *arguments)
 
     def _run(self, name: str, programs: int, elements: int, *args: Argument) -> None:
         if programs:

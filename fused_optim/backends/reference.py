@@ -11,12 +11,13 @@ from typing_extensions import override
 
 from fused_optim.backends import small_tensors
 from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
-from fused_optim.backends.rows import Row
+from fused_optim.backends.norm_report import form_report, reduce_partials
+from fused_optim.backends.rows import NoiseKey, Row
 from fused_optim.backends.small_tensors import Columns, FlatBufferPool
-from fused_optim.backends.sums import WIDTH, Sum, total
+from fused_optim.backends.sums import WIDTH, Sum
 from fused_optim.formats.stochastic_rounding import make_row_keys, random_bits
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
-from fused_optim.rules.common import clip_factor, ema_update, preprocess_grad, sqrt_rn
+from fused_optim.rules.common import clip_factor, ema_update, preprocess_grad
 
 CHUNK = WIDTH  # elements per thread: torch splits work into parts of at least half as many
 WHOLE = 1 << 62  # more elements than any tensor has, so that no tensor is split
@@ -112,12 +113,12 @@ class ReferenceRunner(BucketRunner):
             dtype=torch.float64,
             device=self.key.device,
         )
-        norm, bad, unscale, found_inf = self._reduce(partials, amp_state)
+        state = reduce_partials(partials, amp_state, self.key.device)
+        norm, bad, unscale, found_inf = state
         if report is not None:
             # the bound, and whether any group skips, are the same in every group
             first = CommonOptions(*table[0, : len(CommonOptions._fields)])
-            factor = clip_factor(norm, first.max_grad_norm)
-            report.copy_(torch.stack([norm, factor, bad * first.any_skips + found_inf]))
+            report.copy_(form_report(state, first.max_grad_norm, first.any_skips))
         values = table[self.group_of_row].unbind(1)
         options = CommonOptions(*values[: len(CommonOptions._fields)])
         hparams = rule.hparams(*values[len(CommonOptions._fields) :])
@@ -144,20 +145,6 @@ class ReferenceRunner(BucketRunner):
         # a rule may have no scalars but those of its reduction
         self.early = torch.stack(early, dim=1).to(self.key.compute)
 
-    def _reduce(self, partials: Tensor | None, amp_state: AmpState) -> tuple[Tensor, ...]:
-        """Return norm, bad (True after an Inf or NaN), unscaling factor, and found_inf (0 or 1)."""
-        norm = torch.full((), torch.nan, dtype=torch.float64, device=self.key.device)
-        bad = torch.zeros((), dtype=torch.bool, device=self.key.device)
-        if partials is not None:
-            squares, nonfinite = total(partials)
-            norm, bad = sqrt_rn(squares), nonfinite != 0
-        unscale, found_inf = torch.ones_like(norm), torch.zeros_like(norm)
-        if amp_state.grad_scale is not None:
-            unscale = 1.0 / amp_state.grad_scale.squeeze().double()
-        if amp_state.found_inf is not None:
-            found_inf = (amp_state.found_inf.squeeze() != 0).double()
-        return norm * unscale, bad, unscale, found_inf
-
     def _advance(self, hparams: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Advance the 0-dim states of rows that are not skipped; return steps and scalars."""
         rule = self.key.rule
@@ -180,11 +167,18 @@ class ReferenceRunner(BucketRunner):
         return step, scalars
 
     @override
-    def update(self) -> Tensor | None:
+    def sum_rows(self) -> Tensor:
+        rows = enumerate(self.bucket.rows)
+        sums = [torch.stack(self._sums(row.columns, self._row_scalars(i))) for i, row in rows]
+        return torch.stack(sums)
+
+    @override
+    def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
+        self.sums, self.whole_numels = sums, numels
         counts = [torch.zeros((), dtype=torch.int64, device=self.key.device)]
         for rows, scalars in self._batches():
             for piece in self._pieces([row.columns for row in rows], self.key.blocks):
-                count = self._update_piece(piece, scalars, rows[0].noise_key.element_offset)
+                count = self._update_piece(piece, scalars, rows[0].noise_key)
                 counts += [] if count is None else [count]
                 piece.restore()
         del self.bucket  # release the references to the gradients
@@ -199,14 +193,17 @@ class ReferenceRunner(BucketRunner):
             skips = self.skips.tolist()
             active = ((key, [i for i in rows if not skips[i]]) for key, rows in batches.items())
             batches = {key: rows for key, rows in active if rows}
-        for (group, _), indices in batches.items():
-            rows = [self.bucket.rows[i] for i in indices]
-            common = CommonScalars(*self.common[indices[0]].unbind())
-            common = common._replace(**self._optional_terms(group))
-            scalars = Scalars(common, self.key.rule.scalars(*self.early[indices[0]].unbind()))
+        for indices in batches.values():
+            scalars = self._row_scalars(indices[0])
             if self.key.rule.reduction is not None:
-                scalars = self._finalize(rows[0].columns, scalars)
-            yield rows, scalars
+                scalars = self._finalize(indices[0], scalars)
+            yield [self.bucket.rows[i] for i in indices], scalars
+
+    def _row_scalars(self, i: int) -> Scalars:
+        """Return the scalars of row ``i`` that do not depend on sums."""
+        common = CommonScalars(*self.common[i].unbind())
+        common = common._replace(**self._optional_terms(self.group_of_row[i]))
+        return Scalars(common, self.key.rule.scalars(*self.early[i].unbind()))
 
     def _shared_bits(self) -> Sequence[Any]:
         """Return for each row a key that is equal for rows that can be updated together."""
@@ -228,12 +225,16 @@ class ReferenceRunner(BucketRunner):
             limit, l2, l1 = np.array(values, wide).tolist()
         return {"max_grad_value": limit, "l2": l2, "l1": l1}
 
-    def _finalize(self, columns: Columns, scalars: Scalars) -> Scalars:
-        """Form the scalars that depend on sums over the whole tensor."""
+    def _finalize(self, i: int, scalars: Scalars) -> Scalars:
+        """Form the scalars of row ``i`` that depend on sums over the whole tensor."""
         rule, compute = self.key.rule, self.key.compute
         assert rule.reduction is not None
-        sums = self._sums(columns, scalars)
-        numel = torch.full_like(sums[0], columns[0].numel())
+        columns = self.bucket.rows[i].columns
+        sums: Sequence[Tensor] = (
+            self._sums(columns, scalars) if self.sums is None else self.sums[i].unbind()
+        )
+        whole = columns[0].numel() if self.whole_numels is None else self.whole_numels[i]
+        numel = torch.full_like(sums[0], whole)
         early = scalars.rule[: rule.num_elementwise_scalars]
         wide = rule.scalars(*(scalar.double() for scalar in early))
         late = rule.reduction.finalize_fn(sums, numel, wide)[len(early) :]
@@ -267,7 +268,7 @@ class ReferenceRunner(BucketRunner):
             for codec, span in zip(self.key.codecs, self.spans, strict=True)
         ]
 
-    def _update_piece(self, piece: Piece, scalars: Scalars, offset: int) -> Tensor | None:
+    def _update_piece(self, piece: Piece, scalars: Scalars, key: NoiseKey) -> Tensor | None:
         """Update the elements; return the number of stalled ones, or None if not counted."""
         old, g, *state = self._load_values(piece.columns)
         if self.key.count_stalled:
@@ -277,18 +278,21 @@ class ReferenceRunner(BucketRunner):
         p, new_state = self.key.rule.update(old, g, tuple(rule_state), scalars.rule)
         if self.key.ema:
             new_state = (*new_state, ema_update(state[-1], p, scalars.common.ema_weight))
-        self._store(piece, (p, *new_state), scalars.common, offset)
+        self._store(piece, (p, *new_state), scalars.common, key)
         if not self.key.count_stalled:
             return None
         stored = self.key.codecs[0].load(piece.columns[self.spans[0]], self.key.compute)
         return torch.count_nonzero((p != old) & (stored == old))
 
     def _store(
-        self, piece: Piece, values: tuple[Tensor, ...], common: CommonScalars, offset: int
+        self, piece: Piece, values: tuple[Tensor, ...], common: CommonScalars, key: NoiseKey
     ) -> None:
         """Store parameter and states, each with different random bits."""
-        start, numel = offset + piece.start, len(values[0]) if self.key.stochastic else 0
-        elements = torch.arange(numel, device=self.key.device) + start
+        numel = len(values[0]) if self.key.stochastic else 0
+        elements = torch.arange(numel, device=self.key.device) + piece.start
+        if key.run:
+            elements = elements // key.run * key.stride + elements % key.run
+        elements = elements + key.element_offset
         keys = (common.key_low, common.key_high)
         for number, value in zip((0, *range(2, len(self.key.codecs))), values, strict=True):
             codec = self.key.codecs[number]

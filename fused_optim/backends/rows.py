@@ -16,10 +16,15 @@ class NoiseKey(NamedTuple):
     Attributes:
         param_index: index of the parameter among all parameters of the optimizer.
         element_offset: index of the row's first element in the full, unsharded parameter.
+        run: number of consecutive elements there, if the row is a shard of a dim after the first;
+            0 if all elements are consecutive.
+        stride: distance between the first elements of two runs.
     """
 
     param_index: int = 0
     element_offset: int = 0
+    run: int = 0
+    stride: int = 0
 
 
 class CopyBack(NamedTuple):

@@ -1,14 +1,14 @@
 """Checkpoints: restoring states in their saved dtypes, and conversion to the layout of torch."""
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_optim import options
+from fused_optim import dtensors, options
 from fused_optim.formats import conversion, registry
+from fused_optim.options import get_option
 from fused_optim.rules.common import Rule
 
 Checkpoint = dict[str, Any]
@@ -19,12 +19,13 @@ def fill_group(group: Checkpoint, before: Checkpoint | None, defaults: Checkpoin
 
     Args:
         group: loaded group, completed in place.
-        before: group of the optimizer before loading, whose backend and formats remain; None if
-            there was none.
+        before: group of the optimizer before loading, whose backend, formats and additions that
+            the checkpoint does not have remain; None if there was none.
         defaults: default options of the optimizer.
     """
-    previous = {} if before is None else {name: before[name] for name in options.GROUP_DEFAULTS}
+    previous: Checkpoint = {}
     if before is not None:
+        previous = {name: get_option(before, name) for name in options.GROUP_DEFAULTS}
         group.update({name: previous[name] for name in options.KEPT_ON_LOAD})
         if group.get("max_grad_norm") is None:  # loading must not disable clipping silently
             group["max_grad_norm"] = previous["max_grad_norm"]
@@ -46,16 +47,70 @@ def list_torch_states(
     names = {}
     for group in groups:
         group_rule = rule(group)
-        plain = registry.WEIGHTS[group["weights"]].codec is registry.PLAIN
+        plain = registry.WEIGHTS[get_option(group, "weights")].codec is registry.PLAIN
         counts = () if keeps_float64_counts else group_rule.scalar_state
-        as_torch = group["states"] == "param" and plain
+        as_torch = get_option(group, "states") == "param" and plain
         group_names = (*group_rule.state_keys, *counts, "ema") if as_torch else ()
         names.update(dict.fromkeys(group["params"], group_names))
     return names
 
 
+# dtypes that collectives refuse (NCCL and gloo), and the ones that a state dict has instead, bit by
+# bit: full_state_dict, broadcast_from_rank0 and others gather and broadcast its tensors
+PORTABLE = {
+    torch.int16: torch.bfloat16,
+    torch.float8_e4m3fn: torch.uint8,
+    torch.float8_e5m2: torch.uint8,
+}
+
+
+def make_portable(packed: Checkpoint) -> Checkpoint:
+    """Return a state dict in which no tensor has a dtype that collectives refuse.
+
+    The tensors are views: writing to them, as ``torch.distributed.checkpoint`` does to load, writes
+    to the state of the optimizer.
+    """
+    states = {}
+    for index, state in packed["state"].items():
+        states[index] = state
+        values = state.values() if isinstance(state, dict) else ()
+        if any(isinstance(value, Tensor) and value.dtype in PORTABLE for value in values):
+            states[index] = {name: _make_portable(value) for name, value in state.items()}
+    return {**packed, "state": states}
+
+
+def _make_portable(value: Any) -> Any:
+    portable = PORTABLE.get(value.dtype) if isinstance(value, Tensor) else None
+    return value if portable is None else dtensors.view_as(value, portable)
+
+
+def _undo_portable(
+    saved: Mapping[str, Any], name: str, states: str, nonnegative: Collection[str]
+) -> Tensor:
+    """Return a tensor of a state dict in the dtype that it has in the state of an optimizer.
+
+    Args:
+        saved: entries of the parameter in the state dict.
+        name: name of the entry.
+        states: format of states of the saved group.
+        nonnegative: names of the states that are never negative.
+    """
+    value: Tensor = saved[name]
+    if name == "remainder" and value.dtype is torch.bfloat16:
+        return dtensors.view_as(value, torch.int16)
+    pair = registry.STATES.get(states)
+    if pair is None or name + "_scale" not in saved or value.itemsize > 1:
+        return value
+    codes = (pair.unsigned if name in nonnegative else pair.signed).columns[0].dtype
+    return value if codes in (None, value.dtype) else dtensors.view_as(value, codes)
+
+
 def restore(
-    params: Iterator[Tensor], state: Any, given: Mapping[str, Any], as_torch: Mapping[Tensor, Any]
+    params: Iterator[Tensor],
+    state: Any,
+    given: Mapping[str, Any],
+    as_torch: Mapping[Tensor, Any],
+    rules: list[Rule],
 ) -> None:
     """Restore the saved dtypes, which ``torch.optim.Optimizer.load_state_dict`` casts.
 
@@ -68,11 +123,20 @@ def restore(
         state: state of the optimizer as torch has loaded it, changed in place.
         given: state dict that is loaded.
         as_torch: names of the states of each parameter that must have its dtype.
+        rules: rule of each group.
     """
-    ids = chain.from_iterable(group["params"] for group in given["param_groups"])
-    for index, param in zip(ids, params, strict=True):
+    owners = [
+        (index, get_option(group, "states"), [key for key, _ in rule.nonnegative])
+        for group, rule in zip(given["param_groups"], rules, strict=True)
+        for index in group["params"]
+    ]
+    for (index, states, nonnegative), param in zip(owners, params, strict=True):
         saved = given["state"].get(index, {})
-        tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
+        tensors = {
+            name: _undo_portable(saved, name, states, nonnegative)
+            for name, value in saved.items()
+            if isinstance(value, Tensor)
+        }
         for name in tensors.keys() - {"step"}:
             value = tensors[name]
             cast = name in as_torch[param] and value.is_floating_point() and value.itemsize > 1
@@ -82,7 +146,9 @@ def restore(
             if state[param][name].is_inference():  # it could not be updated in place
                 state[param][name] = value.to(param.device, state[param][name].dtype, copy=True)
         shared = [name for name, value in tensors.items() if state[param][name] is value]
-        if len(shared) < len(tensors) or not as_torch[param]:
+        # what gathers and distributes a checkpoint makes new DTensors, but passes a step count on
+        whole = len(shared) == len(tensors) and not dtensors.is_dtensor(param)
+        if not (whole and as_torch[param]):
             state[param].update({name: state[param][name].clone() for name in shared})
 
 
@@ -102,11 +168,12 @@ def to_torch_state_dict(
     owners = [(i, rule) for group, rule in zip(groups, rules, strict=True) for i in group["params"]]
     for (index, rule), param in zip(owners, params, strict=True):
         if index in packed["state"]:
-            states[index] = _to_float32(dict(packed["state"][index]), param, rule)
+            states[index] = dict(packed["state"][index])
+            _to_float32(dtensors.local_state(states[index], param), dtensors.to_local(param), rule)
     return {**packed, "state": states, "param_groups": groups}
 
 
-def _to_float32(state: conversion.State, param: Tensor, rule: Rule) -> conversion.State:
+def _to_float32(state: conversion.State, param: Tensor, rule: Rule) -> None:
     for key in rule.state_keys:
         codec = conversion.detect_format(state, key, param)
         if codec is not None and state[key].itemsize < 4:
@@ -116,4 +183,3 @@ def _to_float32(state: conversion.State, param: Tensor, rule: Rule) -> conversio
     if weight.extra_keys:
         rest = [state.pop(name) for name in weight.extra_keys]
         state["master"] = conversion.decode(weight, [param.detach(), *rest], torch.float32)
-    return state

@@ -1,6 +1,7 @@
 """State tensors: detection of their format, allocation, and conversion to another format."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,19 @@ from fused_optim.formats.registry import PLAIN, STATES, WEIGHTS
 from fused_optim.formats.stochastic_rounding import random_bits
 
 PIECE = 1 << 20  # number of elements that are converted at once, a multiple of the block size
-State = dict[str, Any]
+State = MutableMapping[str, Any]
+
+
+def scale_shape(param: Tensor, block: int) -> tuple[int, ...]:
+    """Return the shape of the scales for blocks of ``block`` elements of ``param``.
+
+    It is ``[rows, blocks of a row]`` where no block leaves a row of dim 0, so that scales can be
+    sharded as the rows are; else ``[blocks]``, and the blocks are consecutive in memory.
+    """
+    row = math.prod(param.shape[1:])
+    if param.dim() > 1 and row and row % block == 0 and param.stride(0) == row:
+        return (param.shape[0], row // block)
+    return (-(-param.numel() // block),)
 
 
 def matches_column(tensor: Any, column: ColumnSpec, param: Tensor) -> bool:
@@ -19,8 +32,9 @@ def matches_column(tensor: Any, column: ColumnSpec, param: Tensor) -> bool:
     if not isinstance(tensor, Tensor) or tensor.device != param.device:
         return False
     if column.block > 1:
-        shape = (-(-param.numel() // column.block),)
-        return tensor.dtype is column.dtype and tensor.shape == shape
+        # one dim: an older checkpoint
+        shapes = (scale_shape(param, column.block), (-(-param.numel() // column.block),))
+        return tensor.dtype is column.dtype and tensor.shape in shapes
     if column.dtype is None:
         return tensor.shape == param.shape and tensor.itemsize > 1 and tensor.dtype.is_signed
     return tensor.shape == param.shape and tensor.dtype is column.dtype
@@ -74,7 +88,7 @@ def allocate(codec: Codec, param: Tensor) -> list[Tensor]:
     rest = [
         _dense(param, column.dtype or param.dtype)
         if column.block == 1
-        else first.new_empty(-(-param.numel() // column.block), dtype=column.dtype)
+        else first.new_empty(scale_shape(param, column.block), dtype=column.dtype)
         for column in codec.columns[1:]
     ]
     return [tensor.zero_() for tensor in (first, *rest)]
@@ -98,6 +112,7 @@ def convert_state(
     if has_columns(state, keys, codec.columns, param) and not (
         blocks and not _same_layout(state[state_key], param)
     ):
+        _shape_scales(state, keys, codec.columns, param)
         return
     if state.get(state_key) is None:
         value = start()
@@ -111,6 +126,16 @@ def convert_state(
     plain = codec.columns[0].dtype is None
     tensors = [value.to(param.dtype)] if plain else encode(codec, value, param)
     state.update(zip(keys, tensors, strict=True))
+
+
+def _shape_scales(
+    state: State, keys: Sequence[str], columns: Sequence[ColumnSpec], param: Tensor
+) -> None:
+    """Give the scales of an older checkpoint the shape that those of a new state have."""
+    for name, column in zip(keys, columns, strict=True):
+        shape = scale_shape(param, column.block)
+        if column.block > 1 and state[name].shape != shape:
+            state[name] = state[name].view(shape)
 
 
 @torch.no_grad()

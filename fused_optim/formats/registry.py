@@ -111,6 +111,12 @@ def is_stochastic(weights: str, states: str) -> bool:
     return any(codec.stochastic for codec in codecs)
 
 
+def scale_block(numel: int, states: str) -> int:
+    """Return the number of elements that share a scale, for a whole parameter; 1 without scales."""
+    blocks = [column.block for codec in STATES[states] for column in codec.columns]
+    return 1 if numel < MIN_SCALED_NUMEL else max(blocks)
+
+
 @cache
 def formats_for(
     rule: Rule, dtype: torch.dtype, small: bool, weights: str, states: str

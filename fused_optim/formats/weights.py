@@ -53,6 +53,7 @@ def reset_extra_bits(state: State, param: Tensor, own_value: Tensor) -> None:
 def make_columns(
     state: State,
     param: Tensor,
+    grad: Tensor,
     codecs: tuple[Codec, ...],
     state_keys: tuple[str, ...],
     start: Callable[..., Tensor | None],
@@ -63,13 +64,14 @@ def make_columns(
 
     Args:
         state: state entries of the parameter, changed in place.
-        param: parameter that has a gradient.
+        param: parameter that has a gradient; a local tensor.
+        grad: its gradient.
         codecs: formats of parameter, gradient and states.
         state_keys: names of the states.
         start: function that returns the first value of a state; None for zeros.
     """
     conversion.convert_weight(state, codecs[0], param)
-    columns: list[Any] = [param, *map(state.get, codecs[0].extra_keys), _resolve(param.grad)]
+    columns: list[Any] = [param, *map(state.get, codecs[0].extra_keys), _resolve(grad)]
     for key, codec in zip(state_keys, codecs[2:], strict=True):
         conversion.convert_state(state, key, codec, param, partial(start, state_key=key))
         columns += map(state.get, codec.column_keys(key))

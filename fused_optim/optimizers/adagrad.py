@@ -8,7 +8,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
-from fused_optim import options, validation
+from fused_optim import options, tensor_checks
+from fused_optim.dtensors import local_state, to_local
+from fused_optim.formats.conversion import State
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import adagrad
 from fused_optim.step import scalar_state
@@ -66,21 +68,21 @@ class Adagrad(FusedOptimizer):
         super().__init__(params, defaults, additions)
         for group in self.param_groups:
             for param in group["params"]:
-                if is_lazy(param) or validation.unsupported_reason(param) is not None:
+                if is_lazy(param) or tensor_checks.unsupported_reason(param) is not None:
                     continue  # a parameter without a shape yet, or a frozen one
-                state = self.state[param]
-                scalar_state.get(state, "step", self.RULE, param, lambda: 0.0)
-                state["sum"] = self.new_state(param, "sum", group)
+                state = local_state(self.state[param], param)
+                scalar_state.get(state, "step", self.RULE, to_local(param), lambda: 0.0)
+                state["sum"] = self.new_state(to_local(param), state, "sum", group)
 
     def share_memory(self) -> None:
         """Move the states ``sum`` to shared memory, as in torch."""
         for group in self.param_groups:
             for param in group["params"]:
                 if "sum" in self.state.get(param, {}):
-                    self.state[param]["sum"].share_memory_()
+                    to_local(self.state[param]["sum"]).share_memory_()
 
     @override
-    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor:
+    def new_state(self, param: Tensor, state: State, state_key: str, group: Group) -> Tensor:
         start = float(self.defaults["initial_accumulator_value"])
         value = complex(start, start) if param.is_complex() else start
         return torch.full_like(param, value, memory_format=torch.preserve_format)

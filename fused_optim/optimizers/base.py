@@ -1,6 +1,5 @@
 """The base class of every optimizer: construction, checks, the step and its results."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -10,13 +9,17 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
-from fused_optim import options, validation
+from fused_optim import options, tensor_checks, validation
 from fused_optim.backends.base import AmpState, GroupOptions
+from fused_optim.dtensors import local_state, to_local
 from fused_optim.explain import Explanation, explain
 from fused_optim.formats import checkpoint, registry
+from fused_optim.formats.conversion import State
 from fused_optim.formats.weights import load_weight, reset_extra_bits
 from fused_optim.optimizers import ema
+from fused_optim.optimizers.step_results import StepResults
 from fused_optim.optimizers.to_torch import to_torch
+from fused_optim.options import get_option
 from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
 from fused_optim.step import scalar_state
@@ -27,7 +30,7 @@ from fused_optim.validation import Check
 Group = dict[str, Any]
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
     """Base class of every optimizer; a subclass declares its rule, weight decay and bounds.
 
     ``step()`` is always both fused and capturable, whatever the values of ``foreach``, ``fused``
@@ -60,7 +63,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         validation.reject_unknown(additions)
         self._reset()
-        super().__init__(params, {**defaults, **options.GROUP_DEFAULTS, **additions})
+        group_options = {name: value for name, value in additions.items() if name != "norm_group"}
+        self.norm_group = additions.get("norm_group")
+        super().__init__(params, {**defaults, **options.GROUP_DEFAULTS, **group_options})
 
     def _reset(self) -> None:
         """Create the parts that a copy must not share: addresses, results, caches."""
@@ -88,11 +93,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             return bool(group["decoupled_weight_decay"])
         return self.WEIGHT_DECAY == "decoupled"
 
-    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
+    def new_state(self, param: Tensor, state: State, state_key: str, group: Group) -> Tensor | None:
         """Return the first value of a state of ``param``; None for zeros."""
-        if state_key == "ema":
-            return load_weight(self.state.get(param, {}), param)
-        return None
+        return load_weight(state, param) if state_key == "ema" else None
 
     def new_scalar_state(self, name: str, group: Group) -> float | Tensor:
         """Return the first value of a 0-dim state."""
@@ -108,8 +111,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def bucket_options(self, group: Group) -> tuple[Any, ...]:
         """Return the options of ``group`` that are part of the bucket keys of its rows."""
-        chosen = [group[name] for name in ("backend", "weights", "states", "count_stalled")]
-        return (self.rule(group), *chosen, group["ema_decay"] is None)
+        chosen = [
+            get_option(group, name) for name in ("backend", "weights", "states", "count_stalled")
+        ]
+        return (self.rule(group), *chosen, get_option(group, "ema_decay") is None)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -119,7 +124,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         False otherwise: trainers that clip between backward and step reject such an optimizer.
         """
         fused = any(
-            bool(group.get("fused")) or group["max_grad_value"] is not None
+            bool(group.get("fused")) or get_option(group, "max_grad_value") is not None
             for group in self.param_groups
         )
         return fused or self.max_grad_norm is not None
@@ -135,42 +140,19 @@ class FusedOptimizer(torch.optim.Optimizer):
         validation.COMMON_BOUNDS["max_grad_norm"]("max_grad_norm", value)
         for group in (self.defaults, *self.param_groups):
             group["max_grad_norm"] = value
+        for group in self.param_groups:
+            options.drop_defaults(group)
 
     @property
-    def grad_norm(self) -> Tensor | None:
-        """Norm of all gradients in the last step, before clipping: 0-dim float64 on the device.
+    def norm_group(self) -> Any:
+        """Process group over which the norm is summed as well, for what tensors do not tell."""
+        return self._norm_group
 
-        NaN if the step did not compute it: ``max_grad_norm`` is None and every group has
-        ``nonfinite="propagate"``; computing it costs another read of the gradients. 0 without
-        gradients. None before the first step.
-        """
-        return None if self._engine.report is None else self._engine.report[0]
-
-    @property
-    def clip_factor(self) -> Tensor | None:
-        """Factor by which the last step clipped the gradients: 0-dim float64 on the device."""
-        return None if self._engine.report is None else self._engine.report[1]
-
-    @property
-    def skipped(self) -> Tensor | None:
-        """True if an Inf or NaN left groups unchanged: 0-dim bool tensor on the device."""
-        return None if self._engine.report is None else self._engine.report[2].bool()
-
-    @property
-    def stalled(self) -> Tensor | None:
-        """Fraction of the elements whose stored weight the update of the last step did not change.
-
-        0-dim float64 on the device; None without ``count_stalled``. The weight is the parameter
-        with all its extra bits. Without stochastic rounding, a fraction above one half is a reason
-        to choose another format: on the CPU the step then warns, once.
-        """
-        asked = any(group["count_stalled"] for group in self.param_groups)
-        return self._engine.stalled_fraction() if asked else None
-
-    @property
-    def backend_used(self) -> str | None:
-        """Backends of the last step, as in ``"reference, triton"``; None before the first."""
-        return ", ".join(sorted({key.backend for key in self._engine.bucket_keys})) or None
+    @norm_group.setter
+    def norm_group(self, group: Any) -> None:
+        validation.check_norm_group(group)
+        self._norm_group = group
+        self._engine.cache = None  # which has the sums over the former group
 
     def explain(self) -> Explanation:
         """Return how the next step updates each parameter; nothing is changed or compiled."""
@@ -193,6 +175,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
             param_group["params"] = list(param_group["params"])
         super().add_param_group(param_group)
+        options.drop_defaults(param_group)
         try:
             self._check_group(groups, param_group)
         except (ValueError, TypeError):
@@ -201,10 +184,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _check_group(self, index: int, group: Group) -> None:
         first = self.param_groups[0] if index else self.defaults
-        validation.check_max_grad_norm(group, first["max_grad_norm"])
+        validation.check_max_grad_norm(group, get_option(first, "max_grad_norm"))
         validation.check_options(group, self.BOUNDS)
         self.check(group)
-        for param, name in validation.named_params(group):
+        for param, name in tensor_checks.named_params(group):
             # a parameter that is frozen, or has no shape yet, is checked when it has a gradient
             if param.requires_grad and not is_lazy(param):
                 self.check_param(param, name, index)
@@ -213,8 +196,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
         """Raise ValueError unless ``param`` can be updated with the options of its group."""
         group = self.param_groups[group_index]
-        reason = registry.unsupported_reason(param, group["weights"], group["states"])
-        validation.check_parameter(param, group_index, name, reason)
+        weights, states = get_option(group, "weights"), get_option(group, "states")
+        tensor_checks.check_parameter(param, group_index, name, weights, states)
 
     def before_first_step(self, param: Tensor) -> None:
         """Save the average of a parameter whose other states start in this step."""
@@ -260,7 +243,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._idle_ema.update(
             self.param_groups,
             self.state,
-            lambda group: report[2] if group["nonfinite"] == "skip" else found_inf,
+            lambda group: report[2] if get_option(group, "nonfinite") == "skip" else found_inf,
         )
         self._engine.warn_of_stalling()
 
@@ -268,7 +251,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Declare that ``param`` is a slice of a larger parameter, in the order of memory.
 
         Stochastic rounding and the choice of formats are then those of the whole parameter. A
-        checkpoint does not contain the declaration.
+        checkpoint does not contain the declaration. A DTensor needs none.
 
         Args:
             param: parameter of this optimizer.
@@ -277,11 +260,32 @@ class FusedOptimizer(torch.optim.Optimizer):
             numel: number of elements of the whole parameter.
 
         Raises:
-            ValueError: the slice exceeds the parameter, or ``offset`` is not a multiple of 64.
+            ValueError: the slice exceeds the parameter, or ``param`` is a DTensor; with states that
+                have scales, ``offset`` is not a multiple of 64.
             KeyError: ``param`` is not a parameter of this optimizer.
         """
         self._check_own([param])
-        self._engine.set_shard(param, Shard(index, offset, numel))
+        group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
+        block = registry.scale_block(numel, get_option(group, "states"))
+        self._engine.set_shard(param, Shard(index, offset, numel), block)
+
+    def number_parameters(self, indices: Mapping[str, int] | Iterable[str]) -> None:
+        """Set the index of each parameter in the whole model, where this rank has a part of it.
+
+        The random bits of stochastic rounding depend on the index, so that with pipeline stages or
+        ZeRO they are those of one process only if the parameters have the same indices there. By
+        default parameters are counted over the groups of this optimizer.
+
+        Args:
+            indices: index of each parameter by name, or the names of all parameters of the model in
+                order, as in ``[name for name, _ in model.named_parameters()]``. The optimizer must
+                have been given ``named_parameters()``.
+
+        Raises:
+            ValueError: a parameter has no name, or its name is not in ``indices``.
+        """
+        for param, index in tensor_checks.match_indices(self.param_groups, indices):
+            self._engine.set_index(param, index)
 
     @torch.no_grad()
     def weights_replaced(self, params: Iterable[Tensor] | None = None) -> None:
@@ -302,45 +306,21 @@ class FusedOptimizer(torch.optim.Optimizer):
         chosen = list(self._params() if params is None else params)
         self._check_own(chosen)
         for param in chosen:
-            reset_extra_bits(self.state.get(param, {}), param, self._swap.own_value(param))
+            state = local_state(self.state.get(param, {}), param)
+            reset_extra_bits(state, to_local(param), to_local(self._swap.own_value(param)))
 
     def _check_own(self, params: list[Tensor]) -> None:
         if not set(self._params()).issuperset(params):
             raise KeyError("every parameter must be one of this optimizer's")
-
-    def ema_parameters(self) -> Iterator[Tensor]:
-        """Yield the averages, in the order of the parameters that have one."""
-        return (average for _, average in self.ema_pairs())
-
-    def ema_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each parameter that has an average, with the average.
-
-        An average starts at the first step in which its parameter has a gradient, in a group with
-        ``ema_decay``. From then on each step updates it, with or without a gradient. A parameter
-        that never had a gradient has no average.
-        """
-        return ema.list_pairs(self._params(), self.state)
-
-    @contextlib.contextmanager
-    def swap_ema(self) -> Iterator[None]:
-        """Set the parameters to their averages within this context.
-
-        Copies of the parameters' own values are stored and restored at the exit; a value written to
-        a parameter within the context is lost. ``state_dict()``, ``ema_parameters()`` and copies of
-        the optimizer are the same inside and outside of the context.
-
-        Raises:
-            RuntimeError: the context is entered twice, or ``step()`` is called within it.
-        """
-        with self._swap.active_for(list(self._params()), self.state):
-            yield
 
     @override
     def state_dict(self, *, format: Literal["own", "torch"] = "own") -> dict[str, Any]:
         """Return the state dict, in the layout of torch.
 
         Args:
-            format: ``"own"`` stores the states in their formats, and loading restores every bit;
+            format: ``"own"`` stores the states in their formats, and loading restores every bit
+                (in a dtype that collectives can carry: the bits of int16 as bf16, those of float8
+                as uint8);
                 ``"torch"`` stores one float32 tensor for each state, as an optimizer of float32
                 parameters in torch.optim, and a weight with more bits than its parameter as the
                 state ``master``. An optimizer of any format loads either.
@@ -348,7 +328,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         validation.one_of(("own", "torch"))("format", format)
         packed = super().state_dict()
         if format == "own":
-            return packed
+            return checkpoint.make_portable(packed)
         rules = [self.rule(group) for group in self.param_groups]
         own_values = map(self._swap.own_value, self._params())
         return checkpoint.to_torch_state_dict(packed, own_values, rules)
@@ -375,6 +355,11 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
+        if self.norm_group is not None:
+            raise TypeError(
+                "an optimizer with a norm_group cannot be copied or pickled, as process groups "
+                "cannot: set it to None before, and set it again, also in the copy"
+            )
         swap = {"_swap": self._swap} if self._swap.active else {}
         return {**super().__getstate__(), **swap}
 
@@ -384,6 +369,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         engine, swap = self.__dict__.get("_engine"), self.__dict__.get("_swap")
         self._reset()
+        self.__dict__.setdefault("_norm_group", None)
         if engine is not None:
             self._engine = StepEngine(engine.shards)
         if swap is not None:
@@ -392,13 +378,15 @@ class FusedOptimizer(torch.optim.Optimizer):
             checkpoint.fill_group(group, None if before is None else before[i], self.defaults)
             for param in group["params"]:
                 scalar_state.convert_numbers(param, self.state.get(param, {}))
+            options.drop_defaults(group)
         self.max_grad_norm = self.max_grad_norm  # the same object in every group
         given = self.__dict__.pop("_pending_state_dict", None)
         if given is not None:
             as_torch = checkpoint.list_torch_states(
                 self.param_groups, self.rule, self._keeps_float64_counts
             )
-            checkpoint.restore(self._params(), self.state, given, as_torch)
+            rules = [self.rule(group) for group in self.param_groups]
+            checkpoint.restore(self._params(), self.state, given, as_torch, rules)
 
     def _params(self) -> Iterator[Tensor]:
         return (param for group in self.param_groups for param in group["params"])

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_optim.dtensors import local_state, to_local
+from fused_optim.formats import conversion
 from fused_optim.formats.weights import load_weight
+from fused_optim.options import get_option
 from fused_optim.rules.common import ema_update
 
 Group = dict[str, Any]
@@ -94,6 +97,41 @@ class ParameterSwap:
         return ParameterSwap()
 
 
+class EmaMethods:
+    """The methods of an optimizer that read the averages of its parameters."""
+
+    state: Any
+    _swap: ParameterSwap
+    _params: Callable[[], Iterator[Tensor]]
+
+    def ema_parameters(self) -> Iterator[Tensor]:
+        """Yield the averages, in the order of the parameters that have one."""
+        return (average for _, average in self.ema_pairs())
+
+    def ema_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each parameter that has an average, with the average.
+
+        An average starts at the first step in which its parameter has a gradient, in a group with
+        ``ema_decay``. From then on each step updates it, with or without a gradient. A parameter
+        that never had a gradient has no average.
+        """
+        return list_pairs(self._params(), self.state)
+
+    @contextlib.contextmanager
+    def swap_ema(self) -> Iterator[None]:
+        """Set the parameters to their averages within this context.
+
+        Copies of the parameters' own values are stored and restored at the exit; a value written to
+        a parameter within the context is lost. ``state_dict()``, ``ema_parameters()`` and copies of
+        the optimizer are the same inside and outside of the context.
+
+        Raises:
+            RuntimeError: the context is entered twice, or ``step()`` is called within it.
+        """
+        with self._swap.active_for(list(self._params()), self.state):
+            yield
+
+
 class EmaOfIdleParameters:
     """An updater of averages that the kernels do not update: without a gradient in a step.
 
@@ -123,17 +161,22 @@ class EmaOfIdleParameters:
         """
         saved, self.saved = self.saved, {}
         for group in groups:
-            if group["ema_decay"] is None:
+            if get_option(group, "ema_decay") is None:
                 continue
             for param in dict.fromkeys(group["params"]):
                 if param in saved:
                     state[param]["ema"].copy_(saved[param])
                 elif param.grad is not None or "ema" not in state.get(param, {}):
                     continue
-                _update_average(state[param], param, group["ema_decay"], skips(group))
+                entry = local_state(state[param], param)
+                _update_average(
+                    entry, to_local(param), get_option(group, "ema_decay"), skips(group)
+                )
 
 
-def _update_average(state: dict[str, Any], param: Tensor, decay: Any, skips: Tensor | None) -> None:
+def _update_average(
+    state: conversion.State, param: Tensor, decay: Any, skips: Tensor | None
+) -> None:
     average, value = state["ema"], load_weight(state, param)
     if average.is_complex():
         average, value = torch.view_as_real(average), torch.view_as_real(value)

@@ -9,6 +9,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from fused_optim import options
+from fused_optim.dtensors import local_state, to_local
+from fused_optim.formats.conversion import State
 from fused_optim.formats.weights import load_weight, store_weight
 from fused_optim.optimizers.base import FusedOptimizer, Group
 from fused_optim.rules import schedule_free
@@ -57,11 +59,12 @@ class ScheduleFree(FusedOptimizer):
             momentum = float(self.momentum(group))
             share = 1.0 - momentum if train else 1.0 - 1.0 / momentum
             for param in dict.fromkeys(group["params"]):
-                state = self.state.get(param, {})
+                state = local_state(self.state.get(param, {}), param)
                 if "z" in state:
+                    local = to_local(param)
                     wide = torch.promote_types(param.dtype, torch.float32)
-                    start, z = load_weight(state, param).to(wide), state["z"].to(wide)
-                    store_weight(state, param, start + share * (z - start))
+                    start, z = load_weight(state, local).to(wide), state["z"].to(wide)
+                    store_weight(state, local, start + share * (z - start))
             group["train_mode"] = train
 
     @override
@@ -74,10 +77,10 @@ class ScheduleFree(FusedOptimizer):
         return super().step(closure)
 
     @override
-    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
+    def new_state(self, param: Tensor, state: State, state_key: str, group: Group) -> Tensor | None:
         if state_key == "z":  # z starts at the parameter
-            return load_weight(self.state.get(param, {}), param)
-        return super().new_state(param, state_key, group)
+            return load_weight(state, param)
+        return super().new_state(param, state, state_key, group)
 
     @override
     def new_scalar_state(self, name: str, group: Group) -> Tensor:

@@ -15,17 +15,34 @@ from torch import Tensor
 
 from fused_optim.backends.base import BucketKey, GroupOptions
 from fused_optim.backends.rows import Row, RowTemplate
+from fused_optim.dtensors import has_same_placements, local_state
+from fused_optim.options import get_option
 from fused_optim.step.guards import (
     Group,
     GroupGuard,
     State,
-    list_params,
     list_values,
     make_guard,
 )
 from fused_optim.step.plan import CachedInputs
 
 KeyedRows = Sequence[tuple[BucketKey, Row]]
+
+
+class Given(Protocol):
+    """A parameter with a gradient, and the local tensors of both."""
+
+    @property
+    def param(self) -> Tensor:
+        """The parameter."""
+
+    @property
+    def local(self) -> Tensor:
+        """The parameter, or its local tensor."""
+
+    @property
+    def grad(self) -> Tensor:
+        """The gradient, or its local tensor."""
 
 
 class GroupReader(Protocol):
@@ -37,6 +54,7 @@ class GroupReader(Protocol):
 
     param_groups: list[Group]
     state: Any
+    norm_group: Any
 
     @property
     def max_grad_norm(self) -> Any:
@@ -57,16 +75,19 @@ class StepCache:
     """
 
     def __init__(
-        self, optimizer: GroupReader, rows: KeyedRows, options: list[GroupOptions]
+        self,
+        optimizer: GroupReader,
+        given: Sequence[Given],
+        rows: KeyedRows,
+        options: list[GroupOptions],
     ) -> None:
         groups, state = optimizer.param_groups, optimizer.state
         self.max_grad_norm = optimizer.max_grad_norm
-        self.skips = any(group["nonfinite"] == "skip" for group in groups)
+        self.skips = any(get_option(group, "nonfinite") == "skip" for group in groups)
         self.options = options
         self.bucket_options = [optimizer.bucket_options(group) for group in groups]
         self.groups = [GroupGuard(group) for group in groups]
-        params = [param for param in list_params(groups) if param.grad is not None]
-        self.templates = list(_make_templates(params, state, rows))
+        self.templates = list(_make_templates([one.param for one in given], state, rows))
         self.masks = np.array([_required_alignment(row, key) - 1 for key, row in rows], np.int64)
         gradients = [row.columns[key.first[1]].data_ptr() for key, row in rows]
         addresses = np.array(gradients, np.int64)
@@ -75,21 +96,34 @@ class StepCache:
 
     @classmethod
     def build(
-        cls, optimizer: GroupReader, rows: KeyedRows, options: list[GroupOptions]
+        cls,
+        optimizer: GroupReader,
+        given: Sequence[Given],
+        rows: KeyedRows,
+        options: list[GroupOptions],
     ) -> "StepCache | None":
-        """Return the cache of a step with these rows; None if the next step must be a full step."""
+        """Return the cache of a step with these rows; None if the next step must be a full step.
+
+        Args:
+            optimizer: optimizer that has run the step.
+            given: parameter and gradient of each row.
+            rows: rows of the step, with the keys of their buckets.
+            options: options of each group.
+        """
         values = list_values(list(optimizer.state.values()))
         if not rows or not all(isinstance(value, Tensor) for value in values):
             return None
-        params = [param for param in list_params(optimizer.param_groups) if param.grad is not None]
-        if any(param.grad.is_sparse for param in params if param.grad is not None):
+        if any(one.grad.is_sparse for one in given):
             return None  # rows of a sparse gradient differ from step to step
+        if not all(has_same_placements(one.param) for one in given):
+            return None  # the gradient is redistributed in every step
         if not all(key.has_data or key.device.type == "meta" for key, _ in rows):
             return None  # a fake tensor has no address to compare
-        for param, (key, row) in zip(params, rows, strict=True):
-            if not _row_matches(row, _column_sources(param, optimizer.state, key), key):
+        for one, (key, row) in zip(given, rows, strict=True):
+            entry = local_state(optimizer.state.get(one.param, {}), one.param)
+            if not _row_matches(row, _column_sources(one, entry, key), key):
                 return None
-        return cls(optimizer, rows, options)
+        return cls(optimizer, given, rows, options)
 
     @property
     def needs_norm(self) -> bool:
@@ -120,7 +154,7 @@ class StepCache:
         changed: Any = list(compress(range(len(groups)), changes))
         skips = self.skips
         if changed:
-            skips = any(group["nonfinite"] == "skip" for group in groups)
+            skips = any(get_option(group, "nonfinite") == "skip" for group in groups)
         if skips != self.skips or optimizer.max_grad_norm is not self.max_grad_norm:
             changed = range(len(groups))  # each group's options have these two
         self.skips, self.max_grad_norm = skips, optimizer.max_grad_norm
@@ -135,11 +169,10 @@ def _state_columns(key: BucketKey) -> list[str]:
     return [name for state_key, codec in codecs for name in codec.column_keys(state_key)]
 
 
-def _column_sources(param: Tensor, state: State, key: BucketKey) -> list[Tensor | None]:
+def _column_sources(one: Given, entry: Mapping[str, Any], key: BucketKey) -> list[Tensor | None]:
     """Return the tensors from which the columns of a row are made, in their order."""
-    entry: Mapping[str, Any] = state.get(param, {})
     extras = map(entry.get, key.codecs[0].extra_keys)
-    return [param, *extras, param.grad, *map(entry.get, _state_columns(key))]
+    return [one.local, *extras, one.grad, *map(entry.get, _state_columns(key))]
 
 
 def _row_matches(row: Row, sources: list[Tensor | None], key: BucketKey) -> bool:

@@ -8,19 +8,22 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fused_optim import validation
+from fused_optim import dtensors, tensor_checks
 from fused_optim.backends.base import AmpState, BucketKey, CompileError
 from fused_optim.backends.rows import NoiseKey, Row, make_row
 from fused_optim.backends.select import resolve
 from fused_optim.formats import registry
-from fused_optim.formats.codecs import SCALE_BLOCK, Codec
+from fused_optim.formats.codecs import Codec
+from fused_optim.formats.conversion import State
 from fused_optim.formats.weights import make_columns
+from fused_optim.options import get_option
 from fused_optim.private_api import has_data
 from fused_optim.rules.common import Rule
 from fused_optim.step import duplicates, scalar_state, sparse
 from fused_optim.step.cache import GroupReader, StepCache
+from fused_optim.step.collectives import RankSums
 from fused_optim.step.guards import Group
-from fused_optim.step.plan import Plan, make_bucket_key
+from fused_optim.step.plan import Plan, StepSums, bump_version_counters, make_bucket_key
 from fused_optim.user_warnings import warn_user
 
 
@@ -51,7 +54,7 @@ class SteppedOptimizer(GroupReader, Protocol):
     def rule(self, group: Group) -> Rule:
         """Return the rule that the options of ``group`` select."""
 
-    def new_state(self, param: Tensor, state_key: str, group: Group) -> Tensor | None:
+    def new_state(self, param: Tensor, state: State, state_key: str, group: Group) -> Tensor | None:
         """Return the first value of a state; None for zeros."""
 
     def new_scalar_state(self, name: str, group: Group) -> float | Tensor:
@@ -73,6 +76,8 @@ class GradientOf(NamedTuple):
         backend: resolved name of the backend, not ``"auto"``.
         param: parameter with a gradient.
         param_index: index of ``param`` among all parameters of the optimizer.
+        local: ``param``, or its local tensor.
+        grad: its gradient, or the local tensor of it.
     """
 
     group_index: int
@@ -80,22 +85,33 @@ class GradientOf(NamedTuple):
     backend: str
     param: Tensor
     param_index: int
+    local: Tensor
+    grad: Tensor
 
 
 def with_ema_and_step(rule: Rule, group: Group) -> Rule:
     """Return ``rule`` with the EMA as a state, and with a step count if one is needed."""
-    if group["ema_decay"] is not None:
+    if get_option(group, "ema_decay") is not None:
         rule = rule._replace(state_keys=(*rule.state_keys, "ema"))
-    stochastic = registry.is_stochastic(group["weights"], group["states"])
+    stochastic = registry.is_stochastic(get_option(group, "weights"), get_option(group, "states"))
     # the EMA starts at step 1, and the random bits depend on the step
-    if group["ema_decay"] is not None or stochastic:
+    if get_option(group, "ema_decay") is not None or stochastic:
         rule = rule._replace(scalar_state=rule.scalar_state or ("step",))
     return rule
 
 
+def _check_offset(offset: int, scale_block: int) -> None:
+    """Raise ValueError if elements that share a scale would be in two shards."""
+    if offset % scale_block:
+        raise ValueError(
+            f"offset must be a multiple of {scale_block} for states with scales, got {offset}: "
+            "shard there, or pass states='fp32'"
+        )
+
+
 def needs_grad_norm(optimizer: GroupReader) -> bool:
     """Return True if a step needs the norm, which reads the gradients once more."""
-    skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
+    skips = any(get_option(group, "nonfinite") == "skip" for group in optimizer.param_groups)
     return optimizer.max_grad_norm is not None or skips
 
 
@@ -119,6 +135,8 @@ class StepEngine:
         self.shards: dict[Tensor, Shard] = dict(shards or {})
         self.plan = Plan()
         self._later_passes = Plan()
+        self._ranks: RankSums | None = None
+        self._report_device = torch.device("cpu")
         self.cache: StepCache | None = None
         self._resolved: dict[tuple[str, torch.device, bool], str] = {}
 
@@ -152,19 +170,35 @@ class StepEngine:
             "them"
         )
 
-    def set_shard(self, param: Tensor, shard: Shard) -> None:
+    def set_index(self, param: Tensor, param_index: int) -> None:
+        """Set the index of ``param`` in the whole model, on which its random bits depend."""
+        shard = self.shards.get(param, Shard(param_index, 0, param.numel()))
+        self.shards[param] = shard._replace(param_index=param_index)
+        self.cache = None  # it has the old noise keys
+
+    def set_shard(self, param: Tensor, shard: Shard, scale_block: int) -> None:
         """Declare that ``param`` is a slice of a larger parameter.
 
+        Args:
+            param: the slice.
+            shard: its position.
+            scale_block: number of elements that share a scale in the formats of its group.
+
         Raises:
-            ValueError: the slice exceeds the whole parameter, or ``offset`` is not a multiple of
-                ``SCALE_BLOCK``, the number of elements that share a scale.
+            ValueError: the slice exceeds the whole parameter, or ``param`` is a DTensor.
         """
-        last = shard.global_numel - param.numel()
-        if shard.param_index < 0 or shard.offset % SCALE_BLOCK or not 0 <= shard.offset <= last:
+        if dtensors.is_dtensor(param):
             raise ValueError(
-                f"offset must be a multiple of {SCALE_BLOCK} in [0, {last}], and index >= 0, "
-                f"got {shard.offset}, {shard.param_index}"
+                "param must be a plain tensor, got a DTensor, whose placements tell its position: "
+                "for its index, call number_parameters()"
             )
+        last = shard.global_numel - param.numel()
+        if shard.param_index < 0 or not 0 <= shard.offset <= last:
+            raise ValueError(
+                f"offset must be in [0, {last}], and index >= 0, got {shard.offset}, "
+                f"{shard.param_index}"
+            )
+        _check_offset(shard.offset, scale_block)
         self.shards[param] = shard
         self.cache = None  # it has the old noise keys
 
@@ -189,33 +223,55 @@ class StepEngine:
         if inputs is None:
             return False
         try:
-            self.report = self.plan.run_cached(inputs, cache.options, cache.needs_norm, amp_state)
+            sums = StepSums(cache.needs_norm, self._ranks, self._report_device)
+            self.report = self.plan.run_cached(inputs, cache.options, sums, amp_state)
         except CompileError:
             return False
         return True
 
     def _full_step(self, optimizer: SteppedOptimizer, amp_state: AmpState) -> StepCache | None:
         """Run a step that checks everything; return the cache for the next one."""
-        skips = any(group["nonfinite"] == "skip" for group in optimizer.param_groups)
+        skips = any(get_option(group, "nonfinite") == "skip" for group in optimizer.param_groups)
         options = [optimizer.group_options(group, skips) for group in optimizer.param_groups]
         needs_norm = needs_grad_norm(optimizer)
         passes = duplicates.split_passes(self._collect_grads(optimizer), needs_norm)
         unstarted = duplicates.list_unstarted(passes[1:], optimizer.state)
         rows = self._make_rows(optimizer, passes[0])
         self._counted = sum(row.columns[0].numel() for key, row in rows if key.count_stalled)
+        sums = self._make_sums(optimizer, needs_norm)
+        places = [(one.param_index, one.param.numel()) for one in passes[0]]
         try:
-            self.report = self.plan.run(rows, options, needs_norm, amp_state)
+            self.report = self.plan.run(rows, options, sums, amp_state, places)
         except CompileError as reason:  # raised before any tensor is changed
             self._fall_back_to_reference(reason)
             passes = duplicates.split_passes(self._collect_grads(optimizer), needs_norm)
             rows = self._make_rows(optimizer, passes[0])
-            self.report = self.plan.run(rows, options, needs_norm, amp_state)
+            self.report = self.plan.run(rows, options, sums, amp_state, places)
+        bump_version_counters([g.param for g in passes[0] if g.local is not g.param])
         for later in passes[1:]:
             duplicates.restart(later, unstarted, optimizer.state)
             # made only now: columns that are copies must have the values of the pass before
             repeated = self._make_rows(optimizer, later)
-            self._later_passes.run(repeated, options, needs_norm, amp_state)
-        return None if len(passes) > 1 else StepCache.build(optimizer, rows, options)
+            places = [(one.param_index, one.param.numel()) for one in later]
+            self._later_passes.run(repeated, options, StepSums(needs_norm), amp_state, places)
+        return None if len(passes) > 1 else StepCache.build(optimizer, passes[0], rows, options)
+
+    def _make_sums(self, optimizer: SteppedOptimizer, needs_norm: bool) -> StepSums:
+        """Return the sums of a step, over the ranks that share any parameter of the optimizer."""
+        groups = optimizer.param_groups
+        numbers = ((group, optimizer.rule(group).reduction) for group in groups)
+        params = [
+            (param, 0 if reduction is None else reduction.num_sums)
+            for group, reduction in numbers
+            for param in group["params"]
+        ]
+        if needs_norm and optimizer.norm_group is None:
+            tensor_checks.check_norm_is_known(param for param, _ in params)
+        ranks = RankSums(params, optimizer.norm_group)
+        self._ranks = ranks if ranks.needed else None
+        if params:
+            self._report_device = params[0][0].device
+        return StepSums(needs_norm, self._ranks, self._report_device)
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:
         """Use the reference on the CPU from now on; raise ``reason`` if the user chose native."""
@@ -239,28 +295,33 @@ class StepEngine:
         index = itertools.count()
         for group_index, group in enumerate(optimizer.param_groups):
             rule = with_ema_and_step(optimizer.rule(group), group)
-            for param, name in validation.named_params(group):
+            for param, name in tensor_checks.named_params(group):
                 param_index = next(index)
                 if param.grad is None:
                     continue
                 optimizer.check_param(param, name, group_index)
-                validation.check_gradient(param, group_index, name)
-                if param.grad.layout is not torch.strided or rule.sparse == "required":
-                    described = validation.describe_param(param, group_index, name)
+                local, grad = tensor_checks.check_gradient(param, group_index, name)
+                codecs = self._codecs(param, rule, group)
+                if grad.layout is not torch.strided or rule.sparse == "required":
+                    described = tensor_checks.describe_param(param, group_index, name)
                     refusal = optimizer.REFUSAL.format(type(optimizer).__name__)
-                    codecs = self._codecs(param, rule, group)
-                    sparse.check_layout(param.grad, rule, codecs, group, described, refusal)
+                    sparse.check_layout(grad, rule, codecs, group, described, refusal)
                 state = optimizer.state.get(param, {})
-                validation.check_states(param, state, rule, group_index, name)
-                backend = self._resolve(group["backend"], param)
-                yield GradientOf(group_index, rule, backend, param, param_index)
+                tensor_checks.check_states(param, state, rule, group_index, name)
+                if param in self.shards:
+                    blocks = (column.block for codec in codecs for column in codec.columns)
+                    _check_offset(self.shards[param].offset, max(blocks))
+                backend = self._resolve(get_option(group, "backend"), local)
+                yield GradientOf(group_index, rule, backend, param, param_index, local, grad)
 
     def _codecs(self, param: Tensor, rule: Rule, group: Group) -> tuple[Codec, ...]:
         """Return the formats of parameter, gradient and states."""
         shard = self.shards.get(param)
         numel = param.numel() if shard is None else shard.global_numel
         small = numel < registry.MIN_SCALED_NUMEL
-        return registry.formats_for(rule, param.dtype, small, group["weights"], group["states"])
+        return registry.formats_for(
+            rule, param.dtype, small, get_option(group, "weights"), get_option(group, "states")
+        )
 
     def _resolve(self, name: str, param: Tensor) -> str:
         key = (name, param.device, has_data(param))
@@ -271,26 +332,38 @@ class StepEngine:
     def _make_row(self, optimizer: SteppedOptimizer, one: GradientOf) -> tuple[BucketKey, Row]:
         """Return the row of a parameter; create its states at its first step."""
         param, rule, group = one.param, one.rule, optimizer.param_groups[one.group_index]
-        shard = self.shards.get(param, Shard(one.param_index, 0, param.numel()))
         codecs = self._codecs(param, rule, group)
         has_state = rule.state_keys or rule.scalar_state or codecs[0].extra_keys
         # a rule without states creates no entry, as in torch
-        state = optimizer.state[param] if has_state else optimizer.state.get(param, {})
-        if group["ema_decay"] is not None and scalar_state.starts(state, rule):
+        entry = optimizer.state[param] if has_state else optimizer.state.get(param, {})
+        state = dtensors.local_state(entry, param)
+        if get_option(group, "ema_decay") is not None and scalar_state.starts(state, rule):
             optimizer.before_first_step(param)
         scalars = tuple(
             scalar_state.get(
-                state, name, rule, param, partial(optimizer.new_scalar_state, name, group)
+                state, name, rule, one.local, partial(optimizer.new_scalar_state, name, group)
             )
             for name in rule.scalar_state
         )
-        start = partial(optimizer.new_state, param, group=group)
-        columns = make_columns(state, param, codecs, rule.state_keys, start)
-        noise_key = NoiseKey(shard.param_index, shard.offset)
+        start = partial(optimizer.new_state, one.local, state, group=group)
+        columns = make_columns(state, one.local, one.grad, codecs, rule.state_keys, start)
+        noise_key = self._make_noise_key(one, codecs)
         grad = len(codecs[0].columns)
         make: Callable[..., Row] = make_row
         if columns[grad].layout is not torch.strided:
             make = partial(sparse.make_sparse_row, every_row=rule.sparse == "dense")
         row = make(columns, scalars, one.group_index, noise_key, grad=grad)
-        ema, counts = group["ema_decay"] is not None, bool(group["count_stalled"])
-        return make_bucket_key(row, rule, codecs, one.backend, ema, counts), row
+        ema, counts = (
+            get_option(group, "ema_decay") is not None,
+            bool(get_option(group, "count_stalled")),
+        )
+        groups = dtensors.sharding_groups(param)
+        names = tuple(sorted(process_group.group_name for process_group in groups))
+        return make_bucket_key(row, rule, codecs, one.backend, ema, counts, names), row
+
+    def _make_noise_key(self, one: GradientOf, codecs: tuple[Codec, ...]) -> NoiseKey:
+        """Return the key of the row, whose elements may be a shard of the whole parameter."""
+        shard = self.shards.get(one.param, Shard(one.param_index, 0, one.param.numel()))
+        if one.local is one.param or not any(codec.stochastic for codec in codecs):
+            return NoiseKey(shard.param_index, shard.offset)
+        return NoiseKey(shard.param_index, *dtensors.find_position(one.param))

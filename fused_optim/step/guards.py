@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from typing_extensions import override
 
+from fused_optim.dtensors import are_placed_alike, is_dtensor, to_local_all
 from fused_optim.private_api import TENSOR_GUARDS, dlpack_exchange_api
 
 TENSORS_PER_READ = (
@@ -40,9 +41,10 @@ class GradSnapshot(NamedTuple):
     """The tensors of a step that equals the last one, except for the addresses of gradients.
 
     Attributes:
-        params: parameters that have a gradient.
-        grad_addresses: addresses of the gradients, int64 [len(params)].
-        list_tensors: function that returns ``params``, their gradients, and all state values.
+        params: parameters that have a gradient, and the local tensors of those that are DTensors.
+        grad_addresses: addresses of the gradients, int64 [parameters].
+        list_tensors: function that returns the parameters, their gradients, and all state values,
+            with the local tensor of each DTensor.
     """
 
     params: list[Tensor]
@@ -68,6 +70,11 @@ def make_tensor_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
         return check
     expected = list(map(_properties, tensors))
     return lambda *others: list(map(_properties, others)) == expected
+
+
+def make_unwrapping(tensors: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Return a function that replaces DTensors by their local tensors, if ``tensors`` has any."""
+    return to_local_all if any(map(is_dtensor, tensors)) else lambda unchanged: unchanged
 
 
 def _properties(tensor: Any) -> tuple[Any, ...] | None:
@@ -118,7 +125,8 @@ class StateGuard:
         self.keys = list(map(id, state))
         blocks = list(_blocks(list(state.values())))
         self.names = [_names(block) for block in blocks]
-        self.checks = [make_tensor_check(list_values(block)) for block in blocks]
+        self.to_local = make_unwrapping(list_values(list(state.values())))
+        self.checks = [make_tensor_check(self.to_local(list_values(block))) for block in blocks]
 
     def read(self, state: State) -> tuple[list[Tensor], list[int]] | None:
         """Return all tensors and their addresses; None if they differ from the recorded ones."""
@@ -130,7 +138,7 @@ class StateGuard:
         for block, names, check in zip(blocks, self.names, self.checks, strict=True):
             if set(map(type, block)) != {dict} or _names(block) != names:
                 return None
-            values = list_values(block)
+            values = self.to_local(list_values(block))
             if not check(*values):
                 return None
             tensors += values
@@ -154,8 +162,12 @@ class ParamGuard:
         self.ids = list(map(id, params))
         self.has_grad = [param.grad is not None for param in params]
         self.lacks_grad = [not has_grad for has_grad in self.has_grad]
+        self.to_local = make_unwrapping(params)
+        self.has_dtensors = self.to_local is to_local_all
         blocks = _blocks(list(compress(params, self.has_grad)))
-        self.checks = [make_tensor_check([*block, *map(_gradient, block)]) for block in blocks]
+        self.checks = [
+            make_tensor_check(self.to_local([*block, *map(_gradient, block)])) for block in blocks
+        ]
 
     def read(self, groups: list[Group]) -> "ParamsRead | None":
         """Return parameters, gradients and addresses; None if they differ from the record."""
@@ -168,19 +180,21 @@ class ParamGuard:
             if not all(map(is_, map(_gradient, compress(params, self.lacks_grad)), repeat(None))):
                 return None
             params = list(compress(params, self.has_grad))
-        result = ParamsRead(params, [], [], [])
-        for block, check in zip(_blocks(params), self.checks, strict=True):
-            gradients = list(map(_gradient, block))
-            if not check(*block, *gradients):
+        gradients = list(map(_gradient, params))
+        if self.has_dtensors and not are_placed_alike(params, gradients):
+            return None
+        local = ParamsRead(self.to_local(params), self.to_local(gradients), [], [])
+        blocks = zip(_blocks(local.params), _blocks(local.gradients), self.checks, strict=True)
+        for block, of_block, check in blocks:
+            if not check(*block, *of_block):
                 return None
-            result.gradients.extend(gradients)
-            result.param_addresses.extend(map(read_address, block))
-            result.grad_addresses.extend(map(read_address, gradients))
-        return result
+            local.param_addresses.extend(map(read_address, block))
+            local.grad_addresses.extend(map(read_address, of_block))
+        return local
 
 
 class ParamsRead(NamedTuple):
-    """Parameters that have a gradient, their gradients, and the addresses of both."""
+    """Parameters that have a gradient, their gradients, and the addresses of both; all local."""
 
     params: list[Tensor]
     gradients: list[Any]
@@ -193,8 +207,9 @@ class PythonGuard(TensorGuard):
 
     def __init__(self, groups: list[Group], state: State) -> None:
         self.params, self.states = ParamGuard(groups), StateGuard(state)
-        params = list(compress(list_params(groups), self.params.has_grad))
-        self.addresses = list(map(read_address, [*params, *list_values(list(state.values()))]))
+        params = self.params.to_local(list(compress(list_params(groups), self.params.has_grad)))
+        values = self.states.to_local(list_values(list(state.values())))
+        self.addresses = list(map(read_address, [*params, *values]))
 
     @override
     def check(self, groups: list[Group], state: State) -> GradSnapshot | None:
@@ -203,7 +218,10 @@ class PythonGuard(TensorGuard):
         if read is None or states is None or read.param_addresses + states[1] != self.addresses:
             return None
         tensors = [*read.params, *read.gradients, *states[0]]
-        return GradSnapshot(read.params, np.array(read.grad_addresses, np.int64), lambda: tensors)
+        params = read.params
+        if self.params.has_dtensors:  # a DTensor and its local tensor have a version counter each
+            params = [*params, *filter(is_dtensor, list_params(groups))]
+        return GradSnapshot(params, np.array(read.grad_addresses, np.int64), lambda: tensors)
 
 
 class HostGuard(TensorGuard):

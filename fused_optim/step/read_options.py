@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fused_optim.kernels.signatures import CommonOptions
+from fused_optim.options import get_option
 from fused_optim.rules.common import Rule
 from fused_optim.step.guards import Group
 from fused_optim.validation import to_number
@@ -22,17 +23,17 @@ def read_common_options(
         l2: weight of the parameter in the gradient (L2 penalty).
         any_skips: True if an Inf or NaN skips any group of the optimizer.
     """
-    limit, decay = group["max_grad_value"], group["ema_decay"]
+    limit, decay = get_option(group, "max_grad_value"), get_option(group, "ema_decay")
     options = CommonOptions(
         grad_sign=-1.0 if group.get("maximize") else 1.0,
         max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
         max_grad_value=math.inf if limit is None else limit,
         l2=l2,
-        l1=group["l1"],
-        skips=group["nonfinite"] == "skip",
+        l1=get_option(group, "l1"),
+        skips=get_option(group, "nonfinite") == "skip",
         any_skips=any_skips,
         ema_decay=0.0 if decay is None else decay,
-        seed=group["seed"],
+        seed=get_option(group, "seed"),
     )
     return CommonOptions._make(map(read_option, options))
 

@@ -1,6 +1,6 @@
 """The 0-dim states: the step count and others that a rule advances, in the dtypes of torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fused_optim.rules.common import Rule
 
-State = dict[str, Any]
+State = MutableMapping[str, Any]
 
 
 def get(

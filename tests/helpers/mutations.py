@@ -65,7 +65,7 @@ def edited(optimizer):
 def ema_update(optimizer):
     """Switch the average of a group on or off."""
     group = optimizer.param_groups[0]
-    group["ema_decay"] = 0.9 if group["ema_decay"] is None else None
+    group["ema_decay"] = 0.9 if group.get("ema_decay") is None else None
 
 
 def other_parameter(optimizer):

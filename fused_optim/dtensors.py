@@ -1,0 +1,262 @@
+"""Distributed tensors (DTensor): their local tensors, their states and the groups that shard them.
+
+The plan, the kernels and the codecs see the local tensors of this rank only. The states of a
+DTensor are DTensors with its mesh, its placements and its global shape, so that
+``torch.distributed.checkpoint`` reshards them with it; its step count is a plain tensor.
+
+Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
+"""
+
+import math
+import sys
+from collections.abc import Iterator, MutableMapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from fused_optim.private_api import locate_shard
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Return True for a DTensor."""
+    # without an import of the module, which takes a second, there is no DTensor
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def to_local(tensor: Any) -> Any:
+    """Return the local tensor of a DTensor, in the same memory; anything else unchanged.
+
+    A collective that still runs on the local tensor is waited for, by the current stream.
+    """
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():
+        local = tensor.to_local()
+    wait = getattr(local, "trigger_wait", None)  # of an AsyncCollectiveTensor
+    return local if wait is None else wait()
+
+
+def wrap_like(local: Tensor, param: Any) -> Any:
+    """Return ``local`` as a DTensor with mesh and placements of ``param``.
+
+    Args:
+        local: local tensor of a state, of the shape of the local tensor of ``param``; or the scales
+            of its blocks, ``[rows, blocks of a row]``.
+        param: the DTensor whose state it is.
+    """
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = param.shape, param.stride()
+    if local.shape != to_local(param).shape:
+        blocks = local.shape[1] * (math.prod(shape[1:]) // max(1, math.prod(_local_shape(param))))
+        shape, stride = torch.Size((shape[0], blocks)), (blocks, 1)
+    with torch.no_grad():
+        return DTensor.from_local(
+            local, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride
+        )
+
+
+def _local_shape(param: Any) -> torch.Size:
+    """Return the shape of a row of dim 0 of the local tensor."""
+    shape: torch.Size = to_local(param).shape[1:]
+    return shape
+
+
+class LocalState(MutableMapping[str, Any]):
+    """The state of a DTensor, read and written as local tensors.
+
+    Attributes:
+        entry: the state entries of the parameter in ``optimizer.state``: DTensors and 0-dim
+            tensors.
+        param: the parameter.
+    """
+
+    def __init__(self, entry: dict[str, Any], param: Any) -> None:
+        self.entry, self.param = entry, param
+
+    @override
+    def __getitem__(self, name: str) -> Any:
+        return to_local(self.entry[name])
+
+    @override
+    def __setitem__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            if to_local(self.entry.get(name)) is value:
+                return
+            value = wrap_like(value, self.param)
+        self.entry[name] = value
+
+    @override
+    def __delitem__(self, name: str) -> None:
+        del self.entry[name]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entry)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.entry)
+
+
+def local_state(entry: dict[str, Any], param: Tensor) -> MutableMapping[str, Any]:
+    """Return the state entries of ``param`` as local tensors; those of a plain tensor unchanged."""
+    return LocalState(entry, param) if is_dtensor(param) else entry
+
+
+class ShardPosition(NamedTuple):
+    """The position of the local elements in the whole tensor, both in the order of memory.
+
+    Local element ``e`` is element ``offset + e // run * stride + e % run`` of the whole tensor.
+
+    Attributes:
+        offset: index of the first element.
+        run: number of consecutive elements; 0 if all of them are.
+        stride: distance between the first elements of two runs.
+    """
+
+    offset: int = 0
+    run: int = 0
+    stride: int = 0
+
+
+def find_position(param: Any) -> ShardPosition:
+    """Return the position of the local elements of a DTensor in the whole tensor.
+
+    Raises:
+        ValueError: more than one dim after the first is sharded.
+    """
+    shape, offsets = locate_shard(param.shape, param.device_mesh, param.placements)
+    strides = [math.prod(param.shape[dim + 1 :]) for dim in range(param.dim())]
+    offset = sum(o * s for o, s in zip(offsets, strides, strict=True))
+    cut = [dim for dim in range(1, param.dim()) if shape[dim] != param.shape[dim]]
+    if not cut or 0 in shape:
+        return ShardPosition(offset)
+    if len(cut) > 1:
+        raise ValueError(f"be sharded in one of its dims after the first, got {param.placements}")
+    return ShardPosition(offset, math.prod(shape[cut[0] :]), math.prod(param.shape[cut[0] :]))
+
+
+def sharding_groups(param: Any) -> list[Any]:
+    """Return the process groups over which ``param`` is sharded; [] for a plain tensor."""
+    if not is_dtensor(param):
+        return []
+    mesh = param.device_mesh
+    return [
+        mesh.get_group(dim)
+        for dim, placement in enumerate(param.placements)
+        if not placement.is_replicate() and mesh.size(dim) > 1
+    ]
+
+
+def unsupported_reason(param: Any, scale_block: int) -> str | None:
+    """Return the requirement that a DTensor fails, worded to follow "must"; None for none.
+
+    Args:
+        param: a DTensor.
+        scale_block: number of elements that share a scale in the formats of its group; 1 without
+            scales.
+    """
+    if any(placement.is_partial() for placement in param.placements):
+        return f"be sharded or replicated, got {param.placements}"
+    local = to_local(param)
+    if scale_block > 1 and not _keeps_blocks(param, local, scale_block):
+        return (
+            f"have rows (dims after the first) of a multiple of {scale_block} elements on every "
+            "rank, and dims after the second whole, for states with scales: put it in a separate "
+            f"group, {{'params': ..., 'states': 'fp32'}} (got {tuple(param.shape)}, "
+            f"{param.placements})"
+        )
+    return None
+
+
+def _keeps_blocks(param: Any, local: Tensor, scale_block: int) -> bool:
+    """Return True if the blocks of the local tensor are blocks of the whole tensor."""
+    if param.dim() < 2 or math.prod(param.shape[1:]) % scale_block or not local.is_contiguous():
+        return False
+    for dim, placement in enumerate(param.placements):
+        tensor_dim = getattr(placement, "dim", 0)
+        if tensor_dim == 0:
+            continue
+        even = param.shape[1] % param.device_mesh.size(dim) == 0
+        if tensor_dim > 1 or not even:
+            return False
+    return math.prod(local.shape[1:]) % scale_block == 0
+
+
+def take_gradient(param: Any) -> Tensor:
+    """Return the local tensor of the gradient of a DTensor, placed as the parameter is.
+
+    A gradient with other placements, such as Partial, is redistributed: a collective.
+
+    Raises:
+        ValueError: parameter and gradient are not both DTensors of the same mesh and shape.
+    """
+    grad = param.grad
+    if not is_dtensor(param):
+        raise ValueError(f"be a plain tensor as the parameter is, got a DTensor, {grad.placements}")
+    if not is_dtensor(grad) or grad.device_mesh != param.device_mesh or grad.shape != param.shape:
+        got = f"{tuple(grad.shape)} on {grad.device_mesh}" if is_dtensor(grad) else type(grad)
+        raise ValueError(
+            f"be a DTensor of shape {tuple(param.shape)} on {param.device_mesh}, got {got}"
+        )
+    if grad.placements != param.placements:
+        with torch.no_grad():
+            grad = grad.redistribute(param.device_mesh, param.placements)
+    local: Tensor = to_local(grad)
+    return local
+
+
+def view_as(tensor: Any, dtype: torch.dtype) -> Tensor:
+    """Return the memory of ``tensor`` as another dtype of the same size, a DTensor as a DTensor."""
+    if not is_dtensor(tensor):
+        viewed: Tensor = tensor.view(dtype)
+        return viewed
+    layout = {"shape": tensor.shape, "stride": tensor.stride()}
+    with torch.no_grad():
+        local = tensor.to_local().view(dtype)
+        mesh, placements = tensor.device_mesh, tensor.placements
+        whole: Tensor = type(tensor).from_local(local, mesh, placements, run_check=False, **layout)
+    return whole
+
+
+def has_same_placements(param: Any) -> bool:
+    """Return True if the gradient of ``param`` is placed as it is; plain tensors are."""
+    return not is_dtensor(param) or param.grad.placements == param.placements
+
+
+def to_local_all(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the local tensors of DTensors, without waiting for collectives; others unchanged.
+
+    Call it under ``torch.no_grad()``: otherwise the results would have a gradient function.
+    """
+    dtensor: Any = sys.modules["torch.distributed.tensor"].DTensor
+    return [tensor.to_local() if isinstance(tensor, dtensor) else tensor for tensor in tensors]
+
+
+def are_placed_alike(params: list[Any], gradients: list[Any]) -> bool:
+    """Return True if the gradients of DTensors have their meshes and placements."""
+
+    def read(tensors: list[Any]) -> list[Any]:
+        found: list[Any] = [tensor for tensor in tensors if is_dtensor(tensor)]
+        return [(tensor.placements, tensor.device_mesh) for tensor in found]
+
+    return read(params) == read(gradients)
+
+
+def misplaced_state(entry: dict[str, Any], param: Any) -> str | None:
+    """Return the name of a state whose mesh or placements are not those of a DTensor ``param``."""
+    for name, value in entry.items():
+        if isinstance(value, Tensor) and value.dim() > 0 and not _is_placed_as(value, param):
+            return name
+    return None
+
+
+def _is_placed_as(tensor: Any, param: Any) -> bool:
+    if not is_dtensor(tensor) or tensor.device_mesh != param.device_mesh:
+        return False
+    same: bool = tensor.placements == param.placements
+    return same
