@@ -250,9 +250,10 @@ def _describe_placement(param: Tensor) -> str:
     placements = getattr(param, "placements", None)
     if mesh is None or placements is None:
         return str(param.device)
-    names = mesh.mesh_dim_names or range(mesh.ndim)
-    sizes = ", ".join(f"{n}={size}" for n, size in zip(names, mesh.shape, strict=True))
-    return f"{param.device}, mesh ({sizes}), {', '.join(map(repr, placements))}"
+    sizes = map(str, mesh.shape)
+    if mesh.mesh_dim_names:
+        sizes = map("=".join, zip(mesh.mesh_dim_names, sizes, strict=True))
+    return f"{param.device}, mesh ({', '.join(sizes)}), {', '.join(map(repr, placements))}"
 
 
 def _join(*reasons: str) -> str:

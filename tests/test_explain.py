@@ -343,16 +343,27 @@ def test_dtensors_show_their_mesh():
     dist = torch.distributed
     if not dist.is_available():
         pytest.skip("torch was built without distributed")
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
-        param = Parameter(distribute_tensor(torch.ones(8, 4), mesh, [Shard(0), Replicate()]))
-        holder = AdamW(parameters(values([3], torch.float32)))
-        holder.param_groups[0]["params"].append(param)
-        row = holder.explain().rows[1]
+        named = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
+        params = [
+            Parameter(distribute_tensor(torch.ones(64, 128), named, [Shard(0), Replicate()])),
+            Parameter(distribute_tensor(torch.ones(8), init_device_mesh("cpu", (1,)), [Shard(0)])),
+            *parameters(values([(70, 64)], torch.float32)),
+        ]
+        optimizer = AdamW(params, states="int8")
+        rows = optimizer.explain().rows
+        make_grads(params)
+        assert_explained(optimizer)
     finally:
         dist.destroy_process_group()
-    assert row.placement == "cpu, mesh (dp=1, tp=1), Shard(dim=0), Replicate()"
-    assert row.shape == (8, 4)
+    assert [row.placement for row in rows] == [
+        "cpu, mesh (dp=1, tp=1), Shard(dim=0), Replicate()",
+        "cpu, mesh (1), Shard(dim=0)",
+        "cpu",
+    ]
+    assert [row.shape for row in rows] == [(64, 128), (8,), (70, 64)]
+    assert [row.states["exp_avg"] for row in rows] == ["int8", "fp32 (small)", "int8"]
