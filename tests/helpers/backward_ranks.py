@@ -4,8 +4,8 @@ import math
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import fused_optim
 from fused_optim import step_in_backward
