@@ -350,6 +350,19 @@ def test_remove_and_context_manager():
     step_in_backward(models[1], optimizers[1]).remove()
 
 
+def test_a_compiled_model():
+    models, optimizers = chains(2)
+    step_in_backward(models[1], optimizers[1])
+    compiled = [torch.compile(model, backend="aot_eager") for model in models]
+    for _ in range(2):
+        for model, optimizer in zip(compiled, optimizers, strict=True):
+            model(torch.ones(2, 8)).backward()
+            optimizer.step()
+        assert all(param.grad is None for param in models[1].parameters())
+        optimizers[0].zero_grad()
+        assert_equal_models(models)
+
+
 def test_explained():
     models, optimizers = chains(3)
     models[1].layers[0].weight.requires_grad_(False)
@@ -357,12 +370,3 @@ def test_explained():
     rows = optimizers[1].explain().rows
     assert [row.launch for row in rows] == [None, 1, 2]
     assert all("updated in backward" in row.why for row in rows[1:])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_fully_sharded_parameters(tmp_path):
-    """Guard against hooks that FSDP2 does not call, and against indices and norms of one rank."""
-    from helpers import backward_ranks
-
-    torch.multiprocessing.spawn(backward_ranks.run, (tmp_path / "store",), nprocs=2)

@@ -214,19 +214,6 @@ def test_a_module_may_have_parameters_of_another_optimizer():
     ours.step()
 
 
-def test_data_parallel_wrappers_are_refused():
-    dist = torch.distributed
-    if not dist.is_available():
-        pytest.skip("torch was built without distributed")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
-        with pytest.raises(ValueError, match="reduces gradients after"):
-            step_in_backward(nn.Sequential(model), AdamW(model.parameters()))
-    finally:
-        dist.destroy_process_group()
-
-
 def test_errors_name_parameter_and_group():
     params = make_params()
     groups = [{"params": [("a", params[0])]}, {"params": [("b", params[1])]}]
