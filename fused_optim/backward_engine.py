@@ -175,6 +175,8 @@ class ParameterEngine(StepEngine):
         """
         optimizer, view = self.optimizer, self.view
         self.place = place
+        if isinstance(self.plan, PlanByLastNorm):
+            self.plan.index = place.param_index
         # the view has one parameter, whose index there is 0
         shard = declared or Shard(place.param_index, 0, param.numel())
         if shard != self.shards.get(param) or optimizer.norm_group is not view.norm_group:

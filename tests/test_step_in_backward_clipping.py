@@ -135,6 +135,19 @@ def test_norms_of_steps_without_some_or_all_gradients():
     assert optimizer.clip_factor == 1.0 / (6.0 + 1e-6)
 
 
+def test_norms_after_parameters_are_exchanged():
+    """Guard against parts of the norm that have the number of another parameter."""
+    params = parameters(exact_values([(8,), (4,), (2,)], torch.float32))
+    optimizer = SGD(params, lr=0.1, max_grad_norm=1.0)
+    handle = step_in_backward(params, optimizer, clip_by_last_norm=True)
+    params[0].backward(torch.ones(8))
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = params[::-1]
+    backward(params, [torch.ones(8), torch.zeros(4), torch.ones(2)])
+    optimizer.step()
+    assert handle.last_norm == math.sqrt(10)
+
+
 def test_without_the_norm_it_is_unknown():
     params = make_params()
     optimizer = AdamW(params)
