@@ -3,7 +3,7 @@
 import pytest
 from distributed.processes import run_checks
 
-MODULES = ("updates", "norms")
+MODULES = ("updates", "norms", "checkpoints", "engines")
 
 
 @pytest.mark.parametrize("module", MODULES)
