@@ -15,13 +15,13 @@ class NormState(NamedTuple):
     """What a step knows of all gradients before the update, 0-dim tensors.
 
     Attributes:
-        norm: norm of the unscaled gradients, float64; NaN if unknown.
+        grad_norm: norm of the unscaled gradients, float64; NaN if unknown.
         bad: True after an Inf or NaN.
         unscale: factor that removes the scale of the loss, float64.
         found_inf: 1 if a GradScaler found an Inf or NaN, else 0; float64.
     """
 
-    norm: Tensor
+    grad_norm: Tensor
     bad: Tensor
     unscale: Tensor
     found_inf: Tensor
@@ -52,8 +52,8 @@ def reduce_partials(
 
 def form_report(state: NormState, max_grad_norm: Tensor, any_skips: Tensor) -> Tensor:
     """Return the report of a step, float64 [3]: norm, clip factor, and 1 if rows are skipped."""
-    factor = clip_factor(state.norm, max_grad_norm)
-    return torch.stack([state.norm, factor, state.bad * any_skips + state.found_inf])
+    factor = clip_factor(state.grad_norm, max_grad_norm)
+    return torch.stack([state.grad_norm, factor, state.bad * any_skips + state.found_inf])
 
 
 def form_report_without_rows(
@@ -67,8 +67,12 @@ def form_report_without_rows(
         amp_state: tensors of a GradScaler.
         device: device of the report.
     """
-    bound, skips = (
-        torch.as_tensor(value, dtype=torch.float64, device=device).squeeze()
-        for value in (options.max_grad_norm, options.any_skips)
-    )
+    bound, skips = _number(options.max_grad_norm, device), _number(options.any_skips, device)
     return form_report(reduce_partials(partials, amp_state, device), bound, skips)
+
+
+def _number(value: float | Tensor, device: torch.device) -> Tensor:
+    """Return an option as a 0-dim tensor, float64."""
+    if isinstance(value, Tensor):
+        return value.to(device).double().squeeze()
+    return torch.tensor(value, dtype=torch.float64, device=device)

@@ -65,7 +65,7 @@ PORTABLE = {
 
 
 def make_portable(packed: Checkpoint) -> Checkpoint:
-    """Return a state dict in which no tensor has a dtype that collectives refuse.
+    """Return a state dict without process groups and dtypes that collectives refuse.
 
     The tensors are views: writing to them, as ``torch.distributed.checkpoint`` does to load, writes
     to the state of the optimizer.
@@ -76,7 +76,12 @@ def make_portable(packed: Checkpoint) -> Checkpoint:
         values = state.values() if isinstance(state, dict) else ()
         if any(isinstance(value, Tensor) and value.dtype in PORTABLE for value in values):
             states[index] = {name: _make_portable(value) for name, value in state.items()}
-    return {**packed, "state": states}
+    # ZeroRedundancyOptimizer copies its arguments into the groups; a process group has no pickle
+    groups = [
+        {name: value for name, value in group.items() if name != "norm_group"}
+        for group in packed["param_groups"]
+    ]
+    return {**packed, "state": states, "param_groups": groups}
 
 
 def _make_portable(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """State tensors: detection of their format, allocation, and conversion to another format."""
 
-import math
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
@@ -21,8 +20,8 @@ def scale_shape(param: Tensor, block: int) -> tuple[int, ...]:
     It is ``[rows, blocks of a row]`` where no block leaves a row of dim 0, so that scales can be
     sharded as the rows are; else ``[blocks]``, and the blocks are consecutive in memory.
     """
-    row = math.prod(param.shape[1:])
-    if param.dim() > 1 and row and row % block == 0 and param.stride(0) == row:
+    row = param.shape[1:].numel()
+    if len(param.shape) > 1 and row and row % block == 0 and param.stride(0) == row:
         return (param.shape[0], row // block)
     return (-(-param.numel() // block),)
 
