@@ -4,11 +4,15 @@
 """
 
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+# a script finds modules beside it, but not the package that it is in
+spec = spec_from_file_location("examples", Path(__file__).with_name("__init__.py"))
+assert spec is not None
+sys.modules.setdefault("examples", module_from_spec(spec))
 
-from examples.fsdp2.main import main
+from examples.fsdp2.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,31 +6,18 @@ end. It must be the curve of torch.optim.AdamW with clip_grad_norm_ in one proce
 rounding that ``examples/gpt/verdict.py`` measures (some 1e-6 of a loss of 3 to 6).
 
 Faults tried by hand, each found: no optimizer in the checkpoint; no schedule; ``latest`` written
-before the data; the whole batch on each process with a bound of the norm that is not global.
+before the data; the same share of the batch on every process; another bound of the norm.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import ROOT, torchrun
 
 from examples.fsdp2 import checkpoints, main, training
 
-ROOT = Path(__file__).parent.parent
 STEPS = 8
-
-
-def torchrun(count, *command):
-    """Run a command in ``count`` processes on the CPU, with a free port."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
-    command = [sys.executable, *launcher, *map(str, command)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
 def run_killed(count, rank, call, *options):
