@@ -1,4 +1,4 @@
-"""Checkpoints in a directory: one directory each, and a file with the name of the last one.
+"""Checkpoints in a folder: one directory each, and a file with the name of the last one.
 
 ``torch.distributed.checkpoint`` writes into a new directory. ``latest`` is replaced only after
 every process has written, so a process that is killed while it saves leaves the one before usable.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +19,16 @@ import torch.distributed.checkpoint as dcp
 LATEST = "latest"
 
 
-class Position(NamedTuple):
-    """Step of a checkpoint and length of its training, which are the name of its directory."""
+class Checkpoint(NamedTuple):
+    """Directory of a checkpoint, its step, and the length of its training in steps."""
 
+    path: Path
     step: int
     steps: int
 
-    @property
-    def name(self) -> str:
-        """Name of the directory."""
-        return f"step-{self.step}-of-{self.steps}"
 
-
-def find_latest(folder: Path) -> Position:
-    """Read which checkpoint in ``folder`` is the last one.
+def find_latest(folder: Path) -> Checkpoint:
+    """Return the last checkpoint in ``folder``.
 
     Raises:
         ValueError: there is none.
@@ -40,22 +37,26 @@ def find_latest(folder: Path) -> Position:
         name = (folder / LATEST).read_text()
     except OSError as error:
         raise ValueError(f"no checkpoint in {folder}: {error.strerror}") from error
-    found = re.fullmatch(r"step-(\d+)-of-(\d+)", name)
+    found = re.fullmatch(r"step-(\d+)-of-(\d+)\.\w+", name)
     if found is None:
         raise ValueError(f"{folder / LATEST} must have the name of a checkpoint, got {name!r}")
-    return Position(int(found[1]), int(found[2]))
+    return Checkpoint(folder / name, int(found[1]), int(found[2]))
 
 
-def save(folder: Path, position: Position, state: dict[str, Any]) -> None:
+def save(folder: Path, step: int, steps: int, state: dict[str, Any]) -> None:
     """Write ``state`` as a new checkpoint and make it the last one; every process calls this."""
-    path = folder / position.name
+    prefix, chosen = f"step-{step}-of-{steps}.", [""]
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(path, ignore_errors=True)  # what a killed process left
-    dist.barrier()
+        chosen = [tempfile.mkdtemp(prefix=prefix, dir=folder)]
+    dist.broadcast_object_list(chosen)
+    path = Path(chosen[0])
     dcp.save(state, checkpoint_id=path)  # returns when every process has written
     if dist.get_rank() == 0:
-        replace(folder / LATEST, position.name)
+        replace(folder / LATEST, path.name)
+        for other in folder.glob(prefix + "*"):  # of an earlier training, or cut by a kill
+            if other != path:
+                shutil.rmtree(other)
     dist.barrier()
 
 
@@ -69,6 +70,6 @@ def replace(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def load(folder: Path, position: Position, state: dict[str, Any]) -> None:
+def load(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Load a checkpoint into ``state``; every process calls this, in any number."""
-    dcp.load(state, checkpoint_id=folder / position.name)
+    dcp.load(state, checkpoint_id=checkpoint.path)

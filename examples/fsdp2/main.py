@@ -17,7 +17,6 @@ from examples.gpt.model import Shape
 from examples.gpt.training import Task
 
 from . import checkpoints
-from .checkpoints import Position
 from .training import ShardedTraining, compare
 
 BATCH_SIZE = 12  # of all processes together: 1, 2, 3, 4, 6 or 12 of them have equal shares
@@ -59,7 +58,7 @@ def train(training: ShardedTraining, folder: Path, save_every: int) -> None:
     while training.step < steps:
         training.take_step()
         if training.step % save_every == 0 and training.step < steps:
-            checkpoints.save(folder, Position(training.step, steps), {"training": training})
+            checkpoints.save(folder, training.step, steps, {"training": training})
 
 
 def report(training: ShardedTraining, folder: Path, compares: bool) -> bool:
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = found.steps if found else options.steps
     training = ShardedTraining(create_task(steps, mesh.device_type), mesh)
     if found:
-        checkpoints.load(options.out, found, {"training": training})
+        checkpoints.load(found, {"training": training})
     train(training, options.out, options.save_every or max(1, steps // 2))
     equal = report(training, options.out, options.compare) if dist.get_rank() == 0 else True
     dist.barrier()  # no process ends before the comparison does
