@@ -26,7 +26,10 @@ PRINTED = {
     ],
     "checkpoint": ["fused_optim: True", r"torch\.optim: True", "from_torch: True"],
     "ddp": ["2 processes equal one within 1e-5: True"],
+    "train_fsdp2": [r"2 processes: loss 6\.\d{3}", "one process: equal within rounding"],
 }
+ARGUMENTS = {"train_fsdp2": ("--steps", "8", "--compare")}
+DISTRIBUTED = ("ddp", "train_fsdp2")
 
 
 def test_every_example_is_run_and_short():
@@ -36,16 +39,20 @@ def test_every_example_is_run_and_short():
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_example(name):
+def test_example(name, tmp_path):
     """Run the script in its own process, on the CPU, and compare the lines in order."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    launcher = TORCHRUN if name == "ddp" else ()
-    command = [sys.executable, *launcher, ROOT / "examples" / f"{name}.py"]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    launcher = TORCHRUN if name in DISTRIBUTED else ()
+    path, arguments = ROOT / "examples" / f"{name}.py", ARGUMENTS.get(name, ())
+    command = [sys.executable, *launcher, path, *arguments]
+    options = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    result = subprocess.run(command, **options)
     # gloo's threads may abort a process at its exit, with torch.optim as well: "terminate called
     # without an active exception"; the line is printed before that
-    aborted = name == "ddp" and "terminate called without an active exception" in result.stderr
+    aborted = (
+        name in DISTRIBUTED and "terminate called without an active exception" in result.stderr
+    )
     assert result.returncode == 0 or aborted, result.stderr
     lines = iter(result.stdout.splitlines())
     for expected in PRINTED[name]:
