@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fused_optim.private_api import locate_shard
+from fused_optim.private_api import local_tensor, locate_shard
 
 
 def is_dtensor(tensor: Any) -> bool:
@@ -33,8 +33,7 @@ def to_local(tensor: Any) -> Any:
     """
     if not is_dtensor(tensor):
         return tensor
-    with torch.no_grad():
-        local = tensor.to_local()
+    local: Any = local_tensor(tensor)
     wait = getattr(local, "trigger_wait", None)  # of an AsyncCollectiveTensor
     return local if wait is None else wait()
 
@@ -217,7 +216,7 @@ def view_as(tensor: Any, dtype: torch.dtype) -> Tensor:
         return viewed
     layout = {"shape": tensor.shape, "stride": tensor.stride()}
     with torch.no_grad():
-        local = tensor.to_local().view(dtype)
+        local = local_tensor(tensor).view(dtype)
         mesh, placements = tensor.device_mesh, tensor.placements
         whole: Tensor = type(tensor).from_local(local, mesh, placements, run_check=False, **layout)
     return whole
@@ -229,12 +228,9 @@ def has_same_placements(param: Any) -> bool:
 
 
 def to_local_all(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the local tensors of DTensors, without waiting for collectives; others unchanged.
-
-    Call it under ``torch.no_grad()``: otherwise the results would have a gradient function.
-    """
+    """Return the local tensors of DTensors, without waiting for collectives; others unchanged."""
     dtensor: Any = sys.modules["torch.distributed.tensor"].DTensor
-    return [tensor.to_local() if isinstance(tensor, dtensor) else tensor for tensor in tensors]
+    return [local_tensor(tensor) if isinstance(tensor, dtensor) else tensor for tensor in tensors]
 
 
 def are_placed_alike(params: list[Any], gradients: list[Any]) -> bool:

@@ -96,6 +96,19 @@ def has_data(tensor: Tensor) -> bool:
     return not (is_fake or tensor.is_meta)
 
 
+def local_tensor(dtensor: Any) -> Tensor:
+    """Return the local tensor of a DTensor, without waiting for collectives.
+
+    ``to_local()`` is public, but takes microseconds, and makes a new view of a parameter.
+    """
+    try:
+        local: Tensor = dtensor._local_tensor
+    except AttributeError:
+        with torch.no_grad():
+            local = dtensor.to_local()
+    return local
+
+
 def is_fsdp1_flat(param: Tensor) -> bool:
     """Return True for a parameter that FSDP1 has flattened and sharded, which is a plain tensor."""
     return bool(getattr(param, "_fsdp_flattened", False))

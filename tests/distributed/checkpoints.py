@@ -153,6 +153,8 @@ def check_full_state_dict(world: World) -> None:
         copied, other, resumed = make(layouts[name], fused_optim.AdamW, **options)
         set_optimizer_state_dict(other, resumed, saved, options=BROADCAST)
         assert_same_states(f"full, {options}", optimizer, resumed, twin, copied)
+        train(copied, [resumed])  # two live optimizers do not count each other's steps
+        assert optimizer.state[twin.sharded[0]]["step"] == 3
 
 
 def check_to_and_from_torch(world: World) -> None:
