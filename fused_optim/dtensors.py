@@ -209,17 +209,35 @@ def take_gradient(param: Any) -> Tensor:
     return local
 
 
-def view_as(tensor: Any, dtype: torch.dtype) -> Tensor:
-    """Return the memory of ``tensor`` as another dtype of the same size, a DTensor as a DTensor."""
+def view_as(tensor: Any, dtype: torch.dtype, dims: int) -> Tensor:
+    """Return the memory of ``tensor`` as another dtype of the same size, a DTensor as a DTensor.
+
+    Args:
+        tensor: tensor to view.
+        dtype: dtype of the result.
+        dims: number of dims of the result, by dims of one element after the others.
+    """
+    local = to_local(tensor).view(dtype)
+    more = (1,) * (dims - tensor.dim())
     if not is_dtensor(tensor):
-        viewed: Tensor = tensor.view(dtype)
-        return viewed
-    layout = {"shape": tensor.shape, "stride": tensor.stride()}
+        return _with_dims(local, more, dims)
+    shape = torch.Size((*tensor.shape, *more)[:dims])
+    layout = {"shape": shape, "stride": (*tensor.stride(), *more)[:dims]}
     with torch.no_grad():
-        local = local_tensor(tensor).view(dtype)
-        mesh, placements = tensor.device_mesh, tensor.placements
-        whole: Tensor = type(tensor).from_local(local, mesh, placements, run_check=False, **layout)
+        whole: Tensor = type(tensor).from_local(
+            _with_dims(local, more, dims),
+            tensor.device_mesh,
+            tensor.placements,
+            run_check=False,
+            **layout,
+        )
     return whole
+
+
+def _with_dims(tensor: Tensor, more: tuple[int, ...], dims: int) -> Tensor:
+    """Add dims of one element at the end of ``tensor``, or remove those beyond ``dims``."""
+    shape = (*tensor.shape, *more)[:dims]
+    return tensor.as_strided(shape, (*tensor.stride(), *more)[:dims])
 
 
 def has_same_placements(param: Any) -> bool:

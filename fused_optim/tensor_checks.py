@@ -23,13 +23,25 @@ SUPPORTED = (*FLOATING, torch.complex32, torch.complex64, torch.complex128)
 CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def check_norm_is_known(params: Iterable[Tensor]) -> None:
-    """Raise ValueError if parameters are sharded in a way that a tensor does not tell."""
-    if any(map(is_fsdp1_flat, params)):
+def check_sums_are_known(params: Iterable[tuple[Tensor, int]], local_norm: bool) -> None:
+    """Raise ValueError if a sum would be over shards of which a tensor does not tell.
+
+    Args:
+        params: each parameter, with the number of sums that its rule needs over it.
+        local_norm: True if the norm is formed without a ``norm_group``.
+    """
+    flat = [num_sums for param, num_sums in params if is_fsdp1_flat(param)]
+    if flat and local_norm:
         raise ValueError(
             "norm_group must be the process group that shards the parameters for max_grad_norm or "
             "nonfinite='skip' with FullyShardedDataParallel (FSDP1), got None: the norm of the "
             "flattened shards would be that of this rank alone"
+        )
+    if any(flat):
+        raise ValueError(
+            "the parameters must not be flattened by FullyShardedDataParallel (FSDP1) for a rule "
+            "that needs norms of whole tensors (LAMB, LARS, StableAdamW): use FSDP2, "
+            "torch.distributed.fsdp.fully_shard"
         )
 
 
@@ -107,6 +119,11 @@ def match_indices(
         indices = {name: i for i, name in enumerate(names)}
         if len(indices) != len(names):
             raise ValueError(f"indices must have every name once, got {names!r}")
+    if any(len(g["params"]) != len(g.get("param_names", g["params"])) for g in groups):
+        raise ValueError(
+            "param_names must have a name for each parameter of its group: ZeroRedundancyOptimizer "
+            "gives each rank all names; pass index= of shard() there"
+        )
     matched = []
     for param, name in chain.from_iterable(map(named_params, groups)):
         if name is None or name not in indices:

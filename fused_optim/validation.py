@@ -244,6 +244,15 @@ def warn_of_frozen_states(rule: Rule, hparams: Any, group: Mapping[str, Any]) ->
                 )
 
 
+def check_norm_group_of(group: Mapping[str, Any], norm_group: Any) -> None:
+    """Raise ValueError if a parameter group has another ``norm_group`` than the optimizer."""
+    if group.get("norm_group", norm_group) is not norm_group:
+        raise ValueError(
+            "norm_group is one process group for all parameters: give it to the optimizer, or set "
+            f"optimizer.norm_group, not that of a group (got {group['norm_group']!r})"
+        )
+
+
 def check_norm_group(group: Any) -> None:
     """Raise TypeError unless ``group`` is a process group or None."""
     if group is not None and not hasattr(group, "group_name"):

@@ -55,13 +55,16 @@ def list_torch_states(
     return names
 
 
-# dtypes that collectives refuse (NCCL and gloo), and the ones that a state dict has instead, bit by
-# bit: full_state_dict, broadcast_from_rank0 and others gather and broadcast its tensors
+# The tensors of a state dict that are no numbers but bits: codes that a scale belongs to, and
+# remainders. Collectives (NCCL and gloo) refuse some of their dtypes, so a state dict has others,
+# bit by bit. Dims of one element at the end tell the formats apart: what loads a tensor in place,
+# as torch.distributed.checkpoint does, then refuses to load bits into numbers.
 PORTABLE = {
     torch.int16: torch.bfloat16,
     torch.float8_e4m3fn: torch.uint8,
     torch.float8_e5m2: torch.uint8,
 }
+CODE_DIMS = {torch.int8: 2, torch.bfloat16: 1}  # by the dtype of a remainder in a state dict
 
 
 def make_portable(packed: Checkpoint) -> Checkpoint:
@@ -72,10 +75,10 @@ def make_portable(packed: Checkpoint) -> Checkpoint:
     """
     states = {}
     for index, state in packed["state"].items():
+        bits = [name for name in state if _is_bits(name, state)] if isinstance(state, dict) else []
         states[index] = state
-        values = state.values() if isinstance(state, dict) else ()
-        if any(isinstance(value, Tensor) and value.dtype in PORTABLE for value in values):
-            states[index] = {name: _make_portable(value) for name, value in state.items()}
+        if bits:
+            states[index] = {**state, **{name: _make_portable(name, state[name]) for name in bits}}
     # ZeroRedundancyOptimizer copies its arguments into the groups; a process group has no pickle
     groups = [
         {name: value for name, value in group.items() if name != "norm_group"}
@@ -84,30 +87,43 @@ def make_portable(packed: Checkpoint) -> Checkpoint:
     return {**packed, "state": states, "param_groups": groups}
 
 
-def _make_portable(value: Any) -> Any:
-    portable = PORTABLE.get(value.dtype) if isinstance(value, Tensor) else None
-    return value if portable is None else dtensors.view_as(value, portable)
+def _is_bits(name: str, state: Mapping[str, Any]) -> bool:
+    """Return True if a state entry is codes or a remainder."""
+    value = state[name]
+    coded = name == "remainder" or f"{name}_scale" in state
+    return coded and isinstance(value, Tensor) and (name == "remainder" or value.itemsize == 1)
 
 
-def _undo_portable(
-    saved: Mapping[str, Any], name: str, states: str, nonnegative: Collection[str]
-) -> Tensor:
-    """Return a tensor of a state dict in the dtype that it has in the state of an optimizer.
+def _make_portable(name: str, value: Tensor) -> Tensor:
+    dtype = PORTABLE.get(value.dtype, value.dtype)
+    more = CODE_DIMS[dtype] if name == "remainder" else 1
+    return dtensors.view_as(value, dtype, value.dim() + more)
+
+
+def undo_portable(
+    state: Mapping[str, Any], param: Tensor, states: str, nonnegative: Collection[str]
+) -> dict[str, Tensor]:
+    """Return the tensors of a state that a state dict has otherwise, as the optimizer has them.
 
     Args:
-        saved: entries of the parameter in the state dict.
-        name: name of the entry.
+        state: entries of the parameter in the state dict, of this release or an older one.
+        param: parameter of the state.
         states: format of states of the saved group.
         nonnegative: names of the states that are never negative.
     """
-    value: Tensor = saved[name]
-    if name == "remainder" and value.dtype is torch.bfloat16:
-        return dtensors.view_as(value, torch.int16)
-    pair = registry.STATES.get(states)
-    if pair is None or name + "_scale" not in saved or value.itemsize > 1:
-        return value
-    codes = (pair.unsigned if name in nonnegative else pair.signed).columns[0].dtype
-    return value if codes in (None, value.dtype) else dtensors.view_as(value, codes)
+    pair = registry.STATES.get(states, registry.STATES["param"])
+    result = {}
+    for name in state:
+        if not _is_bits(name, state):
+            continue
+        value: Tensor = state[name]
+        dtype = torch.int16 if value.dtype is torch.bfloat16 else value.dtype
+        if name != "remainder":
+            codes = (pair.unsigned if name in nonnegative else pair.signed).columns[0].dtype
+            dtype = value.dtype if codes is None or codes.itemsize > 1 else codes
+        if dtype != value.dtype or value.dim() > param.dim():
+            result[name] = dtensors.view_as(value, dtype, param.dim())
+    return result
 
 
 def restore(
@@ -137,15 +153,13 @@ def restore(
     ]
     for (index, states, nonnegative), param in zip(owners, params, strict=True):
         saved = given["state"].get(index, {})
-        tensors = {
-            name: _undo_portable(saved, name, states, nonnegative)
-            for name, value in saved.items()
-            if isinstance(value, Tensor)
-        }
+        tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
+        tensors |= undo_portable(tensors, param, states, nonnegative)
         for name in tensors.keys() - {"step"}:
             value = tensors[name]
             cast = name in as_torch[param] and value.is_floating_point() and value.itemsize > 1
-            if state[param][name].dtype != value.dtype and not cast:
+            current = state[param][name]
+            if not cast and (current.dtype, current.shape) != (value.dtype, value.shape):
                 state[param][name] = value.to(param.device, copy=True)
         for name, value in tensors.items():
             if state[param][name].is_inference():  # it could not be updated in place

@@ -185,6 +185,7 @@ class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
     def _check_group(self, index: int, group: Group) -> None:
         first = self.param_groups[0] if index else self.defaults
         validation.check_max_grad_norm(group, get_option(first, "max_grad_norm"))
+        validation.check_norm_group_of(group, self.norm_group)
         validation.check_options(group, self.BOUNDS)
         self.check(group)
         for param, name in tensor_checks.named_params(group):

@@ -13,6 +13,7 @@ from fused_optim.backends.base import AmpState, BucketKey, CompileError
 from fused_optim.backends.rows import NoiseKey, Row, make_row
 from fused_optim.backends.select import resolve
 from fused_optim.formats import registry
+from fused_optim.formats.checkpoint import undo_portable
 from fused_optim.formats.codecs import Codec
 from fused_optim.formats.conversion import State
 from fused_optim.formats.weights import make_columns
@@ -107,6 +108,15 @@ def _check_offset(offset: int, scale_block: int) -> None:
             f"offset must be a multiple of {scale_block} for states with scales, got {offset}: "
             "shard there, or pass states='fp32'"
         )
+
+
+def _undo_portable(state: State, param: Tensor, rule: Rule, group: Group) -> None:
+    """Give states that were assigned from a state dict, not loaded, the dtypes of the optimizer.
+
+    ``ZeroRedundancyOptimizer.load_state_dict`` assigns them.
+    """
+    nonnegative = [key for key, _ in rule.nonnegative]
+    state.update(undo_portable(state, param, get_option(group, "states"), nonnegative))
 
 
 def needs_grad_norm(optimizer: GroupReader) -> bool:
@@ -265,8 +275,7 @@ class StepEngine:
             for group, reduction in numbers
             for param in group["params"]
         ]
-        if needs_norm and optimizer.norm_group is None:
-            tensor_checks.check_norm_is_known(param for param, _ in params)
+        tensor_checks.check_sums_are_known(params, needs_norm and optimizer.norm_group is None)
         ranks = RankSums(params, optimizer.norm_group)
         self._ranks = ranks if ranks.needed else None
         if params:
@@ -307,6 +316,7 @@ class StepEngine:
                     refusal = optimizer.REFUSAL.format(type(optimizer).__name__)
                     sparse.check_layout(grad, rule, codecs, group, described, refusal)
                 state = optimizer.state.get(param, {})
+                _undo_portable(state, param, rule, group)
                 tensor_checks.check_states(param, state, rule, group_index, name)
                 if param in self.shards:
                     blocks = (column.block for codec in codecs for column in codec.columns)

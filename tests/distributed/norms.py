@@ -245,6 +245,21 @@ def check_fsdp1(world: World) -> None:
         assert_results("FSDP1", optimizer, expected_norm(1), 0.1)
 
 
+def check_rules_that_need_whole_tensors(world: World) -> None:
+    """FSDP1 flattens what LAMB needs the norm of."""
+    model = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"))
+    optimizer = fused_optim.LAMB(model.parameters())
+    backward(model, world.rank)
+    error = raised(ValueError, optimizer.step)
+    assert "use FSDP2" in error, error
+
+
+def check_group_of_a_group(world: World) -> None:
+    groups = [{"params": [Parameter(torch.ones(2))], "norm_group": dist.group.WORLD}]
+    error = raised(ValueError, fused_optim.AdamW, groups)
+    assert "give it to the optimizer" in error, (world.rank, error)
+
+
 def check_zero(world: World) -> None:
     model = DistributedDataParallel(make_model())
     optimizer = ZeroRedundancyOptimizer(

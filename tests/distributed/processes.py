@@ -76,7 +76,7 @@ def work(rank: int, name: str, folder: str) -> None:
             check(world)
             dist.barrier()
             outcome[key] = ""
-    except Exception:  # noqa: BLE001  # it is reported by the first process
+    except BaseException:  # noqa: BLE001  # it is reported by the first process
         outcome["error"] = traceback.format_exc()
     (Path(folder) / f"{rank}.json").write_text(json.dumps(outcome))
     # no orderly end: a process may still wait for one that failed
