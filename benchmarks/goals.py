@@ -140,6 +140,18 @@ def host_allocations(rows: list[Row]) -> Values:
     }
 
 
+def dtensors(rows: list[Row]) -> Values:
+    """Return our time divided by that of torch's fused step, clipped, by number of DTensors."""
+    found = {}
+    for tensors in sorted({row["tensors"] for row in select(rows, suite="dtensors")}):
+        chosen = select(rows, suite="dtensors", tensors=tensors)
+        ours = [row["median"] for row in chosen if row["role"] == "ours"]
+        theirs = [row["median"] for row in chosen if row["name"] == "torch fused"]
+        if ours and theirs:
+            found[f"{tensors:,}"] = ours[0] / theirs[0]
+    return found
+
+
 def first_step(name: str, scale: float, rows: list[Row]) -> Values:
     """Return the median time to compile in seconds, times ``scale``."""
     found = select(rows, suite="first step", name=name)
@@ -172,6 +184,7 @@ def goals(rows: list[Row]) -> Iterator[Goal]:
     yield Goal("10,000 tensors / ten times 1,000", 1.25, host_growth, HOST)
     name = "tensors allocated, 10,000 beside 100"
     yield Goal(name, 0, host_allocations, form="{:.0f}")
+    yield Goal("DTensors, native / torch fused + clip", 0.25, dtensors, HOST)
     cold = partial(first_step, "cold cache", 1)
     yield Goal("compiling at the first step, cold cache: s", 1.0, cold)
     warm = partial(first_step, "warm cache", 1e3)

@@ -232,6 +232,19 @@ def first_step(rows: list[Row]) -> Iterator[str]:
         yield from table(heads, lines)
 
 
+def dtensors(rows: list[Row]) -> Iterator[str]:
+    """Yield the time of many DTensors."""
+    lines = []
+    for group in by_group(rows, "dtensors").values():
+        for row in group:
+            beside = ratio(row, best(group, "other"))
+            lines.append([row["name"], f"{row['tensors']:,}", seconds(row["median"]), beside])
+    if lines:
+        yield "### Many DTensors of 256 elements: AdamW with clipping, one process"
+        yield ""
+        yield from table(["", "tensors", "median", BESIDE], lines)
+
+
 def training(rows: list[Row]) -> Iterator[str]:
     """Yield tokens in a second and peak memory."""
     heads = ["", "tokens/s", "step", "IQR", BESIDE, "peak memory"]
@@ -269,7 +282,7 @@ def absent(content: Row) -> Iterator[str]:
 def markdown(content: Row, rows: list[Row], plots: list[str]) -> str:
     """Return the whole page."""
     lines = [*header(content), *(f"![{plot}]({plot})" for plot in plots), ""]
-    for section in (goals.lines, steps, formats, host, first_step, training):
+    for section in (goals.lines, steps, formats, host, dtensors, first_step, training):
         lines += section(rows)
     lines += absent(content)
     return "\n".join(lines).rstrip() + "\n"

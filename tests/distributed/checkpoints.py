@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed.layouts import Twin, assert_same_bits, make_layouts, take_local
-from distributed.processes import World
+from distributed.processes import World, covers
 from distributed.updates import BF16, raised, train
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
@@ -88,6 +88,7 @@ def _gather_bits(value: DTensor) -> torch.Tensor:
     return viewed.full_tensor().view(local.dtype)
 
 
+@covers("FSDP2, HSDP", "checkpoints")
 def check_resharding(world: World) -> None:
     """From four shards to two, to one and to four of another mesh, bit for bit."""
     layouts = make_layouts(world)
@@ -110,6 +111,7 @@ def check_resharding(world: World) -> None:
                 assert_same_states(f"{options}, {name}", optimizer, resumed, twin, copied)
 
 
+@covers("FSDP2", "checkpoints")
 def check_resharding_to_three(world: World) -> None:
     """From four ranks to three, with uneven shards."""
     twin, model, optimizer = make(
@@ -139,6 +141,7 @@ def check_resharding_to_three(world: World) -> None:
             assert_same_bits(f"three, {name}", resumed.state[param][name], value, layout)
 
 
+@covers("FSDP2, FSDP x TP", "checkpoints")
 def check_full_state_dict(world: World) -> None:
     """Gathered on rank 0, broadcast to other optimizers, also with formats."""
     layouts = make_layouts(world)
@@ -161,6 +164,7 @@ def check_full_state_dict(world: World) -> None:
         assert optimizer.state[twin.sharded[0]]["step"] == 3
 
 
+@covers("FSDP2", "checkpoints of torch.optim")
 def check_to_and_from_torch(world: World) -> None:
     """A run of torch.optim goes on with ours, and back, through DCP."""
     layout = make_layouts(world)["rows"]
@@ -192,6 +196,7 @@ def check_to_and_from_torch(world: World) -> None:
                     )
 
 
+@covers("FSDP2", "checkpoints of torch.optim")
 def check_additions_and_torch(world: World) -> None:
     """A checkpoint of torch loads where an addition is set, and leaves it as it is."""
     layout = make_layouts(world)["rows"]
@@ -299,6 +304,7 @@ def check_bits_are_no_numbers(world: World) -> None:
             assert "ize mismatch" in error or "Missing key" in error, error
 
 
+@covers("ZeRO", "checkpoints", "storage formats")
 def check_zero_loads_formats(world: World) -> None:
     """ZeroRedundancyOptimizer assigns the states of a checkpoint, without our method."""
     for options in ({"weights": "split", "states": "fp8"}, {"weights": "split24"}):
@@ -344,6 +350,7 @@ def check_misplaced_states(world: World) -> None:
         assert torch.equal(before, twin.sharded[1].to_local())
 
 
+@covers("FSDP2", "checkpoints")
 def check_async_save(world: World) -> None:
     """Steps during the save do not change what is saved."""
     layout = make_layouts(world)["rows"]

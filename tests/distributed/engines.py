@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from distributed.norms import assert_results, expected_norm, make_model
-from distributed.processes import World
+from distributed.processes import World, covers
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
@@ -73,16 +73,19 @@ def compare(what: str, make: Any, rank: int, name: str = "AdamW", **tolerance) -
     assert not params or any(isinstance(value, DTensor) for value in states) or name == "SGD"
 
 
+@covers("FSDP2", "same as torch.optim")
 def check_fsdp2(world: World) -> None:
     for name in NAMES:
         compare("FSDP2", lambda: shard_model(make_model(), world.line), world.rank, name)
 
 
+@covers("HSDP", "same as torch.optim")
 def check_hsdp(world: World) -> None:
     for name in NAMES[:2]:
         compare("HSDP", lambda: shard_model(make_model(), world.square), world.rank, name)
 
 
+@covers("FSDP2", "same as torch.optim")
 def check_one_to_three_ranks(world: World) -> None:
     for count in (1, 2, 3):
         mesh = world.parts[count]
@@ -102,6 +105,7 @@ def check_the_norm_of_one_process(world: World) -> None:
         assert_results("one process", optimizer, optimizer.grad_norm.item(), 0.1)
 
 
+@covers("FSDP2", "same as torch.optim")
 def check_policies(world: World) -> None:
     mixed = {"mp_policy": MixedPrecisionPolicy(param_dtype=BF16, reduce_dtype=torch.float32)}
     offload = {"offload_policy": CPUOffloadPolicy(pin_memory=False)}
@@ -134,6 +138,7 @@ def check_formats_in_fsdp2(world: World) -> None:
             assert value.shape == param.shape
 
 
+@covers("FSDP2", "same as torch.optim")
 def check_meta_init(world: World) -> None:
     """The optimizer may be made of meta tensors, whose memory comes later."""
     with torch.device("meta"):
@@ -158,6 +163,7 @@ def parallelize(model, mesh):
     return parallelize_module(model, mesh, plan)
 
 
+@covers("TP", "same as torch.optim")
 def check_tensor_parallel(world: World) -> None:
     """The last layer stays plain: DTensors and plain tensors in one optimizer."""
     model = parallelize(make_model(), world.line)
@@ -169,6 +175,7 @@ def check_tensor_parallel(world: World) -> None:
     assert_results("tensor parallel", optimizer, optimizer.grad_norm.item(), 0.3)
 
 
+@covers("FSDP x TP", "same as torch.optim")
 def check_fsdp_and_tensor_parallel(world: World) -> None:
     data, tensor = world.square["replicate"], world.square["shard"]
     position = world.square.get_local_rank("replicate")
@@ -198,6 +205,7 @@ def check_fsdp_and_tensor_parallel(world: World) -> None:
     assert_close("FSDP x TP", ours, theirs)
 
 
+@covers("DDP", "same as torch.optim", "clipping by one norm")
 def check_ddp(world: World) -> None:
     compare("DDP", lambda: DistributedDataParallel(make_model()), world.rank)
 
@@ -215,6 +223,7 @@ def step_rounded(params, optimizer, steps: int = 3) -> None:
         optimizer.step()
 
 
+@covers("pipeline", "stochastic rounding of one process")
 def check_numbers_of_parameters(world: World) -> None:
     """Stages have the random bits of one process, with the numbers of the whole model."""
     options = {"lr": 1e-2, "weights": "stochastic", "states": "bf16", "seed": 9}

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.distributed as dist
 from distributed.layouts import Twin, make_layouts
-from distributed.processes import World
+from distributed.processes import World, covers
 from distributed.updates import REDUCED, raised, train
 from helpers.cases import CASES
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -34,6 +34,7 @@ def assert_results(what: str, optimizer, norm: float, max_norm: float) -> None:
     assert_on_all_ranks(what, optimizer.grad_norm, optimizer.clip_factor, optimizer.skipped)
 
 
+@covers("FSDP2, HSDP, TP, FSDP x TP", "clipping by one norm")
 def check_clipping_in_every_layout(world: World) -> None:
     layouts = make_layouts(world)
     for name, chosen in {
@@ -64,6 +65,7 @@ def check_clipping_in_every_layout(world: World) -> None:
                     )
 
 
+@covers("FSDP2", "clipping by one norm")
 def check_ranks_without_gradients(world: World) -> None:
     """One rank has no gradient, in some steps no rank has one: nobody waits for ever."""
     twin = Twin([make_layouts(world)["rows"]])
@@ -87,6 +89,7 @@ def check_ranks_without_gradients(world: World) -> None:
     assert not optimizer.skipped
 
 
+@covers("pipeline", "clipping by one norm")
 def check_norm_group(world: World) -> None:
     """Pipeline stages: every rank has other parameters; one rank has none."""
     params = [Parameter(torch.ones(world.rank + 1)) for _ in range(3)] if world.rank else []
@@ -106,6 +109,7 @@ def check_norm_group(world: World) -> None:
     assert math.isclose(optimizer.grad_norm.item(), 2.0 * math.sqrt(len(params) * (world.rank + 1)))
 
 
+@covers("pipeline, FSDP2", "clipping by one norm")
 def check_norm_group_with_dtensors(world: World) -> None:
     """Two stages, each sharded over two ranks: every element counts once."""
     shards, stages = world.square["shard"], world.square.get_group("replicate")
@@ -118,6 +122,7 @@ def check_norm_group_with_dtensors(world: World) -> None:
         assert_results("stages of shards", optimizer, math.sqrt(2) * whole, 1.0)
 
 
+@covers("FSDP2", "skip on all ranks")
 def check_skips_together(world: World) -> None:
     """One rank's Inf or NaN skips the step on all."""
     layouts = make_layouts(world)
@@ -144,6 +149,7 @@ def check_skips_together(world: World) -> None:
                 assert not optimizer.skipped
 
 
+@covers("FSDP2", "skip on all ranks")
 def check_found_inf_together(world: World) -> None:
     """A scaler that found an Inf on one rank skips the step on all, with or without a norm."""
     for given in ({"fused": True}, {"max_grad_norm": 1.0}):
@@ -162,6 +168,7 @@ def check_found_inf_together(world: World) -> None:
                     assert torch.equal(param.to_local(), old)
 
 
+@covers("FSDP2", "skip on all ranks")
 def check_grad_scaler(world: World) -> None:
     twin = Twin([make_layouts(world)["rows"]], shapes=((8, 64), (12, 64)))
     optimizer = fused_optim.SGD(twin.sharded, lr=0.5, max_grad_norm=1.0)
@@ -183,6 +190,7 @@ def check_grad_scaler(world: World) -> None:
             assert_results("scaler", optimizer, math.sqrt(8 * 64 + 4 * 12 * 64), 1.0)
 
 
+@covers("FSDP2, TP, FSDP x TP", "LAMB, LARS, StableAdamW")
 def check_sums_over_shards(world: World) -> None:
     layouts = make_layouts(world)
     for case in (c for c in CASES if c.class_name in REDUCED):
@@ -229,6 +237,7 @@ def expected_norm(steps: int) -> float:
     return torch.cat([p.grad.double().flatten() / 4 for p in model.parameters()]).norm().item()
 
 
+@covers("FSDP1", "clipping by one norm")
 def check_fsdp1(world: World) -> None:
     for original in (False, True):
         model = FullyShardedDataParallel(
@@ -260,6 +269,7 @@ def check_group_of_a_group(world: World) -> None:
     assert "give it to the optimizer" in error, (world.rank, error)
 
 
+@covers("ZeRO", "clipping by one norm", "same as torch.optim")
 def check_zero(world: World) -> None:
     model = DistributedDataParallel(make_model())
     optimizer = ZeroRedundancyOptimizer(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,28 @@ import torch.multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 SIZE = 4  # processes
+MODULES = ("updates", "norms", "checkpoints", "engines")
+Check = Callable[["World"], None]
+# engines and features by module and name of the check
+COVERED: dict[tuple[str, str], list[tuple[str, str]]] = {}
 TESTS = Path(__file__).parent.parent
+
+
+def covers(engines: str, *features: str) -> Callable[[Check], Check]:
+    """Name what a check tests, for the table in docs/distributed.md.
+
+    Args:
+        engines: names of the engines, with ", " between them.
+        features: names of the features.
+    """
+
+    def mark(check: Check) -> Check:
+        COVERED[check.__module__, check.__name__] = [
+            (engine, feature) for engine in engines.split(", ") for feature in features
+        ]
+        return check
+
+    return mark
 
 
 class World(NamedTuple):

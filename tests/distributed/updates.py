@@ -4,7 +4,7 @@ import math
 
 import torch
 from distributed.layouts import SHAPES, Twin, make_layouts
-from distributed.processes import World
+from distributed.processes import World, covers
 from helpers.cases import CASES, Case
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
@@ -38,6 +38,7 @@ def train(twin: Twin, optimizers, steps: int = STEPS, **grads) -> None:
             optimizer.step()
 
 
+@covers("FSDP2, HSDP, TP, FSDP x TP", "every optimizer")
 def check_every_rule(world: World) -> None:
     layouts = list(make_layouts(world).values())
     for case in filter(is_elementwise, CASES):
@@ -51,6 +52,7 @@ def check_every_rule(world: World) -> None:
         assert optimizers[1]._engine.cache is not None, case.name
 
 
+@covers("FSDP2, HSDP, TP, FSDP x TP", "storage formats", "stochastic rounding of one process")
 def check_every_layout_and_format(world: World) -> None:
     for name, layout in make_layouts(world).items():
         for given in FORMATS:
@@ -63,6 +65,7 @@ def check_every_layout_and_format(world: World) -> None:
             twin.assert_same(optimizers, f"{name}, {given}")
 
 
+@covers("FSDP2, TP, FSDP x TP", "storage formats", "stochastic rounding of one process")
 def check_kernels(world: World) -> None:
     """The kernels on the CPU, which read the runs of strided shards."""
     layouts = make_layouts(world)
@@ -77,6 +80,7 @@ def check_kernels(world: World) -> None:
             twin.assert_same(optimizers, f"{name}, {given}")
 
 
+@covers("FSDP2, HSDP, TP, FSDP x TP", "8-bit states")
 def check_scaled_states(world: World) -> None:
     layouts = make_layouts(world)
     shapes = ((130, 64), (24, 512), (3, 2048))
@@ -196,6 +200,7 @@ def check_versions(world: World) -> None:
             assert new[1] > old[1], (old, new)
 
 
+@covers("FSDP2, HSDP, TP, FSDP x TP", "storage formats")
 def check_averages_and_schedule_free(world: World) -> None:
     twin = Twin(list(make_layouts(world).values()), BF16)
     options = {"lr": 0.1, "ema_decay": 0.5, "weights": "split", "backend": "reference"}
