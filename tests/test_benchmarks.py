@@ -251,7 +251,7 @@ GOALS = {
     "native / other libraries, the largest: 2 threads": [
         "| 1.00 | DeepSpeed (AdamW, fp32, one-50m) 0.67, "
         "bitsandbytes (RMSprop, fp32, one-50m) 2.00, "
-        "torchao (AdamW, bf16-int8, one-16m) 0.25 | missed: {NEAREST} |"
+        "torchao (AdamW, bf16-int8, one-16m) 0.35 | missed: {NEAREST} |"
     ],
     "bf16, split, int8 / fp32: time by bytes, 2 threads": [
         "| 1.25 | time 0.60, bytes 0.50: 1.20 | met |"
@@ -288,7 +288,7 @@ def test_goals_are_met_or_missed(benchmarks):
         step_row("RMSprop", "bitsandbytes", 0.1),
         format_row("fused_optim native", "fp32", 1.0, 32),
         format_row("fused_optim native", "split-int8", 0.6, 16),
-        format_row("fused_optim native", "bf16-int8", 0.5, 12),
+        format_row("fused_optim native", "bf16-int8", 0.7, 12),
         format_row("torchao", "bf16-int8", 2.0, 12),
         host_row(1000, 3e-4),
         host_row(1000, 2.5e-4, name="fused_optim, no launches, warm"),
