@@ -208,6 +208,25 @@ def test_special_values(case):
     compare_backends(make, [start, values([50], torch.float32)[0]], 3, [[grad, torch.ones(50)]] * 3)
 
 
+@pytest.mark.parametrize(
+    "formats", FORMAT_PAIRS[1:], ids=lambda formats: "-".join(formats.values())
+)
+def test_values_of_every_size_in_formats(formats):
+    """Guard against other codes for the smallest values of a block, and for special ones."""
+    case, grads = find_case("AdamW"), []
+    for seed in range(2):
+        sizes = 10.0 ** (12.0 * values([4161], torch.float32, seed + 10)[0].clamp(-2.0, 2.0))
+        grad = sizes * values([4161], torch.float32, seed)[0].sign()
+        grad[::97] = 0.0
+        grad[:64:9] = torch.tensor([math.inf, -math.inf, math.nan, -0.0, 1e-45, -1e-40, 3e38, 1.0])
+        grads.append([grad])
+
+    def make(params, backend):
+        return case.fused(params, **case.options, **formats, backend=backend)
+
+    compare_backends(make, values([4161], torch.bfloat16), steps=2, grads=grads)
+
+
 def test_randomly_valued_gradients_without_clipping():
     for case in CASES:
         if "max_grad_norm" not in case.additions and "nonfinite" not in case.additions:
