@@ -57,6 +57,18 @@ class CommonScalars(NamedTuple):
     l1: Any
 
 
+def make_cache_key(value: Any) -> str:
+    """Return text that differs if a value differs, with the source of every jit function in it.
+
+    Triton's disk cache takes ``cache_key`` of a constexpr argument where it has one, else its text,
+    which has only the names of the functions in a tuple: a kernel whose rule has changed since
+    would be taken for the kernel of the new rule.
+    """
+    if isinstance(value, tuple):
+        return f"({', '.join(map(make_cache_key, value))})"
+    return str(getattr(value, "cache_key", value))
+
+
 class UpdateSpec(NamedTuple):
     """The constexpr argument of the kernel ``update``.
 
@@ -92,6 +104,11 @@ class UpdateSpec(NamedTuple):
     CHUNKS_PER_SPAN: Any
     COUNT_STALLED: Any
 
+    @property
+    def cache_key(self) -> str:
+        """Key in Triton's disk cache."""
+        return make_cache_key(tuple(self))
+
 
 class ReduceSpec(NamedTuple):
     """The constexpr argument of the kernel ``reduce``; see :class:`UpdateSpec` for other fields.
@@ -116,6 +133,11 @@ class ReduceSpec(NamedTuple):
     BLOCK: Any
     CHUNK: Any
     CHUNKS_PER_SPAN: Any
+
+    @property
+    def cache_key(self) -> str:
+        """Key in Triton's disk cache."""
+        return make_cache_key(tuple(self))
 
 
 class PrepareSpec(NamedTuple):
@@ -142,3 +164,8 @@ class PrepareSpec(NamedTuple):
     NUM_ELEMENTWISE: Any
     MAX_PARTIALS: Any
     ROWS: Any
+
+    @property
+    def cache_key(self) -> str:
+        """Key in Triton's disk cache."""
+        return make_cache_key(tuple(self))
