@@ -62,7 +62,7 @@ CHECKS = (
     # through Triton's own launcher
     Check("launched", ("tests/gpu_code/test_launcher.py", "-k", "every_kernel or past_two")),
     # steps of the kernels that are compiled for the CPU, bit for bit
-    Check("native", (BITS, "-k", "in_every_format and split24 and (adamw or lamb)")),
+    Check("native", (BITS, "-k", "in_formats and split24 and (adamw or lamb)")),
     # steps in Triton's interpreter, bit for bit
     Check("interpreted", (BITS, "--interpret", "-k", "format_interpreted")),
     # the Triton version of the GPU machine

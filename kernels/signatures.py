@@ -57,6 +57,18 @@ class CommonScalars(NamedTuple):
     l1: Any
 
 
+def make_cache_key(value: Any) -> str:
+    """Return text that differs if a value differs, with the source of every jit function in it.
+
+    Triton's disk cache takes ``cache_key`` of a constexpr argument where it has one, else its text,
+    which has only the names of the functions in a tuple: a kernel whose rule has changed since
+    would be taken for the kernel of the new rule.
+    """
+    if isinstance(value, tuple):
+        return f"({', '.join(map(make_cache_key, value))})"
+    return str(getattr(value, "cache_key", value))
+
+
 class UpdateSpec(NamedTuple):
     """The constexpr argument of the kernel ``update``.
 
@@ -94,6 +106,11 @@ class UpdateSpec(NamedTuple):
     COUNT_STALLED: Any
     STRIDED: Any
 
+    @property
+    def cache_key(self) -> str:
+        """Key in Triton's disk cache."""
+        return make_cache_key(tuple(self))
+
 
 class ReduceSpec(NamedTuple):
     """The constexpr argument of the kernel ``reduce``; see :class:`UpdateSpec` for other fields.
@@ -120,6 +137,11 @@ class ReduceSpec(NamedTuple):
     CHUNKS_PER_SPAN: Any
     STRIDED: Any
 
+    @property
+    def cache_key(self) -> str:
+        """Key in Triton's disk cache."""
+        return make_cache_key(tuple(self))
+
 
 class PrepareSpec(NamedTuple):
     """The constexpr argument of the kernel ``prepare``.
@@ -145,3 +167,8 @@ class PrepareSpec(NamedTuple):
     NUM_ELEMENTWISE: Any
     MAX_PARTIALS: Any
     ROWS: Any
+
+    @property
+    def cache_key(self) -> str:
+        """Key in Triton's disk cache."""
+        return make_cache_key(tuple(self))

@@ -119,6 +119,24 @@ def test_swap_ema(backend):
     assert loaded.param_groups[0]["ema_decay"] == 0.5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_average_without_memory_is_the_parameter(backend):
+    """Guard against a weight of 1 that is multiplied out, which rounds and turns Inf into NaN."""
+    (param, frozen) = params = parameters(values([(1025,), (7,)], torch.float32))
+    optimizer = SGD(params, lr=0.1, ema_decay=0.0, backend=backend)
+    for step, scale in enumerate((1.0, 1e9, math.inf)):
+        set_grads(params, [scale * g for g in values([(1025,), (7,)], torch.float32, step)])
+        if step:
+            frozen.grad = None
+            frozen.data.mul_(1e9 / 3)
+        optimizer.step()
+        assert all(map(torch.equal, optimizer.ema_parameters(), params))
+    param.data.fill_(1 / 3)
+    set_grads(params, [torch.ones(1025), torch.ones(7)])
+    optimizer.step()
+    assert all(map(torch.equal, optimizer.ema_parameters(), params))
+
+
 def test_both_backends_form_the_same_average():
     results = []
     for backend in BACKENDS:

@@ -251,7 +251,7 @@ GOALS = {
     "native / other libraries, the largest: 2 threads": [
         "| 1.00 | DeepSpeed (AdamW, fp32, one-50m) 0.67, "
         "bitsandbytes (RMSprop, fp32, one-50m) 2.00, "
-        "torchao (AdamW, bf16-int8, one-16m) 0.25 | missed: {NEAREST} |"
+        "torchao (AdamW, bf16-int8, one-16m) 0.35 | missed: {NEAREST} |"
     ],
     "bf16, split, int8 / fp32: time by bytes, 2 threads": [
         "| 1.25 | time 0.60, bytes 0.50: 1.20 | met |"
@@ -264,7 +264,7 @@ GOALS = {
     "10,000 tensors / ten times 1,000": [
         "| 1.25 | fused_optim, no launches 1.30 | missed: {HOST} |"
     ],
-    "tensors allocated, 10,000 beside 100": ["| 0 | fused_optim, no launches 0 | met |"],
+    "tensors allocated, 10,000 beside 100": ["| 0 | fused_optim, no launches 2 | missed |"],
     "compiling at the first step, cold cache: s": ["| 1.00 | gpt-1m 0.50 | met |"],
     "compiling at the first step, warm cache: ms": ["| 50 | gpt-1m 60 | missed |"],
 }
@@ -288,7 +288,7 @@ def test_goals_are_met_or_missed(benchmarks):
         step_row("RMSprop", "bitsandbytes", 0.1),
         format_row("fused_optim native", "fp32", 1.0, 32),
         format_row("fused_optim native", "split-int8", 0.6, 16),
-        format_row("fused_optim native", "bf16-int8", 0.5, 12),
+        format_row("fused_optim native", "bf16-int8", 0.7, 12),
         format_row("torchao", "bf16-int8", 2.0, 12),
         host_row(1000, 3e-4),
         host_row(1000, 2.5e-4, name="fused_optim, no launches, warm"),
@@ -296,7 +296,7 @@ def test_goals_are_met_or_missed(benchmarks):
         host_row(1000, 8e-4, name="fused_optim native"),
         host_row(1000, 3e-3, name="torch fused, no kernels"),
         host_row(1000, 5e-3, name="torch fused, CPU kernels"),
-        host_row(10_000, 3.9e-3),
+        {**host_row(10_000, 3.9e-3), "tensor_allocations": 6},
         host_row(100, 3e-5),
         {"suite": "first step", "name": "cold cache", "model": "gpt-1m", "median": 0.5},
         {"suite": "first step", "name": "warm cache", "model": "gpt-1m", "median": 0.06},

@@ -1,6 +1,7 @@
 """The example runs, resumes where it stopped, and fails when an optimizer is not torch's."""
 
 import importlib
+import math
 import os
 import signal
 import subprocess
@@ -101,6 +102,45 @@ def test_the_verdict_rejects_nan(example):
     with torch.no_grad():
         runs.fused.model.norm.weight[0] = torch.nan
     assert not judged(example, task, runs).within_rounding
+
+
+def curves(losses, validation=None):
+    """Return a run with these losses, and the loss of the validation by number of steps."""
+    return SimpleNamespace(
+        losses=losses, validation={14: 2.0} if validation is None else validation
+    )
+
+
+# the control parts by 1e-3 in the second step alone; the curves of torch and the other are these
+CURVES = {
+    "within the margin in a later step": ([2, 2, 2.03, 2], {14: 2.0}, True, 13),
+    "past the margin": ([2, 2, 2.034, 2], {14: 2.0}, False, 13),
+    "before the control parts": ([2.0001, 2, 2.03, 2], {14: 2.0}, False, 11),
+    "in the validation alone": ([2, 2, 2, 2], {12: 2.0, 14: 2.04}, False, 14),
+    "in the validation before the control parts": ([2, 2, 2, 2], {11: 2.0001, 14: 2.0}, False, 11),
+    "NaN": ([2, 2, 2, math.nan], {14: 2.0}, False, 14),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_the_verdict_is_the_worst_point_in_its_own_unit(example, name):
+    """Guard against an allowance of another step, and the largest difference for the worst."""
+    losses, validation, expected, step = CURVES[name]
+    fused = curves(losses, validation)
+    torchs = curves([2, 2, 2, 2], dict.fromkeys(validation, 2.0))
+    control = curves([2, 2.001, 2, 2], {})
+    trio = example.training.Trio(torch=torchs, fused=fused, control=control)
+    verdict = example.verdict.judge(trio, 10)
+    assert (verdict.within_rounding, verdict.step) == (expected, step), verdict
+
+
+def test_the_verdict_allows_a_rounding_of_a_small_loss(example):
+    """Guard against a unit that shrinks with the loss: logits are of order one."""
+    eps = torch.finfo(torch.float32).eps
+    for roundings, expected in ((30, True), (34, False)):
+        runs = [curves([1e-3 + k * eps], {1: 1e-3}) for k in (0, roundings, 0)]
+        verdict = example.verdict.judge(example.training.Trio(*runs), 0)
+        assert verdict.within_rounding == expected, verdict
 
 
 @pytest.mark.parametrize("writer", ["torch", "fused"])

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.format_runs import random_grads, trained, weight
+from helpers.format_runs import WITH_EXTRA_KEYS, random_grads, trained, weight
 from helpers.models import BACKENDS, parameters, set_grads, values
 from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
@@ -173,6 +173,23 @@ def test_a_float32_run_takes_up_a_bf16_run():
     resumed.step()
     assert_same_bits("param", wide[0].detach(), exact)
     assert "remainder" not in resumed.state[wide[0]]
+
+
+@pytest.mark.parametrize("name", WITH_EXTRA_KEYS)
+def test_what_was_written_before_the_change_is_the_weight(name):
+    """Guard against extra bits of an older value beside a parameter that was made wide."""
+    start, grads = values([5000], BF16), random_grads([5000], 3)
+    params, optimizer = trained(start, grads, {"weights": name, "states": "fp32", "lr": 1e-2})
+    expected = weight(optimizer, params[0])
+    wide = Parameter(params[0].detach().float())
+    (new,) = values([5000], torch.float32, 9)
+    wide.data[::3] = expected[::3] = new[::3]
+    resumed = AdamW([wide], backend="reference")
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed.param_groups[0]["lr"] = 0.0
+    wide.grad = torch.zeros_like(wide)
+    resumed.step()
+    assert_same_bits("param", wide.detach(), expected)
 
 
 def test_an_optimizer_without_states_takes_up_a_weight_too():

@@ -25,7 +25,7 @@ SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e3
 @pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_split_is_a_float32_master(case):
     """Guard against split weights that differ from a float32 master rounded half up."""
-    steps = 1000 if case.fused is AdamW else 200
+    steps = 200 if case.fused is AdamW else 60
     options = {**case.options, **case.additions, "states": "fp32", "backend": "reference"}
     special = torch.tensor(SPECIAL, dtype=BF16)
     start = torch.cat([values([50], BF16)[0], special.repeat_interleave(len(SPECIAL))])
@@ -50,7 +50,7 @@ def test_split_is_a_float32_master(case):
     assert not torch.equal(split[:50], start[:50].float())
 
 
-def all_bits(count=1_000_000, seed=0):
+def all_bits(count=250_000, seed=0):
     """Return float32 values of every exponent, with NaN and infinities."""
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(-(2**31), 2**31, (count,), generator=generator)
@@ -88,8 +88,8 @@ def test_decay_survives(name):
     """Guard against a decay of 1e-4 a step lost below half an ulp of bf16."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-3, "weight_decay": 0.1, "weights": name, "backend": "reference"}
-    params, optimizer = trained(start, [[torch.zeros(4096)]] * 1000, options)
-    expected = (1 - 1e-4) ** 1000  # 0.9048
+    params, optimizer = trained(start, [[torch.zeros(4096)]] * 400, options)
+    expected = (1 - 1e-4) ** 400  # 0.9608
     result = weight(optimizer, params[0])
     assert abs(result.mean() - expected) < (2e-3 if name == "stochastic" else 3e-5)
     within = {"stochastic": 0.1, "split24": 2e-3, "kahan": 1e-3}.get(name, 1e-5)
@@ -99,7 +99,7 @@ def test_decay_survives(name):
 def test_decay_does_not_survive_in_plain_bf16():
     start = [torch.ones(64, dtype=BF16)]
     options = {"lr": 1e-3, "weight_decay": 0.1, "backend": "reference"}
-    params, _ = trained(start, [[torch.zeros(64)]] * 1000, options)
+    params, _ = trained(start, [[torch.zeros(64)]] * 20, options)
     assert torch.equal(params[0], start[0])
 
 
@@ -108,13 +108,13 @@ def test_tiny_updates_add_up(name):
     """Guard against steps of 1e-5 lost, each 1/200 of half an ulp."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-5, "weights": name, "backend": "reference"}
-    params, optimizer = trained(start, [[torch.ones(4096)]] * 1000, options, fused=fused_optim.SGD)
+    params, optimizer = trained(start, [[torch.ones(4096)]] * 500, options, fused=fused_optim.SGD)
     moved = 1.0 - weight(optimizer, params[0])
     if name in ("stochastic", "split24", "kahan"):
-        assert abs(moved.mean() - 0.01) < 3 * moved.std() / 64 + 1e-4
+        assert abs(moved.mean() - 0.005) < 3 * moved.std() / 64 + 1e-4
         assert moved.std() < {"stochastic": 1e-2, "split24": 1e-3, "kahan": 2e-4}[name]
     else:
-        assert (moved - 0.01).abs().max() < 1e-4
+        assert (moved - 0.005).abs().max() < 1e-4
     plain, _ = trained(start, [[torch.ones(4096)]] * 10, {"lr": 1e-5}, fused=fused_optim.SGD)
     assert torch.equal(plain[0], start[0])
 
@@ -122,13 +122,13 @@ def test_tiny_updates_add_up(name):
 def test_bf16_squares_decay():
     """Guard against rounding to nearest, under which exp_avg_sq cannot decay."""
     start = [torch.ones(4096, dtype=BF16)]
-    grads = [[torch.ones(4096)], *[[torch.zeros(4096)]] * 700]
+    grads = [[torch.ones(4096)], *[[torch.zeros(4096)]] * 300]
     means = {}
     for states in ("param", "bf16", "fp32", "int8", "fp8"):
         _, optimizer = trained(start, grads, {"states": states, "backend": "reference"})
         packed = optimizer.state_dict(format="torch")["state"][0]
         means[states] = packed["exp_avg_sq"].mean().item()
-    expected = 1e-3 * 0.999**700
+    expected = 1e-3 * 0.999**300
     assert means["fp32"] == pytest.approx(expected, rel=1e-4)
     for states in ("bf16", "int8", "fp8"):
         assert means[states] == pytest.approx(expected, rel=0.03)
@@ -148,9 +148,9 @@ def draws(codec, value, count):
 @pytest.mark.parametrize("codec", ["stochastic", "split24"])
 @pytest.mark.parametrize("value", [1.001, -3.3e-5, 1.2345e-30, 7.77e30, 1e-40])
 def test_stochastic_rounding_is_unbiased(codec, value):
-    result = draws(WEIGHTS[codec].codec, value, 1_000_000)
+    result = draws(WEIGHTS[codec].codec, value, 250_000)
     exact = torch.tensor(value).double()
-    error = result.std() / 1000
+    error = result.std() / 500
     assert error > 0 or torch.equal(result, exact.expand_as(result))
     assert abs(result.mean() - exact) <= 3 * error
 
@@ -165,7 +165,7 @@ def test_states_are_unbiased(states, kind):
     block[0] = 1.97  # between the largest code and the next power of two
     if kind == "signed":
         block *= torch.randn(64, generator=generator).sign()
-    value = block.repeat(20_000)
+    value = block.repeat(5_000)
     result = conversion.decode(codec, conversion.encode(codec, value, value), torch.float32)
     error = (result.double() - value.double()).view(-1, 64)
     bound = 4.5 * error.std(0) / math.sqrt(len(error))  # the largest of 64 normal means

@@ -83,8 +83,30 @@ def test_a_model_too_large_for_any_machine(capsys):
     assert memory(model.named_parameters(), states="int8") == result
     group = {"params": model[0].parameters(), "states": "int8"}
     pair = memory([group, {"params": model[1].weight}, {"params": [model[1].bias]}])
-    assert (pair.numel, pair.gradients) == (result.numel, result.gradients)
+    assert pair[:3] == result[:3]  # numel, parameters, gradients: of the iterator too
     assert model[0].weight.grad is None
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_parameters_add_up(max_grad_norm):
+    """Guard against a sum that has one parameter, one group or one dtype."""
+    params = parameters([torch.zeros(n, dtype=d) for n, d in ((70, torch.float32), (9, BF16))])
+    options = {"states": "fp32", "max_grad_norm": max_grad_norm}
+    alone = [memory([param], **options) for param in params]
+    expected = [sum(parts) for parts in zip(*alone, strict=True)]
+    for given in (params, [{"params": params[:1]}, {"params": params[1:]}]):
+        assert list(memory(given, **options)) == expected
+
+
+def test_the_text_is_in_gib_and_bytes_a_parameter():
+    text = str(fused_optim.Memory(1 << 28, 1 << 30, 1 << 29, 1 << 31, 1 << 33))
+    assert [line.split() for line in text.splitlines()[1:]] == [
+        ["parameters", "1.000", "4.00"],
+        ["gradients", "0.500", "2.00"],
+        ["states", "2.000", "8.00"],
+        ["total", "3.500", "14.00"],
+        ["moved", "8.000", "32.00"],
+    ]
 
 
 def test_what_an_optimizer_refuses_is_refused():

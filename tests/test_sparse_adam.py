@@ -25,7 +25,13 @@ def test_sparse_adam_refuses_as_torch_does():
     dense, sparse = torch.ones(3, requires_grad=True), torch.eye(3).to_sparse().requires_grad_()
     wide = torch.ones(3, dtype=torch.complex64, requires_grad=True)
     pair = fused_optim.SparseAdam, torch.optim.SparseAdam
-    for given in ((dense, sparse, sparse.detach().requires_grad_()), (dense, wide)):
+    first = {"params": [torch.ones(2, requires_grad=True)]}
+    for given in (
+        (dense, sparse, sparse.detach().requires_grad_()),
+        (dense, wide),
+        (first, {"params": [dense, sparse]}),
+        (first, {"params": [dense, wide]}),
+    ):
         mine, other = (message(cls, *given) for cls in pair)
         assert mine == other
     for options in ({"lr": 0.0}, {"eps": 0.0}, {"betas": (1.0, 0.9)}, {"betas": (0.9, -1.0)}):

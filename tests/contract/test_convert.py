@@ -12,6 +12,7 @@ from helpers.models import parameters, set_grads, state_of, values
 from helpers.torch_pair import Pair, each_case, each_class
 
 import fused_optim
+from fused_optim.options import GROUP_DEFAULTS
 
 
 def in_groups(params):
@@ -72,20 +73,65 @@ def test_states_are_shared_with_their_dtypes(case):
     assert all(back.state[param][name] is value for name, value in state_of(live, param).items())
 
 
+OWN = {
+    "max_grad_norm": 1.0,
+    "max_grad_value": 2.0,
+    "l1": 0.5,
+    "nonfinite": "skip",
+    "ema_decay": 0.5,
+    "weights": "split",
+    "states": "fp32",
+    "seed": 1,
+    "count_stalled": True,
+}
+
+
 @pytest.mark.feature("from_torch and to_torch")
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("max_grad_norm", 1.0), ("max_grad_value", 2.0), ("l1", 0.5), ("nonfinite", "skip")],
-)
+@pytest.mark.parametrize("name", OWN)
 @each_class
-def test_what_torch_does_not_have(case, name, value):
-    params = parameters(values([(3,)], torch.float32))
-    optimizer = case.fused(params, **{name: value})
-    message = (
-        rf"{name} must be .* for torch.optim.{case.torch_class.__name__}, which has no such option"
-    )
-    with pytest.raises(ValueError, match=message):
-        optimizer.to_torch()
+def test_what_torch_does_not_have(case, name):
+    """Guard against an option that is dropped in silence, in the first group or a later one."""
+    assert OWN.keys() == GROUP_DEFAULTS.keys() - {"backend"}
+    params = parameters(values([(3,), (3,)], torch.float32))
+    optimizer = case.fused([{"params": [param]} for param in params])
+    peer = f"torch.optim.{case.torch_class.__name__}"
+    for group in optimizer.param_groups:
+        before, group[name] = group[name], OWN[name]
+        with pytest.raises(
+            ValueError, match=rf"{name} must be .* for {peer}, which has no such option"
+        ):
+            optimizer.to_torch()
+        group[name] = before
+    optimizer.to_torch()
+
+
+@pytest.mark.feature("from_torch and to_torch")
+@each_class
+def test_an_average_of_before_stays_here(case):
+    """Guard against a state that torch does not know, in its checkpoints from then on."""
+    (param,) = parameters(values([(3,)], torch.float32))
+    plain, averaging = (case.fused([param], ema_decay=decay) for decay in (None, 0.5))
+    for optimizer in (plain, averaging):
+        set_grads([param], values([(3,)], torch.float32, 1))
+        optimizer.step()
+    averaging.param_groups[0]["ema_decay"] = None
+    states = [optimizer.to_torch().state.get(param, {}) for optimizer in (plain, averaging)]
+    assert states[0].keys() == states[1].keys()
+    assert "ema" in averaging.state[param]
+
+
+@pytest.mark.feature("from_torch and to_torch")
+def test_a_float64_count_suits_torchs_fused_step():
+    """Guard against a count that torch's kernels refuse."""
+    (param,) = parameters(values([(3,)], torch.float32))
+    optimizer = fused_optim.AdamW([param], fused=True)
+    set_grads([param], values([(3,)], torch.float32, 1))
+    optimizer.step()
+    optimizer.state[param]["step"] = optimizer.state[param]["step"].double()
+    theirs = optimizer.to_torch()
+    set_grads([param], values([(3,)], torch.float32, 2))
+    theirs.step()
+    assert (theirs.state[param]["step"].dtype, theirs.state[param]["step"]) == (torch.float32, 2)
 
 
 @pytest.mark.feature("from_torch and to_torch")

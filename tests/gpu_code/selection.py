@@ -20,14 +20,25 @@ FOUND = [
 ]
 
 
+# targets whose code Triton makes alike
+FAMILIES = [
+    ("sm_80", "sm_86", "sm_89"),
+    ("sm_90",),
+    ("sm_100", "sm_120"),
+    ("gfx90a", "gfx942"),
+    ("gfx1100",),
+]
+
+
 def _pairs() -> Iterator[Build]:
-    """Yield every rule in every format that is not only another dtype, and on every target."""
-    rules, targets = list(RULES), list(TARGETS)
-    for i, rule in enumerate(rules):
-        turn = len(targets) - len(CODECS)
-        dtypes = [DTYPES[(turn * i + k) % len(DTYPES)] for k in range(turn)]
-        for j, name in enumerate([*CODECS, *dtypes]):
-            yield Build(rule, name, targets[(i + j) % len(targets)])
+    """Yield every rule in every codec and for every family of targets, the dtypes in turn."""
+    plain = ["fp32", *DTYPES]
+    for i, rule in enumerate(RULES):
+        for j, name in enumerate(CODECS):
+            # a rule visits a target of each family in five steps
+            family = FAMILIES[(i + j) % len(FAMILIES)]
+            target = family[(i + j) // len(FAMILIES) % len(family)]
+            yield Build(rule, plain[i % len(plain)] if name == "fp32" else name, target)
 
 
 def _found(kernel: str, aligned: bool) -> list[Build]:
@@ -73,11 +84,10 @@ def unaligned_builds(every: bool = False) -> list[Build]:
     """Return updates of rows that are only element-aligned: each rule, format and target."""
     if every:
         return [build._replace(aligned=False) for build in aligned_builds(every)]
-    rules, targets = list(RULES), list(TARGETS)
-    pairs = [(name, targets[(i + 3 * k) % 9]) for i, name in enumerate(FORMATS) for k in range(3)]
+    formats, targets = list(FORMATS), list(TARGETS)
     found = [
-        Build(rules[i % len(rules)], name, target, aligned=False)
-        for i, (name, target) in enumerate(pairs)
+        Build(rule, formats[i % len(formats)], targets[i % len(targets)], aligned=False)
+        for i, rule in enumerate(RULES)
     ]
     return sorted({*found, *_found("update", aligned=False)})
 
@@ -85,15 +95,16 @@ def unaligned_builds(every: bool = False) -> list[Build]:
 def _others() -> Iterator[Build]:
     """Yield a selection of every other kernel on every target."""
     targets = list(TARGETS)
-    for i, rule in enumerate(RULES):
-        turn = targets[i % len(targets) :] + targets[: i % len(targets)]
+    formed = {rule.form_scalars: name for name, rule in RULES.items()}  # rules share them
+    for i, rule in enumerate(formed.values()):
         # alternate between targets of NVIDIA and AMD
-        yield Build(rule, "fp32", turn[0 if i % 2 else len(targets) // 2], kernel="prepare")
-        if RULES[rule].reduction is not None:
-            for j, name in enumerate(FORMATS):  # there are more of them than targets
-                yield Build(rule, name, turn[j % len(turn)], kernel="reduce")
-            yield Build(rule, "bf16", turn[3], False, "reduce")
+        turn = i if i % 2 else i + len(targets) // 2
+        yield Build(rule, "fp32", targets[turn % len(targets)], kernel="prepare")
     measured = [rule for rule in RULES if RULES[rule].reduction is not None]
+    for i, rule in enumerate(measured):
+        yield Build(rule, "bf16", targets[i], False, "reduce")
+    for i, name in enumerate(FORMATS):  # there are more of them than targets
+        yield Build(measured[i % len(measured)], name, targets[i % len(targets)], kernel="reduce")
     for i, target in enumerate(targets):
         yield Build(measured[i % len(measured)], "fp32", target, kernel="finalize")
     kinds = {name: Build("adam", name, "").kind for name in FORMATS}
@@ -101,10 +112,10 @@ def _others() -> Iterator[Build]:
         yield Build("adam", "fp64", target, kernel="prepare")
     # the norm reads one column, in vectors of the widest column
     norms = {(kind.dtypes[kind.first[1]], kind.vector): name for name, kind in kinds.items()}
-    for i, (name, target) in enumerate(product(norms.values(), targets)):
-        yield Build("adam", name, target, kernel="norm")
+    for i, (name, family) in enumerate(product(norms.values(), FAMILIES)):
+        yield Build("adam", name, family[i % len(family)], kernel="norm")
         if i % len(norms) == 0:
-            yield Build("adam", name, target, False, "norm")
+            yield Build("adam", name, family[i % len(family)], False, "norm")
 
 
 def other_builds(every: bool = False) -> list[Build]:

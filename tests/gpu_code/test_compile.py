@@ -8,7 +8,13 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from gpu_code.selection import aligned_builds, few_builds, other_builds, unaligned_builds
+from gpu_code.selection import (
+    FAMILIES,
+    aligned_builds,
+    few_builds,
+    other_builds,
+    unaligned_builds,
+)
 from helpers.versions import NEEDS_AMD_LINKER
 
 from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, make_bucket_key
@@ -38,14 +44,19 @@ def test_the_assembly_of_amd_is_linked(target):
 
 
 def test_every_pair_is_built():
-    """Check the pairs of rule, codec and target, and of dtypes and target, of aligned rows."""
+    """Check the pairs of rule, codec and family of targets, and of format and target."""
     aligned, unaligned = aligned_builds(), unaligned_builds()
-    axes = {"rule": RULES, "format": CODECS, "target": TARGETS}
-    for one, other in combinations(axes, 2):
-        pairs = {(getattr(build, one), getattr(build, other)) for build in aligned}
-        assert pairs >= set(product(axes[one], axes[other]))
+    assert sorted(target for family in FAMILIES for target in family) == sorted(TARGETS)
+    families = {target: family for family in FAMILIES for target in family}
+    plain = set(FORMATS) - set(CODECS)  # dtypes alone, which take turns with fp32
+    triples = [
+        (b.rule, "fp32" if b.format in plain else b.format, families[b.target]) for b in aligned
+    ]
+    for axes in combinations(enumerate((RULES, CODECS, FAMILIES)), 2):
+        pairs = {tuple(triple[i] for i, _ in axes) for triple in triples}
+        assert pairs >= set(product(*(every for _, every in axes)))
     assert {(b.format, b.target) for b in aligned} == set(product(FORMATS, TARGETS))
-    for axis, every in {**axes, "format": FORMATS}.items():
+    for axis, every in {"rule": RULES, "format": FORMATS, "target": TARGETS}.items():
         assert {getattr(build, axis) for build in unaligned} == set(every)
 
 
@@ -70,4 +81,7 @@ def test_every_kernel_is_built_for_every_target():
     }
     built = {(build.kernel, build.target) for build in aligned_builds() + other_builds()}
     assert built >= set(product(kernels, TARGETS))
-    assert {build.rule for build in other_builds() if build.kernel == "prepare"} == set(RULES)
+    prepares = [RULES[build.rule] for build in other_builds() if build.kernel == "prepare"]
+    assert {rule.form_scalars for rule in prepares} == {r.form_scalars for r in RULES.values()}
+    reduced = {(build.kernel, build.format) for build in other_builds()}
+    assert reduced >= {("reduce", name) for name in FORMATS}

@@ -1,14 +1,17 @@
 """The kernel that is launched without Triton's JIT is the one that Triton would select.
 
-Tried by hand: the alignment left out of the cache key.
+So is the kernel on disk: its key has the source of the rule and the formats. Tried by hand: the
+alignment left out of the cache key; a spec whose key has the names of its functions alone.
 """
 
 import itertools
 
 import pytest
 import torch
+import triton
+from triton.compiler import ASTSource
 
-from ci.codegen.builds import make_bucket_key
+from ci.codegen.builds import KERNELS, changed, make_bucket_key
 from ci.codegen.rules import RULES
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY, OPTIONS, CachedKernel, resolve
@@ -49,3 +52,42 @@ def test_the_kernel_is_tritons_choice(device, monkeypatch):
             ready.launch(1, *args)
     assert launched == chosen
     assert all((args[6] != 0).any() for args in made)
+
+
+def function(new):
+    """Return one of two functions of one name, as before and after an update of the library."""
+    if new:
+
+        @triton.jit
+        def found(a, b):
+            return a + b
+
+    else:
+
+        @triton.jit
+        def found(a, b):
+            return a - b
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kernel", "field", "packed"),
+    [
+        ("update", "RULE", False),
+        ("update", "LOADS", True),
+        ("update", "STORES", True),
+        ("reduce", "MAP_FN", False),
+        ("reduce", "LOADS", True),
+        ("prepare", "SCALARS_FN", False),
+        ("finalize", "FINALIZE_FN", False),
+    ],
+)
+def test_the_key_on_disk_has_the_source(kernel, field, packed):
+    """Guard against a kernel of an older version of the library, from a cache that is kept."""
+    kind, keys = make_bucket_key(RULES["lamb"], torch.float32), []
+    for new in (False, False, True):
+        given = (function(new),) if packed else function(new)
+        constexprs = changed(kind, kernel, {field: given})
+        keys.append(ASTSource(KERNELS[kernel], {}, constexprs).hash())
+    assert keys[0] == keys[1] != keys[2]
