@@ -12,6 +12,7 @@ def test_checks(module):
     assert not any(errors.values()), "\n".join(filter(None, errors.values()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of modules of torch that are imported
 def test_the_docs_have_the_table_of_the_checks():
     """``python -m distributed.features`` in tests/ writes it from results."""
     assert make_table({}) in DOCS.read_text()
