@@ -238,11 +238,12 @@ def dtensors(rows: list[Row]) -> Iterator[str]:
     for group in by_group(rows, "dtensors").values():
         for row in group:
             beside = ratio(row, best(group, "other"))
-            lines.append([row["name"], f"{row['tensors']:,}", seconds(row["median"]), beside])
+            times = [seconds(row["median"]), beside, seconds(row["first_step"])]
+            lines.append([row["name"], f"{row['tensors']:,}", *times])
     if lines:
         yield "### Many DTensors of 256 elements: AdamW with clipping, one process"
         yield ""
-        yield from table(["", "tensors", "median", BESIDE], lines)
+        yield from table(["", "tensors", "median", BESIDE, "first step"], lines)
 
 
 def training(rows: list[Row]) -> Iterator[str]:

@@ -24,9 +24,9 @@ that torch does not have for this optimizer, either.
 
 What differs from torch, and why:
 
-- A group lists the options that `fused_optim/options.py` adds (`GROUP_DEFAULTS`) only where they differ
-  from their defaults. Further entries of a state are in `EXTRA_STATE_KEYS` there. An option that a
-  checkpoint does not list stays as it is here.
+- A group lists the options that `fused_optim/options.py` adds (`GROUP_DEFAULTS`) only where they
+  differ from their defaults. Further entries of a state are in `EXTRA_STATE_KEYS` there. An option
+  that a checkpoint does not list stays as it is here.
 - A loaded checkpoint leaves `backend` as it is here.
 - A parameter twice in one group is updated twice, as by torch's for-loop; with `max_grad_norm` or
   `nonfinite="skip"`, whose norm would count its gradient twice, the step raises.

@@ -21,7 +21,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parent.parent
-SUITES = {"step", "formats", "host", "first step", "training"}
+SUITES = {"step", "formats", "host", "dtensors", "first step", "training"}
 OPTIMIZERS = {"AdamW", "Adam", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax"}
 MODULES = (
     "bytes_moved",
@@ -264,10 +264,25 @@ GOALS = {
     "10,000 tensors / ten times 1,000": [
         "| 1.25 | fused_optim, no launches 1.30 | missed: {HOST} |"
     ],
+    "DTensors, native / torch fused + clip": ["| 0.25 | 400 0.10, 4,000 0.30 | missed: {HOST} |"],
     "tensors allocated, 10,000 beside 100": ["| 0 | fused_optim, no launches 2 | missed |"],
     "compiling at the first step, cold cache: s": ["| 1.00 | gpt-1m 0.50 | met |"],
     "compiling at the first step, warm cache: ms": ["| 50 | gpt-1m 60 | missed |"],
 }
+
+
+DTENSORS = {
+    400: [("fused_optim native", "ours", 1e-3), ("torch fused", "other", 1e-2)],
+    4000: [
+        ("fused_optim native", "ours", 3e-2),
+        ("torch fused", "other", 1e-1),
+        ("torch foreach", "other", 1e-2),  # not compared
+    ],
+}
+
+
+def dtensor_row(tensors, name, role, median):
+    return {"suite": "dtensors", "tensors": tensors, "name": name, "role": role, "median": median}
 
 
 def test_goals_are_met_or_missed(benchmarks):
@@ -298,6 +313,7 @@ def test_goals_are_met_or_missed(benchmarks):
         host_row(1000, 5e-3, name="torch fused, CPU kernels"),
         {**host_row(10_000, 3.9e-3), "tensor_allocations": 6},
         host_row(100, 3e-5),
+        *(dtensor_row(n, *row) for n, times in DTENSORS.items() for row in times),
         {"suite": "first step", "name": "cold cache", "model": "gpt-1m", "median": 0.5},
         {"suite": "first step", "name": "warm cache", "model": "gpt-1m", "median": 0.06},
     ]
