@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from fused_optim.dtensors import is_dtensor, to_local, wrap_like
 from fused_optim.optimizers.adam import AdamW
 from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.step.engine import StepEngine, needs_grad_norm
@@ -51,7 +52,8 @@ def memory(
     """Print and return the memory of a model in training with an optimizer.
 
     Nothing is allocated: the optimizer is created for copies of the parameters on the meta device,
-    and ``model`` may be on the meta device too.
+    and ``model`` may be on the meta device too. DTensors count with their local tensors: the result
+    is that of this rank.
 
     Args:
         model: module, or the ``params`` of an optimizer: parameters, named pairs, or groups.
@@ -81,10 +83,10 @@ def memory(
     if needs_grad_norm(copies):
         moved += sum(grad.nbytes for grad in gradients)
     estimate = Memory(
-        sum(param.numel() for param in meta_params),
+        sum(to_local(param).numel() for param in meta_params),
         sum(map(_nbytes, _tensors(params))),
         sum(grad.nbytes for grad in gradients),
-        sum(tensor.nbytes for tensor in states if isinstance(tensor, Tensor)),
+        sum(_nbytes(tensor) for tensor in states if isinstance(tensor, Tensor)),
         round(moved),
     )
     print(estimate)  # noqa: T201  # printing is the purpose of the function
@@ -115,7 +117,8 @@ def _on_meta(entry: Any) -> Any:
     if not entry.requires_grad:  # not updated: the class of the tensor does not matter
         copy = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
         return Parameter(copy, requires_grad=False)
-    return Parameter(torch.empty_like(entry, device="meta"), entry.requires_grad)
+    copy = torch.empty_like(to_local(entry), device="meta")
+    return Parameter(wrap_like(copy, entry) if is_dtensor(entry) else copy, entry.requires_grad)
 
 
 def _materialize(entry: Any) -> Any:
@@ -141,7 +144,8 @@ def _nbytes(tensor: Tensor) -> int:
     """Sum the bytes of ``tensor``, or of the inner tensors of a wrapper or sparse tensor."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
-        return sum(_nbytes(getattr(tensor, name)) for name in names)
+        inner = (getattr(tensor, name) for name in names)
+        return sum(_nbytes(value) for value in inner if isinstance(value, Tensor))
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce()
         return tensor.indices().nbytes + tensor.values().nbytes

@@ -79,7 +79,7 @@ MAY_IMPORT = {
         "tensor_checks",
         "validation",
     },
-    "fused_optim/memory_estimate.py": {"optimizers", "step"},
+    "fused_optim/memory_estimate.py": {"dtensors", "optimizers", "step"},
     "fused_optim/backward_engine.py": {
         "backends",
         "optimizer_view",

@@ -304,6 +304,23 @@ def check_loading_allocates_nothing_that_stays(world: World) -> None:
             assert live_bytes() == before, (given, live_bytes(), before)
 
 
+def check_the_estimate_of_a_rank(world: World) -> None:
+    """memory() adds up the local tensors of this rank, without allocating them."""
+    for given in ({}, {"weights": "split", "states": "int8"}):
+        params = [Parameter(torch.zeros(4 * n, 64, dtype=BF16)) for n in (3, 40)]
+        model = torch.nn.ParameterList(params)
+        fully_shard(model, mesh=world.line)
+        estimate = fused_optim.memory(model, **given)
+        optimizer = fused_optim.AdamW(model.parameters(), **given)
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        values = [v for state in optimizer.state.values() for v in state.values()]
+        local = [v.to_local() if isinstance(v, DTensor) else v for v in values]
+        assert estimate.states == sum(value.nbytes for value in local), (estimate, given)
+        assert estimate.parameters == sum(p.to_local().nbytes for p in model.parameters())
+
+
 def check_peak_of_the_first_step(world: World) -> None:
     """The first step allocates the states, and a constant that does not grow with the model."""
     extra = []
