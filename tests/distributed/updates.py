@@ -52,6 +52,21 @@ def check_every_rule(world: World) -> None:
         assert optimizers[1]._engine.cache is not None, case.name
 
 
+@covers("FSDP2, HSDP, TP, FSDP x TP", "every optimizer", "storage formats")
+def check_every_optimizer_in_formats(world: World) -> None:
+    layouts = list(make_layouts(world).values())
+    first_case = {case.class_name: case for case in reversed(CASES) if is_elementwise(case)}
+    for name, case in first_case.items():
+        for given in ({"weights": "master", "states": "fp32"}, {"weights": "split24"}):
+            if name == "SparseAdam":
+                continue
+            twin = Twin(layouts, BF16, 2 * SHAPES)
+            options = {**case.options, **case.additions, "backend": "reference", **given}
+            optimizers = [case.fused(params, **options) for params in (twin.whole, twin.sharded)]
+            train(twin, optimizers, 2)
+            twin.assert_same(optimizers, f"{name}, {given}")
+
+
 @covers("FSDP2, HSDP, TP, FSDP x TP", "storage formats", "stochastic rounding of one process")
 def check_every_layout_and_format(world: World) -> None:
     for name, layout in make_layouts(world).items():
