@@ -28,6 +28,7 @@ from helpers.versions import NEEDS_GRAD_DTYPE
 
 from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim.formats.registry import STATES, WEIGHTS
+from fused_optim.step.engine import Shard
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -165,6 +166,34 @@ def test_every_pair_of_formats(weights, states):
         return optimizer
 
     compare_backends(make, values([4161], torch.bfloat16), steps=2)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("formats", [{"weights": "stochastic"}, {"states": "bf16"}])
+def test_a_shard_of_columns(formats):
+    """Guard against random bits of other columns; every third column of 2**33 rows is here."""
+
+    def make(params, backend):
+        from fused_optim import AdamW
+
+        optimizer = AdamW(params, lr=1e-2, seed=5, backend=backend, **formats)
+        optimizer._engine.shards[params[0]] = Shard(3, 2**33 + 7, 2**40, run=37, stride=111)
+        return optimizer
+
+    compare_backends(make, values([4161, 37], torch.bfloat16), steps=2)
+    whole, part = (values([(13, 111)], torch.bfloat16) for _ in range(2))
+    found = []
+    for start, shard in (
+        (whole[0], Shard(0, 0, 13 * 111)),
+        (part[0][:, 37:74].contiguous(), Shard(0, 37, 13 * 111, run=37, stride=111)),
+    ):
+        (param,) = parameters([start])
+        (optimizer,) = [make([param], KERNELS)]
+        optimizer._engine.shards[param] = shard
+        param.grad = torch.full_like(param, 0.25)
+        optimizer.step()
+        found.append(param.detach())
+    assert_same_bits("columns", found[1], found[0][:, 37:74].contiguous())
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])

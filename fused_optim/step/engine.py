@@ -35,11 +35,15 @@ class Shard(NamedTuple):
         param_index: index of the whole parameter among all parameters of the optimizer.
         offset: index of the slice's first element in the whole parameter.
         global_numel: number of elements of the whole parameter.
+        run: number of consecutive elements there; 0 if all are.
+        stride: distance between the first elements of two runs.
     """
 
     param_index: int
     offset: int
     global_numel: int
+    run: int = 0
+    stride: int = 0
 
 
 class SteppedOptimizer(GroupReader, Protocol):
@@ -375,5 +379,5 @@ class StepEngine:
         """Return the key of the row, whose elements may be a shard of the whole parameter."""
         shard = self.shards.get(one.param, Shard(one.param_index, 0, one.param.numel()))
         if one.local is one.param or not any(codec.stochastic for codec in codecs):
-            return NoiseKey(shard.param_index, shard.offset)
+            return NoiseKey(shard.param_index, shard.offset, shard.run, shard.stride)
         return NoiseKey(shard.param_index, *dtensors.find_position(one.param))

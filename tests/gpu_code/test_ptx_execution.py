@@ -23,6 +23,7 @@ from ci import ptxsim
 from fused_optim.kernels.rules.common import div_rn, sqrt_rn
 from fused_optim.kernels.update import update
 from fused_optim.rules import common as host
+from fused_optim.step.engine import Shard
 
 
 def pytest_generate_tests(metafunc):
@@ -116,6 +117,23 @@ def test_training_through_the_compiled_kernels(device, name):
     for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         assert_same_bits(str(i), mine, other)
     assert ours[5] < 0.8 * ours[0]
+
+
+def test_a_shard_of_columns(device):
+    """Check the random bits of a shard whose elements are runs of the whole parameter."""
+    found = []
+    for backend, place in (("triton", device.torch), ("reference", "cpu")):
+        start = values([2 * 1024 + 37], torch.bfloat16)
+        params = parameters([value.to(place) for value in start])
+        optimizer = fused_optim.AdamW(params, weights="split24", states="bf16", backend=backend)
+        optimizer._engine.shards[params[0]] = Shard(3, 2**33 + 7, 2**40, run=37, stride=111)
+        for _ in range(2):
+            set_grads(params, [torch.ones_like(p) for p in params])
+            with device.on():
+                optimizer.step()
+        found.append([params[0], *state_of(optimizer, params[0]).values()])
+    for i, (ours, theirs) in enumerate(zip(*found, strict=True)):
+        assert_same_bits(str(i), ours.detach().cpu(), theirs.detach())
 
 
 def test_a_step_of_200_tensors_in_3_groups_is_3_launches_of_the_driver():
