@@ -12,7 +12,7 @@ spec = spec_from_file_location("examples", Path(__file__).with_name("__init__.py
 assert spec is not None
 sys.modules.setdefault("examples", module_from_spec(spec))
 
-from examples.fsdp2.main import main  # noqa: E402
-
 if __name__ == "__main__":
+    from examples.fsdp2.main import main
+
     sys.exit(main())

@@ -163,7 +163,7 @@ class ParameterEngine(StepEngine):
         self.view: ViewByLastNorm = ViewByLastNorm.of(optimizer)
         self.view.last_norm = whole.last_norm
         self.plan = whole.make_plan(place.param_index)
-        self._resolved = whole.resolved  # one choice for all parameters
+        self.resolved = whole.resolved  # one choice for all parameters
 
     def update(self, param: Tensor, place: Place, declared: Shard | None) -> None:
         """Update ``param`` at ``place`` by its gradient.
@@ -204,7 +204,6 @@ class BackwardEngine(StepEngine):
     still have a gradient and completes the step.
 
     Attributes:
-        updated_in_backward: parameters that are updated in backward.
         last_norm: norm by which steps clip.
         updated: parameters that were updated since the last :meth:`run`.
         completed: parameters that were updated in backward before the last :meth:`run`.
@@ -226,11 +225,6 @@ class BackwardEngine(StepEngine):
         self._engines: dict[Tensor, ParameterEngine] = {}
         self._places: dict[Tensor, Place] = {}
         self._sizes: list[int] = []
-
-    @property
-    def resolved(self) -> dict[tuple[str, torch.device, bool], str]:
-        """Backend by the option, the device, and whether tensors have data."""
-        return self._resolved
 
     def make_plan(self, index: int) -> Plan:
         """Return the plan of an engine, whose part of the norm has this number."""

@@ -65,7 +65,7 @@ def predict_key(subject: Subject) -> BucketKey:
     rule = with_ema_and_step(optimizer.rule(group), group)
     tensor_checks.check_states(param, subject.state, rule, index, name)
     asked = (get_option(group, "backend"), param.device, has_data(to_local(param)))
-    backend = engine._resolved.get(asked) or resolve(*asked)
+    backend = engine.resolved.get(asked) or resolve(*asked)
     view: _MetaView = _MetaView.of(optimizer)
     copy = view.add(subject)
     shard = engine.shards.get(param, Shard(0, 0, param.numel()))

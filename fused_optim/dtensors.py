@@ -125,8 +125,7 @@ class ShardPosition(NamedTuple):
 def find_position(param: Any) -> ShardPosition:
     """Return the position of the local elements of a DTensor in the whole tensor.
 
-    Raises:
-        ValueError: more than one dim after the first is sharded.
+    At most one dim after the first is sharded, and the local tensor is contiguous.
     """
     shape, offsets = locate_shard(param.shape, param.device_mesh, param.placements)
     strides = [math.prod(param.shape[dim + 1 :]) for dim in range(param.dim())]
@@ -134,8 +133,6 @@ def find_position(param: Any) -> ShardPosition:
     cut = [dim for dim in range(1, param.dim()) if shape[dim] != param.shape[dim]]
     if not cut or 0 in shape:
         return ShardPosition(offset)
-    if len(cut) > 1:
-        raise ValueError(f"be sharded in one of its dims after the first, got {param.placements}")
     return ShardPosition(offset, math.prod(shape[cut[0] :]), math.prod(param.shape[cut[0] :]))
 
 
@@ -151,17 +148,25 @@ def sharding_groups(param: Any) -> list[Any]:
     ]
 
 
-def unsupported_reason(param: Any, scale_block: int) -> str | None:
+def unsupported_reason(param: Any, scale_block: int, stochastic: bool) -> str | None:
     """Return the requirement that a DTensor fails, worded to follow "must"; None for none.
 
     Args:
         param: a DTensor.
         scale_block: number of elements that share a scale in the formats of its group; 1 without
             scales.
+        stochastic: True if a format of its group rounds stochastically.
     """
     if any(placement.is_partial() for placement in param.placements):
         return f"be sharded or replicated, got {param.placements}"
     local = to_local(param)
+    if stochastic and not (local.is_contiguous() and _has_runs(param)):
+        return (
+            "be contiguous, and sharded in at most one of the dims after the first, for formats "
+            f"with stochastic rounding, got {tuple(param.shape)}, {param.placements}, strides "
+            f"{local.stride()}: put it in a separate group, {{'params': ..., 'weights': 'plain', "
+            "'states': 'fp32'}"
+        )
     if scale_block > 1 and not _keeps_blocks(param, local, scale_block):
         return (
             f"have rows (dims after the first) of a multiple of {scale_block} elements on every "
@@ -170,6 +175,12 @@ def unsupported_reason(param: Any, scale_block: int) -> str | None:
             f"{param.placements})"
         )
     return None
+
+
+def _has_runs(param: Any) -> bool:
+    """Return True if :func:`find_position` can describe the local elements."""
+    cut = {getattr(placement, "dim", 0) for placement in param.placements} - {0}
+    return len(cut) < 2
 
 
 def _keeps_blocks(param: Any, local: Tensor, scale_block: int) -> bool:

@@ -1,4 +1,4 @@
-"""How an optimizer updates each parameter, and why not otherwise, without a step."""
+"""The table of ``optimizer.explain()``: the rule, formats, backend and launch of each parameter."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from fused_optim.step.guards import Group
 
 
 class ParameterExplanation(NamedTuple):
-    """How the next step updates one parameter.
+    """The rule, formats, backend and launch by which the next step updates one parameter.
 
     Attributes:
         name: name in ``named_parameters()`` if the optimizer was given names, else
@@ -79,7 +79,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """How the next step updates each parameter; ``str()`` and rich render it as a table.
+    """The explanations of all parameters; ``str()`` and rich render them as a table.
 
     Attributes:
         rows: one row for each parameter, in the order of the groups.
@@ -139,7 +139,7 @@ def explain(optimizer: SteppedOptimizer, engine: StepEngine) -> Explanation:
     rows: list[ParameterExplanation] = []
     buckets: list[Any] = []
     seen: Counter[Tensor] = Counter()
-    alone = getattr(engine, "updated_in_backward", ())  # see fused_optim/step_in_backward.py
+    alone = engine.updated_in_backward
     for row, key, param in predict_rows(optimizer, engine):
         why = row.why
         if key is not None and seen[param]:

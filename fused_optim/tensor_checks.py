@@ -101,7 +101,9 @@ def check_parameter(
         reason = None if format_reason is None else f"be {format_reason}"
     if reason is None and is_dtensor(param):
         block = registry.scale_block(param.numel(), states)
-        reason = dtensors.unsupported_reason(param, block)
+        narrow = weights if param.dtype in registry.HALVES else "plain"
+        stochastic = registry.is_stochastic(narrow, states)
+        reason = dtensors.unsupported_reason(param, block, stochastic)
     if reason is not None:
         raise ValueError(f"{describe_param(param, group, name)} must {reason}")
 

@@ -13,7 +13,6 @@ from torch import nn
 from fused_optim import AdamW, step_in_backward
 
 dist = torch.distributed
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
 
 @pytest.fixture

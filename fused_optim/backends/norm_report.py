@@ -12,7 +12,7 @@ from fused_optim.rules.common import clip_factor, sqrt_rn
 
 
 class NormState(NamedTuple):
-    """What a step knows of all gradients before the update, 0-dim tensors.
+    """The norm and the flags over all gradients, as 0-dim tensors, that a step needs to update.
 
     Attributes:
         grad_norm: norm of the unscaled gradients, float64; NaN if unknown.

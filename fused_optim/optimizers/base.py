@@ -127,7 +127,9 @@ class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
             bool(group.get("fused")) or get_option(group, "max_grad_value") is not None
             for group in self.param_groups
         )
-        return fused or self.max_grad_norm is not None
+        # with updates in backward the step refuses a scaler, in words of its own
+        in_backward = bool(self._engine.updated_in_backward)
+        return fused or in_backward or self.max_grad_norm is not None
 
     @property
     def max_grad_norm(self) -> Any:

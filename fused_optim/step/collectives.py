@@ -61,10 +61,6 @@ class RankSums:
         """True if any sum is over more than this rank."""
         return bool(self._groups) or self.norm_group is not None
 
-    def names_of(self, index: int) -> tuple[str, ...]:
-        """Return the groups that shard parameter ``index``, if its rule needs sums over it."""
-        return self._names[index]
-
     def sum_norm(
         self,
         partials: Sequence[tuple[tuple[str, ...], Tensor]],

@@ -1,7 +1,7 @@
 """The engine that runs a step: the fast path by the cache of the last step, or a full step."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -140,7 +140,11 @@ class StepEngine:
         shards: position of each parameter that is a slice of a larger one.
         plan: buckets of the last step.
         cache: inputs of the last full step, if the next may reuse them.
+        resolved: backend by the option, the device, and whether tensors have data.
+        updated_in_backward: parameters that are updated in backward, not in a step.
     """
+
+    updated_in_backward: Collection[Tensor] = ()
 
     def __init__(self, shards: Mapping[Tensor, Shard] | None = None) -> None:
         self.report: Tensor | None = None
@@ -152,7 +156,7 @@ class StepEngine:
         self._ranks: RankSums | None = None
         self._report_device = torch.device("cpu")
         self.cache: StepCache | None = None
-        self._resolved: dict[tuple[str, torch.device, bool], str] = {}
+        self.resolved: dict[tuple[str, torch.device, bool], str] = {}
 
     @property
     def bucket_keys(self) -> list[BucketKey]:
@@ -288,10 +292,10 @@ class StepEngine:
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:
         """Use the reference on the CPU from now on; raise ``reason`` if the user chose native."""
-        if any(name == "native" for name, *_ in self._resolved):
+        if any(name == "native" for name, *_ in self.resolved):
             raise reason
         warn_user(f"backend='auto' is 'reference' from now on: {reason}")
-        self._resolved[("auto", torch.device("cpu"), True)] = "reference"
+        self.resolved[("auto", torch.device("cpu"), True)] = "reference"
 
     def prepare_rows(self, optimizer: SteppedOptimizer) -> list[tuple[BucketKey, Row]]:
         """Return a row for each parameter with a gradient; create missing states."""
@@ -339,9 +343,9 @@ class StepEngine:
 
     def _resolve(self, name: str, param: Tensor) -> str:
         key = (name, param.device, has_data(param))
-        if key not in self._resolved:
-            self._resolved[key] = resolve(*key)
-        return self._resolved[key]
+        if key not in self.resolved:
+            self.resolved[key] = resolve(*key)
+        return self.resolved[key]
 
     def _make_row(self, optimizer: SteppedOptimizer, one: GradientOf) -> tuple[BucketKey, Row]:
         """Return the row of a parameter; create its states at its first step."""

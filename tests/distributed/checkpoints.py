@@ -9,7 +9,6 @@ import torch.distributed.checkpoint as dcp
 from distributed.layouts import Twin, assert_same_bits, make_layouts, take_local
 from distributed.processes import World, covers
 from distributed.updates import BF16, raised, train
-from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -57,6 +56,16 @@ def copy_weights(source: Twin, target: Twin) -> None:
             source.sharded, target.sharded, target.layouts, strict=True
         ):
             other.to_local().copy_(take_local(param.full_tensor(), *layout))
+
+
+def step_both(twin: Twin, copied: Twin, optimizers, steps: int) -> None:
+    """Take steps of two optimizers, whose parameters have the same gradients and placements."""
+    for _ in range(steps):
+        twin.set_grads()
+        for param, source in zip(copied.sharded, twin.sharded, strict=True):
+            param.grad = source.grad
+        for optimizer in optimizers:
+            optimizer.step()
 
 
 def assert_same_states(what, one, other, twin: Twin, copied: Twin) -> None:
@@ -170,55 +179,6 @@ def check_full_state_dict(world: World) -> None:
         assert optimizer.state[twin.sharded[0]]["step"] == 3
 
 
-@covers("FSDP2", "checkpoints of torch.optim")
-def check_to_and_from_torch(world: World) -> None:
-    """A run of torch.optim goes on with ours, and back, through DCP."""
-    layout = make_layouts(world)["rows"]
-    for name, options in (("AdamW", {}), ("SGD", {"momentum": 0.9}), ("Adagrad", {})):
-        classes = getattr(torch.optim, name), getattr(fused_optim, name)
-        for flat in (False, True):
-            chosen = StateDictOptions(flatten_optimizer_state_dict=flat)
-            for number, (before, after) in enumerate((classes, classes[::-1])):
-                twin, model, optimizer = make(layout, before, torch.float32, **options)
-                train(twin, [optimizer])
-                path = world.folder / f"torch-{name}-{flat}-{number}"
-                saved = get_optimizer_state_dict(model, optimizer, options=chosen)
-                dcp.save({"optimizer": saved}, checkpoint_id=path)
-                copied, other, resumed = make(layout, after, torch.float32, **options)
-                copy_weights(twin, copied)
-                template = get_optimizer_state_dict(other, resumed, options=chosen)
-                dcp.load({"optimizer": template}, checkpoint_id=path)
-                set_optimizer_state_dict(other, resumed, template, options=chosen)
-                assert_same_states(name, optimizer, resumed, twin, copied)
-                for _ in range(3):
-                    twin.set_grads()
-                    for param, source in zip(copied.sharded, twin.sharded, strict=True):
-                        param.grad = source.grad
-                    optimizer.step()
-                    resumed.step()
-                for param, source in zip(copied.sharded, twin.sharded, strict=True):
-                    torch.testing.assert_close(
-                        param.to_local(), source.to_local(), rtol=1e-5, atol=1e-6
-                    )
-
-
-@covers("FSDP2", "checkpoints of torch.optim")
-def check_additions_and_torch(world: World) -> None:
-    """A checkpoint of torch loads where an addition is set, and leaves it as it is."""
-    layout = make_layouts(world)["rows"]
-    twin, model, optimizer = make(layout, torch.optim.AdamW, torch.float32)
-    train(twin, [optimizer])
-    path = world.folder / "additions"
-    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=path)
-    copied, other, resumed = make(layout, fused_optim.AdamW, torch.float32, max_grad_norm=0.5)
-    template = get_optimizer_state_dict(other, resumed)
-    planner = DefaultLoadPlanner(allow_partial_load=True)
-    dcp.load({"optimizer": template}, checkpoint_id=path, planner=planner)
-    set_optimizer_state_dict(other, resumed, template)
-    assert resumed.max_grad_norm == 0.5
-    assert_same_states("additions", optimizer, resumed, twin, copied)
-
-
 def check_the_bound_travels(world: World) -> None:
     layout = make_layouts(world)["rows"]
     twin, model, optimizer = make(layout, fused_optim.AdamW, torch.float32, max_grad_norm=0.5)
@@ -247,12 +207,7 @@ def check_a_change_of_format(world: World) -> None:
     set_optimizer_state_dict(other, resumed, saved, options=BROADCAST)
     for one in (optimizer, resumed):
         one.param_groups[0].update(weights="master", states="bf16")
-    for _ in range(2):
-        twin.set_grads()
-        for param, source in zip(copied.sharded, twin.sharded, strict=True):
-            param.grad = source.grad
-        optimizer.step()
-        resumed.step()
+    step_both(twin, copied, (optimizer, resumed), 2)
     assert {str(v.dtype) for v in resumed.state[copied.sharded[0]].values() if v.dim()} == {
         "torch.bfloat16",
         "torch.float32",

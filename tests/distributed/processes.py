@@ -22,7 +22,7 @@ import torch.multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 SIZE = 4  # processes
-MODULES = ("updates", "norms", "checkpoints", "engines")
+MODULES = ("updates", "norms", "checkpoints", "torch_checkpoints", "engines")
 Check = Callable[["World"], None]
 # engines and features by module and name of the check
 COVERED: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -47,7 +47,7 @@ def covers(engines: str, *features: str) -> Callable[[Check], Check]:
 
 
 class World(NamedTuple):
-    """What a check knows of the processes.
+    """The process in which a check runs, and the meshes that it may use.
 
     Attributes:
         rank: number of this process.
@@ -98,11 +98,12 @@ def work(rank: int, name: str, folder: str) -> None:
             check(world)
             dist.barrier()
             outcome[key] = ""
-    except BaseException:  # noqa: BLE001  # it is reported by the first process
-        outcome["error"] = traceback.format_exc()
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(outcome))
-    # no orderly end: a process may still wait for one that failed
-    os._exit(0)
+    finally:
+        if sys.exc_info()[0] is not None:
+            outcome["error"] = traceback.format_exc()
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(outcome))
+        # no orderly end: a process may still wait for one that failed
+        os._exit(0)
 
 
 def run_checks(name: str, timeout: float = 170) -> dict[str, str]:

@@ -126,6 +126,21 @@ def check_scales_that_cannot_be_sharded(world: World) -> None:
     fused_optim.AdamW(twin.sharded, states="int8")
 
 
+def check_layouts_that_stochastic_rounding_refuses(world: World) -> None:
+    """Refused by name at construction: two dims cut after the first, and transposed memory."""
+    layout = (world.square, (Shard(1), Shard(2)))
+    twice = Twin([layout], BF16, ((4, 6, 8),)).sharded[0]
+    local = torch.zeros(16, 8, dtype=BF16).t()
+    given = {"shape": torch.Size((32, 16)), "stride": (1, 32)}
+    rows = DTensor.from_local(local, world.line, [Shard(0)], run_check=False, **given)
+    for param in (twice, Parameter(rows)):
+        for options in ({"weights": "stochastic"}, {"states": "bf16"}, {"weights": "kahan"}):
+            error = raised(ValueError, fused_optim.AdamW, [("w", param)], **options)
+            assert "'w'" in error, error
+            assert "stochastic rounding" in error, error
+        fused_optim.AdamW([("w", param)], weights="master", states="fp32")
+
+
 def check_mixed(world: World) -> None:
     """Plain tensors and DTensors on different meshes in one optimizer, some without a gradient."""
     layouts = make_layouts(world)

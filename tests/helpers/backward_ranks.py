@@ -1,4 +1,4 @@
-"""What each of two ranks runs for tests of ``step_in_backward`` with FSDP2."""
+"""The program of each of two ranks in the tests of ``step_in_backward`` with FSDP2."""
 
 import math
 
