@@ -13,6 +13,7 @@ from fused_optim.optimizers.from_torch import from_torch
 from fused_optim.optimizers.lamb import LAMB
 from fused_optim.optimizers.lars import LARS
 from fused_optim.optimizers.lion import Lion
+from fused_optim.optimizers.muon import Muon
 from fused_optim.optimizers.nadam import NAdam
 from fused_optim.optimizers.radam import RAdam
 from fused_optim.optimizers.rmsprop import RMSprop
@@ -40,6 +41,7 @@ __all__ = [
     "Explanation",
     "Lion",
     "Memory",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from fused_optim.backends.matrix_runner import list_passes
 from fused_optim.dtensors import is_dtensor, to_local, wrap_like
 from fused_optim.optimizers.adam import AdamW
 from fused_optim.optimizers.base import FusedOptimizer
@@ -79,7 +80,9 @@ def memory(
     rows = engine.prepare_rows(copies)
     gradients = [row.columns[key.first[1]] for key, row in rows]
     states = [t for state in copies.state.values() for t in state.values()]
-    moved = sum(key.bytes_moved * row.columns[0].numel() for key, row in rows)
+    moved = sum(
+        each.bytes_moved * row.columns[0].numel() for key, row in rows for each in list_passes(key)
+    )
     if needs_grad_norm(copies):
         moved += sum(grad.nbytes for grad in gradients)
     estimate = Memory(

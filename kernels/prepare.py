@@ -55,8 +55,10 @@ def advance_and_form_scalars(hparams, state_ptr, rows, live, moves, SPEC: tl.con
         return step, SPEC.SCALARS_FN(hparams, step)
     else:
         pointers, old = load_scalar_state(state_ptr, rows, live, COUNT, DTYPE)
-        step = old[0] + 1.0
-        tl.store(pointers[0], step.to(DTYPE), mask=moves)
+        step = old[0]
+        if SPEC.ADVANCES:
+            step = step + 1.0
+            tl.store(pointers[0], step.to(DTYPE), mask=moves)
         if COUNT == 1:
             return step, SPEC.SCALARS_FN(hparams, step)
         else:

@@ -156,6 +156,8 @@ class PrepareSpec(NamedTuple):
         NUM_ELEMENTWISE: number of scalars that are formed here; a reduction forms the others.
         MAX_PARTIALS: number of partial sums that are added at once.
         ROWS: number of rows that a program prepares.
+        ADVANCES: True to advance the 0-dim states; False if another bucket of the same parameters
+            has advanced them in this step.
     """
 
     SCALARS_FN: Any
@@ -167,6 +169,7 @@ class PrepareSpec(NamedTuple):
     NUM_ELEMENTWISE: Any
     MAX_PARTIALS: Any
     ROWS: Any
+    ADVANCES: Any
 
     @property
     def cache_key(self) -> str:

@@ -21,10 +21,12 @@ class GroupOptions(NamedTuple):
     Attributes:
         common: options that every rule has.
         hparams: hyperparameters of the group's rule, an instance of ``rule.hparams``.
+        second: options of the second pass of a rule with a step on matrices, or None.
     """
 
     common: CommonOptions
     hparams: Any
+    second: Any = None
 
     @property
     def flat(self) -> tuple[float | Tensor, ...]:
@@ -62,6 +64,7 @@ class BucketKey(NamedTuple):
         strided: True if the elements of a row are not consecutive in the whole parameter, and
             stochastic rounding needs their indices there.
         sharded_over: names of the process groups over which the parameters are sharded.
+        advances: False if another bucket of the same parameters advances their 0-dim states.
     """
 
     backend: str
@@ -76,6 +79,7 @@ class BucketKey(NamedTuple):
     has_data: bool = True
     strided: bool = False
     sharded_over: tuple[str, ...] = ()
+    advances: bool = True
 
     @property
     def compute(self) -> torch.dtype:
@@ -105,8 +109,10 @@ class BucketKey(NamedTuple):
     @property
     def bytes_moved(self) -> float:
         """Bytes per element that the update reads and writes; the gradient is only read."""
-        sizes = [d.itemsize / n for d, n in zip(self.dtypes, self.blocks, strict=True)]
-        return 2 * sum(sizes) - sizes[self.first[1]]
+        specs = [column for codec in self.codecs for column in codec.columns]
+        sizes = [d.itemsize / spec.block for d, spec in zip(self.dtypes, specs, strict=True)]
+        moved = sum(size * spec.accesses for size, spec in zip(sizes, specs, strict=True))
+        return moved - sizes[self.first[1]]
 
     @property
     def vector(self) -> int:

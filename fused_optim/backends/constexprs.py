@@ -122,6 +122,7 @@ def _prepare(key: BucketKey, geometry: Geometry) -> PrepareSpec:
         **_scalars(key),
         MAX_PARTIALS=geometry.partials,
         ROWS=geometry.rows,
+        ADVANCES=key.advances,
     )
 
 

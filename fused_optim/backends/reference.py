@@ -156,7 +156,7 @@ class ReferenceRunner(BucketRunner):
         restore = buffer.fill(rows)
         # copies: the scalars may alias these, and the buffer is written below
         step, *old = [column.to(torch.float64, copy=True) for column in buffer.columns]
-        step += 1.0
+        step += float(self.key.advances)
         if old:
             running, scalars = rule.form_scalars(hparams, step, tuple(old))
         else:

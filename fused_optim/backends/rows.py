@@ -62,6 +62,7 @@ class Row(NamedTuple):
         noise_key: key of stochastic rounding.
         copies: columns in place of tensors whose strides do not match, or of rows with a sparse
             gradient; after the update each tensor takes the values of its column.
+        layout: shape of the parameter, and strides by which the columns hold its elements.
     """
 
     columns: tuple[Tensor, ...]
@@ -69,6 +70,7 @@ class Row(NamedTuple):
     group: int
     noise_key: NoiseKey = _NO_NOISE
     copies: tuple[CopyBack, ...] = ()
+    layout: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 class RowTemplate(NamedTuple):
@@ -79,18 +81,20 @@ class RowTemplate(NamedTuple):
         columns: number of columns; 0-dim states follow them.
         group: index of the parameter group.
         noise_key: key of stochastic rounding.
+        layout: see :class:`Row`.
     """
 
     read: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     columns: int
     group: int
     noise_key: NoiseKey
+    layout: tuple[tuple[int, ...], tuple[int, ...]]
 
     def make_row(self, tensors: Sequence[Tensor]) -> Row:
         """Return the row of these tensors, none of which needs a copy."""
         selected = self.read(tensors)
         columns, scalar_state = selected[: self.columns], selected[self.columns :]
-        return Row(columns, scalar_state, self.group, self.noise_key)
+        return Row(columns, scalar_state, self.group, self.noise_key, layout=self.layout)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -131,10 +135,12 @@ def make_row(
     """
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(tensor) for tensor in tensors]
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return Row(tuple(tensors), scalar_state, group, noise_key)
     param = tensors[0]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        layout = (tuple(param.shape), param.stride())
+        return Row(tuple(tensors), scalar_state, group, noise_key, layout=layout)
     order = param if is_dense(param) else torch.empty_like(param, device="meta")
+    layout = (tuple(param.shape), order.stride())
     columns, copies = [], []
     for i, tensor in enumerate(tensors):
         if tensor.shape != param.shape:
@@ -144,4 +150,4 @@ def make_row(
         columns.append(column)
         if copied and i != grad:  # the gradient is only read
             copies.append(CopyBack(tensor, column.as_strided(param.shape, order.stride())))
-    return Row(tuple(columns), scalar_state, group, noise_key, tuple(copies))
+    return Row(tuple(columns), scalar_state, group, noise_key, tuple(copies), layout)

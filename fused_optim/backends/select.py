@@ -10,6 +10,7 @@ import torch
 from fused_optim import private_api
 from fused_optim.backends.base import BucketKey, BucketRunner
 from fused_optim.backends.kernel_runner import Executor, KernelRunner
+from fused_optim.backends.matrix_runner import MatrixRunner
 
 log = logging.getLogger("fused_optim")
 
@@ -89,6 +90,8 @@ def _required(name: str, reason: str | None) -> str:
 
 def make_runner(key: BucketKey) -> BucketRunner:
     """Return the runner of one bucket."""
+    if key.rule.matrix_step is not None:
+        return MatrixRunner(key, make_runner)
     if key.backend == "reference":
         from fused_optim.backends import reference
 

@@ -31,11 +31,13 @@ class ColumnSpec(NamedTuple):
         name: suffix of the state's name; for a weight, the whole name of the state entry.
         dtype: dtype of the tensor; None for the dtype of the parameter.
         block: number of elements of the value for each element of the column.
+        accesses: 2 if an update reads and writes the column, 1 if it does one of both.
     """
 
     name: str = ""
     dtype: torch.dtype | None = None
     block: int = 1
+    accesses: int = 2
 
 
 class Codec(NamedTuple):
@@ -76,12 +78,17 @@ def store_plain(columns: Columns, value: Tensor, noise: Noise | None) -> None:
     columns[0].copy_(value)
 
 
+def store_direction(columns: Columns, value: Tensor, noise: Noise | None) -> None:
+    """Store in the last column, the workspace of a rule with a step on matrices."""
+    columns[-1].copy_(value)
+
+
 # ---- weights
 
 
 def load_master(columns: Columns, compute: torch.dtype) -> Tensor:
     """Load the float32 master weight; the parameter, if the master no longer rounds to it."""
-    param, master = columns
+    param, master = columns[:2]
     return torch.where(master.to(param.dtype) == param, master, param.float())
 
 
@@ -149,7 +156,7 @@ def _round_stochastically(bits: Tensor, noise: Tensor, drop: int) -> Tensor:
 
 def load_kahan(columns: Columns, compute: torch.dtype) -> Tensor:
     """Load the sum of the parameter and its compensation, the rounding error of the last store."""
-    param, lost = (column.to(compute) for column in columns)
+    param, lost = (column.to(compute) for column in columns[:2])
     # the largest power of two <= |param|
     power = (param.view(torch.int32) & INFINITY).view(torch.float32)
     wide = columns[0].dtype is torch.bfloat16

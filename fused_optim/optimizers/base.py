@@ -24,7 +24,7 @@ from fused_optim.private_api import disable_dynamo
 from fused_optim.rules.common import Rule
 from fused_optim.step import scalar_state
 from fused_optim.step.engine import Shard, StepEngine
-from fused_optim.step.read_options import read_common_options, read_hparams, read_option
+from fused_optim.step.read_options import make_group_options, read_common_options, read_hparams
 from fused_optim.validation import Check
 
 Group = dict[str, Any]
@@ -77,6 +77,10 @@ class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
         """Return the rule that the options of ``group`` select."""
         return self.RULE
 
+    def bounds(self, group: Group) -> Mapping[str, Check]:
+        """Return the checks of the options of ``group`` that not every optimizer has."""
+        return self.BOUNDS
+
     def check(self, group: Group) -> None:
         """Check combinations of options; :attr:`BOUNDS` has the checks of single options.
 
@@ -106,8 +110,7 @@ class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
         validation.check_max_grad_norm(group, self.max_grad_norm)
         l2 = 0.0 if self._is_decoupled(group) else group["weight_decay"]
         common = read_common_options(group, self.max_grad_norm, l2, any_skips)
-        hparams = self.hparams(group)
-        return GroupOptions(common, hparams._make(map(read_option, hparams)))
+        return make_group_options(common, self.rule(group), self.hparams(group), group)
 
     def bucket_options(self, group: Group) -> tuple[Any, ...]:
         """Return the options of ``group`` that are part of the bucket keys of its rows."""
@@ -188,7 +191,7 @@ class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
         first = self.param_groups[0] if index else self.defaults
         validation.check_max_grad_norm(group, get_option(first, "max_grad_norm"))
         validation.check_norm_group_of(group, self.norm_group)
-        validation.check_options(group, self.BOUNDS)
+        validation.check_options(group, self.bounds(group))
         self.check(group)
         for param, name in tensor_checks.named_params(group):
             # a parameter that is frozen, or has no shape yet, is checked when it has a gradient

@@ -32,6 +32,27 @@ class Reduction(NamedTuple):
     num_sums: int
 
 
+class MatrixStep(NamedTuple):
+    """An operation on whole matrices between two elementwise passes of a rule.
+
+    The first pass is the rule itself: its update returns, in place of the new parameter, the
+    direction, which is stored in a workspace. ``transform`` replaces the matrices in it, and the
+    second pass reads them as the gradient.
+
+    Attributes:
+        transform: function ``(matrices, settings) -> matrices`` on a batch ``[k, m, n]``.
+        settings: settings of ``transform``, a NamedTuple with the fields ``dtype`` (of the
+            directions; None for bf16, float32 on the CPU) and ``max_batch`` (maximum of k or None).
+        cut: how a parameter is divided into matrices: a :class:`fused_optim.matrix.blocks.Cut`.
+        second: rule of the second pass, without states.
+    """
+
+    transform: Callable[[Tensor, Any], Tensor]
+    settings: Any
+    cut: Any
+    second: Any
+
+
 class Rule(NamedTuple):
     """The update rule of an optimizer. Its Triton counterpart has functions of the same names.
 
@@ -53,6 +74,7 @@ class Rule(NamedTuple):
             ``"dense"``: sparse ones too, but every row moves; ``"required"``: sparse ones, by rows.
         late_keys: states that torch.optim creates within its first update, not before it, so that
             each occurrence of a duplicate parameter starts them anew in its first step.
+        matrix_step: operation on matrices after ``update``, and the pass that follows it, or None.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
@@ -66,6 +88,7 @@ class Rule(NamedTuple):
     fp32_keys: tuple[str, ...] = ()
     sparse: Literal["refused", "rows", "dense", "required"] = "refused"
     late_keys: tuple[str, ...] = ()
+    matrix_step: MatrixStep | None = None
 
     @property
     def num_elementwise_scalars(self) -> int:

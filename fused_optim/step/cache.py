@@ -193,7 +193,7 @@ def _make_templates(params: list[Tensor], state: State, rows: KeyedRows) -> Iter
         columns = (i, *extras, len(params) + i, *states)
         scalar_state = tuple(index[id(param), name] for name in key.rule.scalar_state)
         read = itemgetter(*columns, *scalar_state)
-        yield RowTemplate(read, len(columns), row.group, row.noise_key)
+        yield RowTemplate(read, len(columns), row.group, row.noise_key, row.layout)
 
 
 def _required_alignment(row: Row, key: BucketKey) -> int:

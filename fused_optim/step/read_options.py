@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fused_optim.backends.base import GroupOptions
 from fused_optim.kernels.signatures import CommonOptions
 from fused_optim.options import get_option
 from fused_optim.rules.common import Rule
@@ -50,6 +51,21 @@ def read_hparams(rule: Rule, group: Group, is_decoupled: bool) -> Any:
         return 0.0 if name == "weight_decay" and not is_decoupled else group[name]
 
     return rule.hparams(*map(read, rule.hparams._fields))
+
+
+def make_group_options(
+    common: CommonOptions, rule: Rule, hparams: Any, group: Group
+) -> GroupOptions:
+    """Return the options of a group as kernels need them, with those of a second pass."""
+    options = GroupOptions(common, hparams._make(map(read_option, hparams)))
+    if rule.matrix_step is None:
+        return options
+    # the gradient of the second pass is the direction, which is complete
+    untouched = common._replace(
+        grad_sign=1.0, max_grad_norm=math.inf, max_grad_value=math.inf, l2=0.0, l1=0.0
+    )
+    second = read_hparams(rule.matrix_step.second, group, is_decoupled=True)
+    return options._replace(second=GroupOptions(untouched, second._make(map(read_option, second))))
 
 
 def read_option(value: Any) -> float | Tensor:

@@ -30,6 +30,15 @@ def store_plain(pointers, start, offs, mask, value, noise):
 
 
 @triton.jit
+def store_direction(pointers, start, offs, mask, value, noise):
+    """Store in the last column, the workspace of a rule with a step on matrices."""
+    LAST: tl.constexpr = len(pointers) - 1
+    rounded = value.to(pointers[LAST].dtype.element_ty)
+    tl.store(pointers[LAST] + offs, rounded, mask=mask)
+    return rounded.to(value.dtype)
+
+
+@triton.jit
 def bits_of(value):
     """Return the bits of a float32 as int32."""
     return value.to(tl.float32).to(tl.int32, bitcast=True)

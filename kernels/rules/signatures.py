@@ -70,6 +70,11 @@ LARSScalars = namedtuple(
 LionHparams = namedtuple("LionHparams", "lr beta1 beta2 weight_decay")
 LionScalars = namedtuple("LionScalars", "decay lr beta1 weight1 weight2")
 
+MuonHparams = namedtuple("MuonHparams", "momentum")
+MuonScalars = namedtuple("MuonScalars", "momentum weight")
+MuonApplyHparams = namedtuple("MuonApplyHparams", "lr weight_decay")
+MuonApplyScalars = namedtuple("MuonApplyScalars", "decay lr")
+
 # warmup is 0.96 ** momentum_decay
 NAdamHparams = namedtuple("NAdamHparams", "lr beta1 beta2 eps warmup weight_decay")
 NAdamScalars = namedtuple(

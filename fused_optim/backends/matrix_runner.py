@@ -1,0 +1,227 @@
+"""The runner of a rule with a step on matrices, between two elementwise passes.
+
+Each pass is a bucket of its own for the other runners: the first stores the directions in a
+workspace in place of the parameters, and the second reads them as gradients.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
+from fused_optim.backends.rows import Row
+from fused_optim.formats.codecs import Codec, ColumnSpec, store_direction
+from fused_optim.formats.registry import PLAIN
+from fused_optim.matrix.blocks import Cut, find_blocks
+from fused_optim.rules.common import MatrixStep
+
+Pair = tuple[int, int]
+ALIGNMENT = 16  # in elements: rows of the workspace begin where every kernel may read 16 bytes
+
+
+def matrix_step_of(key: BucketKey) -> MatrixStep:
+    """Return the step on matrices of the rule of a bucket that has one."""
+    assert key.rule.matrix_step is not None
+    return key.rule.matrix_step
+
+
+def direction_dtype(key: BucketKey) -> torch.dtype:
+    """Return the dtype of the directions: bf16, or float32 on the CPU, unless the rule sets it."""
+    chosen: torch.dtype | None = matrix_step_of(key).settings.dtype
+    if chosen is not None:
+        return chosen
+    return torch.float32 if key.device.type == "cpu" else torch.bfloat16
+
+
+def make_first_key(key: BucketKey) -> BucketKey:
+    """Return the key of the first pass: parameter (read), direction (written), gradient, states."""
+    weight, dtype = key.codecs[0], direction_dtype(key)
+    count = len(weight.columns)
+    columns = [column._replace(accesses=1) for column in weight.columns]
+    direction = ColumnSpec("direction", dtype, accesses=1)
+    codec = Codec(weight.load, store_direction, (*columns, direction))
+    last = len(key.dtypes) - key.ema
+    return key._replace(
+        rule=key.rule._replace(
+            matrix_step=None, state_keys=key.rule.state_keys[: len(key.codecs) - 2 - key.ema]
+        ),
+        codecs=(codec, *key.codecs[1 : len(key.codecs) - key.ema]),
+        dtypes=(*key.dtypes[:count], dtype, *key.dtypes[count:last]),
+        ema=False,
+        count_stalled=False,
+    )
+
+
+def make_second_key(key: BucketKey) -> BucketKey:
+    """Return the key of the second pass: parameter, direction (read), EMA."""
+    count, ema = len(key.codecs[0].columns), int(key.ema)
+    return key._replace(
+        rule=matrix_step_of(key).second._replace(
+            scalar_state=key.rule.scalar_state, state_keys=("ema",) * ema
+        ),
+        codecs=(key.codecs[0], PLAIN, *key.codecs[len(key.codecs) - ema :]),
+        dtypes=(
+            *key.dtypes[:count],
+            direction_dtype(key),
+            *key.dtypes[len(key.dtypes) - ema :],
+        ),
+        advances=False,
+    )
+
+
+def list_passes(key: BucketKey) -> list[BucketKey]:
+    """Return the keys of the elementwise passes of a bucket."""
+    if key.rule.matrix_step is None:
+        return [key]
+    return [make_first_key(key), make_second_key(key)]
+
+
+class Batch(NamedTuple):
+    """The matrices of one shape in a workspace.
+
+    Attributes:
+        shape: numbers of rows and columns.
+        strides: distances between the elements of two rows, and of two columns.
+        offsets: index of the first element of each matrix.
+    """
+
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    offsets: list[int]
+
+    def views(self, workspace: Tensor, size: int | None) -> Iterator[list[Tensor]]:
+        """Yield views of at most ``size`` matrices: one ``[k, m, n]`` if they are evenly spaced."""
+        offsets = iter(self.offsets)
+        while part := list(islice(offsets, size)):
+            distances = {b - a for a, b in pairwise(part)}
+            if len(distances) < 2:
+                step = distances.pop() if distances else 0
+                shape, strides = (len(part), *self.shape), (step, *self.strides)
+                yield [workspace.as_strided(shape, strides, part[0])]
+            else:
+                yield [workspace.as_strided(self.shape, self.strides, offset) for offset in part]
+
+
+class Layout:
+    """The places of all directions of a bucket in one workspace.
+
+    Attributes:
+        offsets: index of the first element of each row.
+        numel: number of elements of the workspace.
+        batches: matrices by shape.
+    """
+
+    def __init__(self, layouts: Sequence[Any], numels: Sequence[int], cut: Cut) -> None:
+        self.offsets = [0] * len(layouts)
+        self.numel = 0
+        batches: dict[tuple[Pair, Pair], list[int]] = {}
+        # rows of one layout are neighbours, so that their matrices are evenly spaced
+        for i in sorted(range(len(layouts)), key=lambda i: layouts[i]):
+            self.offsets[i] = self.numel
+            if numels[i]:
+                shape, strides = layouts[i]
+                for block in find_blocks(shape, strides, cut):
+                    offsets = batches.setdefault((block.shape, block.strides), [])
+                    offsets.append(self.numel + block.offset)
+            self.numel += -(-numels[i] // ALIGNMENT) * ALIGNMENT
+        self.batches = [
+            Batch(shape, strides, offsets) for (shape, strides), offsets in batches.items()
+        ]
+
+
+class MatrixRunner(BucketRunner):
+    """A runner of two passes with a step on matrices between them.
+
+    The workspace exists during a step only.
+    """
+
+    def __init__(self, key: BucketKey, make_runner: Callable[[BucketKey], BucketRunner]) -> None:
+        self.key, self.step = key, matrix_step_of(key)
+        self.dtype = direction_dtype(key)
+        self.first = make_runner(make_first_key(key))
+        self.second = make_runner(make_second_key(key))
+        self.layouts: list[Any] = []
+
+    @override
+    def bind(self, bucket: Bucket) -> None:
+        layouts = [row.layout for row in bucket.rows]
+        if layouts != self.layouts:
+            numels = [row.columns[0].numel() for row in bucket.rows]
+            self.layout, self.layouts = Layout(layouts, numels, self.step.cut), layouts
+        self.group_of_row = bucket.group_of_row
+        device = bucket.rows[0].columns[0].device
+        self.workspace = torch.empty(self.layout.numel, dtype=self.dtype, device=device)
+        rows = [
+            self._make_rows(*pair) for pair in zip(bucket.rows, self.layout.offsets, strict=True)
+        ]
+        options = bucket.options
+        self.first.bind(Bucket([first for first, _ in rows], options, bucket.group_of_row))
+        seconds = [group.second for group in options]
+        self.second.bind(Bucket([second for _, second in rows], seconds, bucket.group_of_row))
+
+    def _make_rows(self, row: Row, offset: int) -> tuple[Row, Row]:
+        """Return the rows of both passes."""
+        count, ema = len(self.key.codecs[0].columns), int(self.key.ema)
+        last = len(row.columns) - ema
+        param = row.columns[0]
+        direction = self.workspace.as_strided(param.shape, param.stride(), offset)
+        weight, rest = row.columns[:count], row.columns[count:last]
+        first = row._replace(columns=(*weight, direction, *rest))
+        return first, row._replace(columns=(*weight, direction, *row.columns[last:]))
+
+    @override
+    def rebind(
+        self,
+        grad_addresses: "np.ndarray[Any, Any]",
+        make_rows: Callable[[], list[Row]],
+        options: list[GroupOptions],
+    ) -> None:
+        self.bind(Bucket(make_rows(), options, self.group_of_row))
+
+    @override
+    def norm(self) -> Tensor:
+        return self.first.norm()
+
+    @override
+    def prepare(self, partials: Tensor | None, report: Tensor | None, amp_state: AmpState) -> None:
+        self.first.prepare(partials, report, amp_state)
+        # a direction is neither scaled nor clipped
+        self.second.prepare(partials, None, AmpState(None, amp_state.found_inf))
+
+    @override
+    def sum_rows(self) -> Tensor:
+        raise NotImplementedError("a rule with a step on matrices has no reduction")
+
+    @override
+    def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
+        self.first.update()
+        self._transform()
+        counts = self.second.update()
+        del self.workspace
+        return counts
+
+    def _transform(self) -> None:
+        """Replace each matrix in the workspace by its transform."""
+        settings = self.step.settings
+        with _without_autocast(self.workspace.device):
+            for batch in self.layout.batches:
+                for views in batch.views(self.workspace, settings.max_batch):
+                    given = views[0] if views[0].dim() == 3 else torch.stack(views)
+                    result = self.step.transform(given, settings)
+                    for view, value in zip(
+                        views, [result] if views[0].dim() == 3 else result, strict=True
+                    ):
+                        view.copy_(value)
+
+
+def _without_autocast(device: torch.device) -> Any:
+    """Return a context in which autocast does not change the dtype of products."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
