@@ -49,6 +49,9 @@ class Additions(TypedDict, total=False):
             8 bits with a scale for each 64 elements; tensors with fewer than 4096 elements have
             ``"fp32"`` states. States that hold parameter values (the EMA, schedule-free ``z``) stay
             in float32 unless this is ``"param"``.
+        cautious_decay: True for decoupled weight decay only where the update moves an element
+            toward zero: where it moves it away, decay would work against it. Chen et al. 2025,
+            https://arxiv.org/abs/2510.12402
         seed: seed of stochastic rounding, a whole number in [0, 2**53).
         count_stalled: True to count the elements whose stored weight does not change although the
             update is not 0: see ``optimizer.stalled``.
@@ -63,6 +66,7 @@ class Additions(TypedDict, total=False):
     backend: BackendName
     weights: str
     states: str
+    cautious_decay: bool
     seed: int
     count_stalled: bool
 
@@ -77,6 +81,7 @@ GROUP_DEFAULTS: dict[str, Any] = {
     "backend": "auto",
     "weights": "plain",
     "states": "param",
+    "cautious_decay": False,
     "seed": 0,
     "count_stalled": False,
 }

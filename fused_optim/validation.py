@@ -222,6 +222,16 @@ def check_max_grad_norm(group: Mapping[str, Any], bound: Any) -> None:
     )
 
 
+def check_cautious_decay(rule: Rule, decoupled: bool, group: Mapping[str, Any]) -> None:
+    """Raise ValueError if ``cautious_decay`` is set for a rule whose decay is not separate."""
+    if get_option(group, "cautious_decay") and not (decoupled and rule.last_pass.decays):
+        raise ValueError(
+            "cautious_decay must be False for a rule without decoupled weight decay of its own, "
+            f"got {group['cautious_decay']!r}: the decay of {rule.update.__name__} is a part of "
+            "the update; use AdamW, Lion or Muon"
+        )
+
+
 def warn_of_frozen_states(rule: Rule, hparams: Any, group: Mapping[str, Any]) -> None:
     """Warn of states that cannot decay because the change of each step is rounded away.
 

@@ -88,6 +88,7 @@ class UpdateSpec(NamedTuple):
         CHUNKS_PER_SPAN: number of chunks that share an entry of the chunk map.
         COUNT_STALLED: True to count the elements that rounding leaves unchanged.
         STRIDED: 1 if the elements of a row are in runs, not consecutive in the whole parameter.
+        CAUTIOUS: index of the rule's scalar ``decay`` if it decays cautiously, else -1.
     """
 
     RULE: Any
@@ -105,6 +106,7 @@ class UpdateSpec(NamedTuple):
     CHUNKS_PER_SPAN: Any
     COUNT_STALLED: Any
     STRIDED: Any
+    CAUTIOUS: Any
 
     @property
     def cache_key(self) -> str:

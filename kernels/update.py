@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fused_optim.kernels.formats.stochastic_rounding import random_bits
-from fused_optim.kernels.rules.common import ema_update, preprocess_grad
+from fused_optim.kernels.rules.common import cautious_decay, ema_update, preprocess_grad
 from fused_optim.kernels.signatures import CommonScalars
 
 NUM_COMMON_SCALARS = tl.constexpr(len(CommonScalars._fields))
@@ -108,6 +108,25 @@ def make_noise(common, elements, i: tl.constexpr, SPEC: tl.constexpr):
 
 
 @triton.jit
+def apply_rule(p, g, state, s, SPEC: tl.constexpr):
+    """Return the parameter and the states after the rule, with its decay where it is allowed."""
+    if SPEC.CAUTIOUS < 0:
+        return SPEC.RULE(p, g, state, s)
+    else:
+        # static_range needs a constexpr: a field of SPEC becomes one by this assignment
+        COUNT: tl.constexpr = SPEC.NUM_SCALARS
+        DECAY: tl.constexpr = SPEC.CAUTIOUS
+        others = ()
+        for i in tl.static_range(COUNT):
+            if i == DECAY:
+                others = others + (s[i] * 0.0,)
+            else:
+                others = others + (s[i],)
+        new, state = SPEC.RULE(p, g, state, others)
+        return cautious_decay(p, new, s[DECAY]), state
+
+
+@triton.jit
 def update_block(
     row_ptr, start, offs, numel, common, scalars, FULL: tl.constexpr, SPEC: tl.constexpr
 ):
@@ -121,7 +140,7 @@ def update_block(
         mask = offs < numel
     pointers, values = load_values(row_ptr, start, offs, mask, SPEC)
     g = preprocess_grad(values[1], values[0], common)
-    p, state = SPEC.RULE(values[0], g, take_states(values, STATES), scalars)
+    p, state = apply_rule(values[0], g, take_states(values, STATES), scalars, SPEC)
     if SPEC.EMA:
         state = state + (ema_update(values[VALUES - 1], p, common.ema_weight),)
     elements = index_elements(row_ptr, offs, SPEC)

@@ -64,6 +64,7 @@ class BucketKey(NamedTuple):
         strided: True if the elements of a row are not consecutive in the whole parameter, and
             stochastic rounding needs their indices there.
         sharded_over: names of the process groups over which the parameters are sharded.
+        cautious: True to decay where the update agrees only.
         advances: False if another bucket of the same parameters advances their 0-dim states.
     """
 
@@ -79,6 +80,7 @@ class BucketKey(NamedTuple):
     has_data: bool = True
     strided: bool = False
     sharded_over: tuple[str, ...] = ()
+    cautious: bool = False
     advances: bool = True
 
     @property

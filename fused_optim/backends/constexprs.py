@@ -143,6 +143,7 @@ def _update(key: BucketKey, geometry: Geometry) -> UpdateSpec:
         CHUNKS_PER_SPAN=geometry.span,
         COUNT_STALLED=key.count_stalled,
         STRIDED=int(key.strided),
+        CAUTIOUS=key.rule.scalars._fields.index("decay") if key.cautious else -1,
     )
 
 

@@ -55,6 +55,7 @@ def make_first_key(key: BucketKey) -> BucketKey:
         dtypes=(*key.dtypes[:count], dtype, *key.dtypes[count:last]),
         ema=False,
         count_stalled=False,
+        cautious=False,
     )
 
 

@@ -17,7 +17,12 @@ from fused_optim.backends.small_tensors import Columns, FlatBufferPool
 from fused_optim.backends.sums import WIDTH, Sum
 from fused_optim.formats.stochastic_rounding import make_row_keys, random_bits
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
-from fused_optim.rules.common import clip_factor, ema_update, preprocess_grad
+from fused_optim.rules.common import (
+    cautious_decay,
+    clip_factor,
+    ema_update,
+    preprocess_grad,
+)
 
 CHUNK = WIDTH  # elements per thread: torch splits work into parts of at least half as many
 WHOLE = 1 << 62  # more elements than any tensor has, so that no tensor is split
@@ -275,7 +280,7 @@ class ReferenceRunner(BucketRunner):
             old = old.clone()  # it may be a view of the column
         g = preprocess_grad(g, old, scalars.common)
         rule_state = state[:-1] if self.key.ema else state
-        p, new_state = self.key.rule.update(old, g, tuple(rule_state), scalars.rule)
+        p, new_state = self._apply_rule(old, g, tuple(rule_state), scalars.rule)
         if self.key.ema:
             new_state = (*new_state, ema_update(state[-1], p, scalars.common.ema_weight))
         self._store(piece, (p, *new_state), scalars.common, key)
@@ -283,6 +288,16 @@ class ReferenceRunner(BucketRunner):
             return None
         stored = self.key.codecs[0].load(piece.columns[self.spans[0]], self.key.compute)
         return torch.count_nonzero((p != old) & (stored == old))
+
+    def _apply_rule(
+        self, p: Tensor, g: Tensor, state: tuple[Tensor, ...], s: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the parameter and the states after the rule, with decay where it is allowed."""
+        if not self.key.cautious:
+            return self.key.rule.update(p, g, state, s)
+        without = s._replace(decay=torch.zeros_like(s.decay))
+        new, state = self.key.rule.update(p, g, state, without)
+        return cautious_decay(p, new, s.decay), state
 
     def _store(
         self, piece: Piece, values: tuple[Tensor, ...], common: CommonScalars, key: NoiseKey

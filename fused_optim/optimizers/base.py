@@ -114,9 +114,8 @@ class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
 
     def bucket_options(self, group: Group) -> tuple[Any, ...]:
         """Return the options of ``group`` that are part of the bucket keys of its rows."""
-        chosen = [
-            get_option(group, name) for name in ("backend", "weights", "states", "count_stalled")
-        ]
+        names = ("backend", "weights", "states", "count_stalled", "cautious_decay")
+        chosen = [get_option(group, name) for name in names]
         return (self.rule(group), *chosen, get_option(group, "ema_decay") is None)
 
     @property
@@ -193,6 +192,7 @@ class FusedOptimizer(StepResults, ema.EmaMethods, torch.optim.Optimizer):
         validation.check_norm_group_of(group, self.norm_group)
         validation.check_options(group, self.bounds(group))
         self.check(group)
+        validation.check_cautious_decay(self.rule(group), self._is_decoupled(group), group)
         for param, name in tensor_checks.named_params(group):
             # a parameter that is frozen, or has no shape yet, is checked when it has a gradient
             if param.requires_grad and not is_lazy(param):

@@ -69,6 +69,7 @@ ADAM = Rule(
     ("exp_avg", "exp_avg_sq"),
     scalar_state=("step",),
     nonnegative=(("exp_avg_sq", "beta2"),),
+    decays=True,
 )
 ADAM_AMSGRAD = ADAM._replace(
     update=adam_amsgrad,

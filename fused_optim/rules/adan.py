@@ -63,5 +63,6 @@ ADAN = Rule(
     ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad"),
     scalar_state=("step",),
     nonnegative=(("exp_avg_sq", "beta3"),),
+    decays=True,
 )
 ADAN_NO_PROX = ADAN._replace(form_scalars=adan_no_prox_scalars)

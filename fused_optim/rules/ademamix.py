@@ -58,5 +58,6 @@ ADEMAMIX = Rule(
     ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq"),
     scalar_state=("step",),
     nonnegative=(("exp_avg_sq", "beta2"),),
+    decays=True,
 )
 ADEMAMIX_SLOW = ADEMAMIX._replace(update=ademamix_slow, state_keys=ADEMAMIX.state_keys[1:])

@@ -75,6 +75,8 @@ class Rule(NamedTuple):
         late_keys: states that torch.optim creates within its first update, not before it, so that
             each occurrence of a duplicate parameter starts them anew in its first step.
         matrix_step: operation on matrices after ``update``, and the pass that follows it, or None.
+        decays: True if the scalar ``decay`` is the share of the parameter that decoupled weight
+            decay subtracts, in addition to the update.
     """
 
     update: Callable[[Tensor, Tensor, State, Any], tuple[Tensor, State]]
@@ -89,6 +91,15 @@ class Rule(NamedTuple):
     sparse: Literal["refused", "rows", "dense", "required"] = "refused"
     late_keys: tuple[str, ...] = ()
     matrix_step: MatrixStep | None = None
+    decays: bool = False
+
+    @property
+    def last_pass(self) -> "Rule":
+        """The rule of the last elementwise pass, which updates the parameter."""
+        if self.matrix_step is None:
+            return self
+        second: Rule = self.matrix_step.second
+        return second
 
     @property
     def num_elementwise_scalars(self) -> int:
@@ -113,6 +124,13 @@ def decay(x: Tensor, rate: Tensor) -> Tensor:
     """Return ``(1 - rate) * x`` without forming ``1 - rate``; an infinite x is unchanged."""
     bound = torch.finfo(x.dtype).max
     return x - rate * x.clamp(-bound, bound)
+
+
+def cautious_decay(p: Tensor, new: Tensor, rate: Tensor) -> Tensor:
+    """Decay ``new``, the update of ``p``, where the update moves p toward zero or not at all."""
+    bound = torch.finfo(p.dtype).max
+    agrees = torch.where(p > 0, new <= p, new >= p)
+    return torch.where(agrees, new - rate * p.clamp(-bound, bound), new)
 
 
 def pow_int(base: Tensor, step: Tensor) -> Tensor:

@@ -27,4 +27,4 @@ def lion(p: Tensor, g: Tensor, state: State, s: LionScalars) -> tuple[Tensor, St
     return decay(p, s.decay) - s.lr * sign, (decay(exp_avg, s.weight2) + s.weight2 * g,)
 
 
-LION = Rule(lion, lion_scalars, LionHparams, LionScalars, ("exp_avg",))
+LION = Rule(lion, lion_scalars, LionHparams, LionScalars, ("exp_avg",), decays=True)

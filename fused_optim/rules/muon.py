@@ -40,6 +40,6 @@ def muon_apply(p: Tensor, g: Tensor, state: State, s: MuonApplyScalars) -> tuple
     return decay(p, s.decay) - s.lr * g, state
 
 
-MUON_APPLY = Rule(muon_apply, muon_apply_scalars, MuonApplyHparams, MuonApplyScalars)
+MUON_APPLY = Rule(muon_apply, muon_apply_scalars, MuonApplyHparams, MuonApplyScalars, decays=True)
 MUON = Rule(muon, muon_scalars, MuonHparams, MuonScalars, ("momentum_buffer",))
 MUON_NESTEROV = MUON._replace(update=muon_nesterov)

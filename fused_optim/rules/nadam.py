@@ -46,4 +46,5 @@ NADAM = Rule(
     ("exp_avg", "exp_avg_sq"),
     scalar_state=("step", "mu_product"),
     nonnegative=(("exp_avg_sq", "beta2"),),
+    decays=True,
 )

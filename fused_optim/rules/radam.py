@@ -50,4 +50,5 @@ RADAM = Rule(
     ("exp_avg", "exp_avg_sq"),
     scalar_state=("step",),
     nonnegative=(("exp_avg_sq", "beta2"),),
+    decays=True,
 )

@@ -55,4 +55,5 @@ STABLE_ADAMW = Rule(
     scalar_state=("step",),
     reduction=Reduction(stable_adamw_map, stable_adamw_finalize, num_sums=1),
     nonnegative=(("exp_avg_sq", "beta2"),),
+    decays=True,
 )

@@ -371,13 +371,12 @@ class StepEngine:
         if columns[grad].layout is not torch.strided:
             make = partial(sparse.make_sparse_row, every_row=rule.sparse == "dense")
         row = make(columns, scalars, one.group_index, noise_key, grad=grad)
-        ema, counts = (
-            get_option(group, "ema_decay") is not None,
-            bool(get_option(group, "count_stalled")),
-        )
+        ema = get_option(group, "ema_decay") is not None
+        counts = bool(get_option(group, "count_stalled"))
+        cautious = bool(get_option(group, "cautious_decay"))
         groups = dtensors.sharding_groups(param)
         names = tuple(sorted(process_group.group_name for process_group in groups))
-        return make_bucket_key(row, rule, codecs, one.backend, ema, counts, names), row
+        return make_bucket_key(row, rule, codecs, one.backend, ema, counts, cautious, names), row
 
     def _make_noise_key(self, one: GradientOf, codecs: tuple[Codec, ...]) -> NoiseKey:
         """Return the key of the row, whose elements may be a shard of the whole parameter."""

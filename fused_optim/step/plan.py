@@ -36,6 +36,7 @@ def make_bucket_key(
     backend: str,
     ema: bool,
     count_stalled: bool,
+    cautious: bool,
     sharded_over: tuple[str, ...],
 ) -> BucketKey:
     """Return the key of the bucket that ``row`` belongs to."""
@@ -53,6 +54,7 @@ def make_bucket_key(
         has_data(row.columns[0]),
         stochastic and row.noise_key.run > 0,
         sharded_over,
+        cautious,
     )
 
 

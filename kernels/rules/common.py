@@ -39,6 +39,17 @@ def decay(x, rate):
 
 
 @triton.jit
+def cautious_decay(p, new, rate):
+    """Decay ``new``, the update of ``p``, where the update moves p toward zero or not at all."""
+    if p.dtype == tl.float64:
+        bound: tl.constexpr = FLOAT64_MAX
+    else:
+        bound: tl.constexpr = FLOAT32_MAX
+    agrees = tl.where(p > 0, new <= p, new >= p)
+    return tl.where(agrees, new - rate * tl.minimum(tl.maximum(p, -bound), bound), new)
+
+
+@triton.jit
 def pow_int(base, step):
     """Compute ``base ** step`` in float64 by squaring, for a whole number ``step`` >= 0."""
     exponent = step.to(tl.int64)
