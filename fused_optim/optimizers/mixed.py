@@ -112,16 +112,27 @@ class MixedOptimizer(FusedOptimizer):
         other = self._other(group)
         return super()._is_decoupled(group) if other is None else other._is_decoupled(group)
 
+    def _start_as(self, group: Group) -> FusedOptimizer | None:
+        """Return an optimizer of the class that a group names, with its options as defaults."""
+        other = self._other(group)
+        if other is None:
+            return None
+        make: Any = type(other)
+        known = inspect.signature(make).parameters
+        own = {name: group[name] for name in other.defaults if name in known and name in group}
+        started: FusedOptimizer = make([torch.zeros(0, device="cpu")], **own)
+        return started
+
     @override
     def new_state(self, param: Tensor, state: State, state_key: str, group: Group) -> Tensor | None:
-        other = self._other(group)
+        other = self._start_as(group)
         if other is None:
             return super().new_state(param, state, state_key, group)
         return other.new_state(param, state, state_key, group)
 
     @override
     def new_scalar_state(self, name: str, group: Group) -> float | Tensor:
-        other = self._other(group)
+        other = self._start_as(group)
         if other is None:
             return super().new_scalar_state(name, group)
         return other.new_scalar_state(name, group)
