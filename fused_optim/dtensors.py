@@ -148,6 +148,24 @@ def sharding_groups(param: Any) -> list[Any]:
     ]
 
 
+def find_matrix_mesh_dims(param: Any, batch_dims: int) -> list[int]:
+    """Return the dims of the mesh that shard the matrices of ``param``; [] for a plain tensor.
+
+    Args:
+        param: a parameter.
+        batch_dims: number of its dims before those of a matrix.
+    """
+    if not is_dtensor(param):
+        return []
+    return [
+        dim
+        for dim, placement in enumerate(param.placements)
+        if not placement.is_replicate()
+        and param.device_mesh.size(dim) > 1
+        and placement.dim >= batch_dims
+    ]
+
+
 def unsupported_reason(param: Any, scale_block: int, stochastic: bool) -> str | None:
     """Return the requirement that a DTensor fails, worded to follow "must"; None for none.
 

@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from fused_optim import options
+from fused_optim.dtensors import find_matrix_mesh_dims
 from fused_optim.matrix.blocks import Cut, describe_misfit
 from fused_optim.matrix.newton_schulz import (
     DEFAULT_COEFFICIENTS,
@@ -185,6 +186,12 @@ class Muon(MixedOptimizer):
             )
         if param.is_complex():
             raise ValueError(f"Muon does not support complex parameters: got {described}")
+        if find_matrix_mesh_dims(param, cut.batch_dims or 0):
+            given: Any = param
+            raise ValueError(
+                f"{described} must have whole matrices on every rank, got {given.placements}: put "
+                "it in a group with algorithm='adamw'"
+            )
 
 
 def _is_for_each_step(coefficients: Any) -> bool:
