@@ -65,6 +65,8 @@ class BucketKey(NamedTuple):
             stochastic rounding needs their indices there.
         sharded_over: names of the process groups over which the parameters are sharded.
         advances: False if another bucket of the same parameters advances their 0-dim states.
+        exchanged: True if ranks share the matrices that the rule transforms whole, so that the step
+            transforms them, not the runner.
     """
 
     backend: str
@@ -80,6 +82,7 @@ class BucketKey(NamedTuple):
     strided: bool = False
     sharded_over: tuple[str, ...] = ()
     advances: bool = True
+    exchanged: bool = False
 
     @property
     def compute(self) -> torch.dtype:
