@@ -18,6 +18,7 @@ from fused_optim.options import get_option
 from fused_optim.private_api import has_data
 from fused_optim.step.engine import Shard, StepEngine, SteppedOptimizer, with_ema_and_step
 from fused_optim.step.guards import Group
+from fused_optim.step.matrix_exchange import is_exchanged
 
 
 class Subject(NamedTuple):
@@ -72,6 +73,7 @@ def predict_key(subject: Subject) -> BucketKey:
     ((key, _),) = StepEngine({copy: shard}).prepare_rows(view)
     names = tuple(sorted(group.group_name for group in sharding_groups(param)))
     key = key._replace(backend=backend, device=asked[1], has_data=asked[2], sharded_over=names)
+    key = key._replace(exchanged=is_exchanged(param, rule))
     if is_dtensor(param) and any(codec.stochastic for codec in key.codecs):
         key = key._replace(strided=find_position(param).run > 0)
     return key._replace(aligned=backend == "triton" and view.is_aligned(key, copy))

@@ -148,6 +148,97 @@ def sharding_groups(param: Any) -> list[Any]:
     ]
 
 
+class MatrixSharding(NamedTuple):
+    """How the ranks of a process group share the matrices of a parameter.
+
+    Attributes:
+        group: process group.
+        shape: shape of what these ranks have together: matrices are whole, and dims before those of
+            a matrix have the size that they have on this rank.
+        dim: dim that the ranks share.
+        spans: first index in the dim and number of indices of each rank, in the order of the group.
+    """
+
+    group: Any
+    shape: tuple[int, ...]
+    dim: int
+    spans: tuple[tuple[int, int], ...]
+
+
+def find_matrix_mesh_dims(param: Any, batch_dims: int) -> list[int]:
+    """Return the dims of the mesh that shard the matrices of ``param``; [] for a plain tensor.
+
+    Args:
+        param: a parameter.
+        batch_dims: number of its dims before those of a matrix.
+    """
+    if not is_dtensor(param):
+        return []
+    return [
+        dim
+        for dim, placement in enumerate(param.placements)
+        if not placement.is_replicate()
+        and param.device_mesh.size(dim) > 1
+        and placement.dim >= batch_dims
+    ]
+
+
+def find_matrix_sharding(param: Any, batch_dims: int) -> MatrixSharding | None:
+    """Return how ranks share the matrices of ``param``; None if this rank has them whole.
+
+    See :func:`find_matrix_mesh_dims` for the arguments; :func:`describe_bad_matrix_sharding` is
+    None for ``param``.
+    """
+    found = find_matrix_mesh_dims(param, batch_dims)
+    if not found:
+        return None
+    mesh, dim = param.device_mesh, param.placements[found[0]].dim
+    shape = list(to_local(param).shape)
+    shape[dim] = param.shape[dim]
+    spans = _cut(shape[dim], mesh.size(found[0]))
+    group = mesh.get_group(found[0])
+    # the ranks of a mesh may be in another order than those of its groups
+    line: list[Any] = list(mesh.get_coordinate())
+    line[found[0]] = slice(None)
+    coordinates = {rank: i for i, rank in enumerate(mesh.mesh[tuple(line)].tolist())}
+    ranks = torch.distributed.get_process_group_ranks(group)
+    return MatrixSharding(group, tuple(shape), dim, tuple(spans[coordinates[r]] for r in ranks))
+
+
+def describe_bad_matrix_sharding(param: Any, batch_dims: int) -> str | None:
+    """Return the requirement that the sharding of matrices fails, worded to follow "must", or None.
+
+    See :func:`find_matrix_mesh_dims` for the arguments.
+    """
+    found = find_matrix_mesh_dims(param, batch_dims)
+    if not found:
+        return None
+    mesh, placement = param.device_mesh, param.placements[found[0]]
+    is_plain = type(placement) is sys.modules["torch.distributed.tensor"].Shard
+    if len(found) > 1 or not is_plain:
+        return (
+            "have matrices that one dim of the mesh shards, with Shard, got placements "
+            f"{param.placements}: shard it over one dim of the mesh, or put it in a group with "
+            "algorithm='adamw'"
+        )
+    size = to_local(param).shape[placement.dim]
+    _, expected = _cut(param.shape[placement.dim], mesh.size(found[0]))[
+        mesh.get_coordinate()[found[0]]
+    ]
+    if size != expected:
+        return (
+            f"have {expected} of {param.shape[placement.dim]} indices of dim {placement.dim} on "
+            f"this rank, as torch.chunk gives, got {size}: shard it by distribute_tensor()"
+        )
+    return None
+
+
+def _cut(size: int, parts: int) -> list[tuple[int, int]]:
+    """Return first index and number of indices of each part, as ``torch.chunk`` and ``Shard``."""
+    step = -(-size // parts)
+    return [(min(i * step, size), max(0, min(step, size - i * step))) for i in range(parts)]
+
+
 def unsupported_reason(param: Any, scale_block: int, stochastic: bool) -> str | None:
     """Return the requirement that a DTensor fails, worded to follow "must"; None for none.
 

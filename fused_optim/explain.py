@@ -210,6 +210,8 @@ def _explain_update(
         why = _join(why, f"states={group['states']!r} needs {limit} elements")
     if key.backend == "triton" and not key.aligned:
         why = _join(why, "misaligned: an address is not a multiple of 16 bytes")
+    if key.exchanged:
+        why = _join(why, "ranks share its matrices: one of them transforms them, all exchange them")
     row = row._replace(weights=weights, states=states, why=why)
     return row._replace(rule=key.rule.update.__name__, backend=key.backend), key
 

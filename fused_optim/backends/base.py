@@ -66,6 +66,8 @@ class BucketKey(NamedTuple):
         sharded_over: names of the process groups over which the parameters are sharded.
         cautious: True to decay where the update agrees only.
         advances: False if another bucket of the same parameters advances their 0-dim states.
+        exchanged: True if ranks share the matrices that the rule transforms whole, so that the step
+            transforms them, not the runner.
     """
 
     backend: str
@@ -82,6 +84,7 @@ class BucketKey(NamedTuple):
     sharded_over: tuple[str, ...] = ()
     cautious: bool = False
     advances: bool = True
+    exchanged: bool = False
 
     @property
     def compute(self) -> torch.dtype:

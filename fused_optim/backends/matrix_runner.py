@@ -31,17 +31,17 @@ def matrix_step_of(key: BucketKey) -> MatrixStep:
     return key.rule.matrix_step
 
 
-def direction_dtype(key: BucketKey) -> torch.dtype:
+def direction_dtype(step: MatrixStep, device: torch.device) -> torch.dtype:
     """Return the dtype of the directions: bf16, or float32 on the CPU, unless the rule sets it."""
-    chosen: torch.dtype | None = matrix_step_of(key).settings.dtype
+    chosen: torch.dtype | None = step.settings.dtype
     if chosen is not None:
         return chosen
-    return torch.float32 if key.device.type == "cpu" else torch.bfloat16
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def make_first_key(key: BucketKey) -> BucketKey:
     """Return the key of the first pass: parameter (read), direction (written), gradient, states."""
-    weight, dtype = key.codecs[0], direction_dtype(key)
+    weight, dtype = key.codecs[0], direction_dtype(matrix_step_of(key), key.device)
     count = len(weight.columns)
     columns = [column._replace(accesses=1) for column in weight.columns]
     direction = ColumnSpec("direction", dtype, accesses=1)
@@ -56,6 +56,7 @@ def make_first_key(key: BucketKey) -> BucketKey:
         ema=False,
         count_stalled=False,
         cautious=False,
+        exchanged=False,
     )
 
 
@@ -69,10 +70,11 @@ def make_second_key(key: BucketKey) -> BucketKey:
         codecs=(key.codecs[0], PLAIN, *key.codecs[len(key.codecs) - ema :]),
         dtypes=(
             *key.dtypes[:count],
-            direction_dtype(key),
+            direction_dtype(matrix_step_of(key), key.device),
             *key.dtypes[len(key.dtypes) - ema :],
         ),
         advances=False,
+        exchanged=False,
     )
 
 
@@ -118,14 +120,21 @@ class Layout:
         batches: matrices by shape.
     """
 
-    def __init__(self, layouts: Sequence[Any], numels: Sequence[int], cut: Cut) -> None:
+    def __init__(self, layouts: Sequence[Any], numels: Sequence[int], cut: Cut | None) -> None:
+        """Place the directions.
+
+        Args:
+            layouts: shape and strides of each row.
+            numels: number of elements of each row.
+            cut: division into matrices; None for parts of matrices, which make no batches.
+        """
         self.offsets = [0] * len(layouts)
         self.numel = 0
         batches: dict[tuple[Pair, Pair], list[int]] = {}
         # rows of one layout are neighbours, so that their matrices are evenly spaced
         for i in sorted(range(len(layouts)), key=lambda i: layouts[i]):
             self.offsets[i] = self.numel
-            if numels[i]:
+            if numels[i] and cut is not None:
                 shape, strides = layouts[i]
                 for block in find_blocks(shape, strides, cut):
                     offsets = batches.setdefault((block.shape, block.strides), [])
@@ -144,7 +153,7 @@ class MatrixRunner(BucketRunner):
 
     def __init__(self, key: BucketKey, make_runner: Callable[[BucketKey], BucketRunner]) -> None:
         self.key, self.step = key, matrix_step_of(key)
-        self.dtype = direction_dtype(key)
+        self.dtype = direction_dtype(self.step, key.device)
         self.first = make_runner(make_first_key(key))
         self.second = make_runner(make_second_key(key))
         self.layouts: list[Any] = []
@@ -154,7 +163,8 @@ class MatrixRunner(BucketRunner):
         layouts = [row.layout for row in bucket.rows]
         if layouts != self.layouts:
             numels = [row.columns[0].numel() for row in bucket.rows]
-            self.layout, self.layouts = Layout(layouts, numels, self.step.cut), layouts
+            cut = None if self.key.exchanged else self.step.cut
+            self.layout, self.layouts = Layout(layouts, numels, cut), layouts
         self.group_of_row = bucket.group_of_row
         device = bucket.rows[0].columns[0].device
         self.workspace = torch.empty(self.layout.numel, dtype=self.dtype, device=device)
@@ -199,26 +209,36 @@ class MatrixRunner(BucketRunner):
     def sum_rows(self) -> Tensor:
         raise NotImplementedError("a rule with a step on matrices has no reduction")
 
+    def form_directions(self) -> list[Tensor]:
+        """Run the first pass; return the direction of each row, for the step to transform."""
+        self.first.update()
+        places = zip(self.layouts, self.layout.offsets, strict=True)
+        return [
+            self.workspace.as_strided(shape, strides, offset) for (shape, strides), offset in places
+        ]
+
     @override
     def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
-        self.first.update()
-        self._transform()
+        if not self.key.exchanged:
+            self.form_directions()
+            transform_batches(self.workspace, self.layout.batches, self.step)
         counts = self.second.update()
         del self.workspace
         return counts
 
-    def _transform(self) -> None:
-        """Replace each matrix in the workspace by its transform."""
-        settings = self.step.settings
-        with _without_autocast(self.workspace.device):
-            for batch in self.layout.batches:
-                for views in batch.views(self.workspace, settings.max_batch):
-                    given = views[0] if views[0].dim() == 3 else torch.stack(views)
-                    result = self.step.transform(given, settings)
-                    for view, value in zip(
-                        views, [result] if views[0].dim() == 3 else result, strict=True
-                    ):
-                        view.copy_(value)
+
+def transform_batches(workspace: Tensor, batches: Sequence[Batch], step: MatrixStep) -> None:
+    """Replace each matrix in ``workspace`` by its transform."""
+    settings = step.settings
+    with _without_autocast(workspace.device):
+        for batch in batches:
+            for views in batch.views(workspace, settings.max_batch):
+                given = views[0] if views[0].dim() == 3 else torch.stack(views)
+                result = step.transform(given, settings)
+                for view, value in zip(
+                    views, [result] if views[0].dim() == 3 else result, strict=True
+                ):
+                    view.copy_(value)
 
 
 def _without_autocast(device: torch.device) -> Any:

@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from fused_optim import options
+from fused_optim.dtensors import describe_bad_matrix_sharding
 from fused_optim.matrix.blocks import Cut, describe_misfit
 from fused_optim.matrix.newton_schulz import (
     DEFAULT_COEFFICIENTS,
@@ -18,6 +19,7 @@ from fused_optim.matrix.newton_schulz import (
 )
 from fused_optim.optimizers.base import Group
 from fused_optim.optimizers.mixed import MixedOptimizer
+from fused_optim.private_api import is_fsdp1_flat
 from fused_optim.rules import muon
 from fused_optim.rules.common import MatrixStep, Rule
 from fused_optim.tensor_checks import describe_param
@@ -175,6 +177,11 @@ class Muon(MixedOptimizer):
     @override
     def own_check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
         described = describe_param(param, group_index, name)
+        if is_fsdp1_flat(param):
+            raise ValueError(
+                f"{described} must not be flattened by FullyShardedDataParallel (FSDP1), which "
+                "hides its matrix: use FSDP2, torch.distributed.fsdp.fully_shard"
+            )
         cut = _read_cut(self.param_groups[group_index])
         misfit = describe_misfit(param.shape, cut)
         if misfit is not None:
@@ -185,6 +192,9 @@ class Muon(MixedOptimizer):
             )
         if param.is_complex():
             raise ValueError(f"Muon does not support complex parameters: got {described}")
+        problem = describe_bad_matrix_sharding(param, cut.batch_dims or 0)
+        if problem is not None:
+            raise ValueError(f"{described} must {problem}")
 
 
 def _is_for_each_step(coefficients: Any) -> bool:

@@ -24,6 +24,7 @@ from fused_optim.step import duplicates, scalar_state, sparse
 from fused_optim.step.cache import GroupReader, StepCache
 from fused_optim.step.collectives import RankSums
 from fused_optim.step.guards import Group
+from fused_optim.step.matrix_exchange import MatrixExchange, find_shared, is_exchanged
 from fused_optim.step.plan import Plan, StepSums, bump_version_counters, make_bucket_key
 from fused_optim.user_warnings import warn_user
 
@@ -154,6 +155,7 @@ class StepEngine:
         self.plan = Plan()
         self._later_passes = Plan()
         self._ranks: RankSums | None = None
+        self._exchange: MatrixExchange | None = None
         self._report_device = torch.device("cpu")
         self.cache: StepCache | None = None
         self.resolved: dict[tuple[str, torch.device, bool], str] = {}
@@ -241,7 +243,7 @@ class StepEngine:
         if inputs is None:
             return False
         try:
-            sums = StepSums(cache.needs_norm, self._ranks, self._report_device)
+            sums = self._join_sums(cache.needs_norm)
             self.report = self.plan.run_cached(inputs, cache.options, sums, amp_state)
         except CompileError:
             return False
@@ -271,7 +273,8 @@ class StepEngine:
             # made only now: columns that are copies must have the values of the pass before
             repeated = self._make_rows(optimizer, later)
             places = [(one.param_index, one.param.numel()) for one in later]
-            self._later_passes.run(repeated, options, StepSums(needs_norm), amp_state, places)
+            sums = StepSums(needs_norm, exchange=self._exchange)
+            self._later_passes.run(repeated, options, sums, amp_state, places)
         return None if len(passes) > 1 else StepCache.build(optimizer, passes[0], rows, options)
 
     def _make_sums(self, optimizer: SteppedOptimizer, needs_norm: bool) -> StepSums:
@@ -286,9 +289,15 @@ class StepEngine:
         tensor_checks.check_sums_are_known(params, needs_norm and optimizer.norm_group is None)
         ranks = RankSums(params, optimizer.norm_group)
         self._ranks = ranks if ranks.needed else None
+        indices = {param: shard.param_index for param, shard in self.shards.items()}
+        shared = find_shared(groups, optimizer.rule, indices, self.updated_in_backward)
+        self._exchange = MatrixExchange(shared)
         if params:
             self._report_device = params[0][0].device
-        return StepSums(needs_norm, self._ranks, self._report_device)
+        return self._join_sums(needs_norm)
+
+    def _join_sums(self, needs_norm: bool) -> StepSums:
+        return StepSums(needs_norm, self._ranks, self._exchange, self._report_device)
 
     def _fall_back_to_reference(self, reason: CompileError) -> None:
         """Use the reference on the CPU from now on; raise ``reason`` if the user chose native."""
@@ -376,7 +385,8 @@ class StepEngine:
         cautious = bool(get_option(group, "cautious_decay"))
         groups = dtensors.sharding_groups(param)
         names = tuple(sorted(process_group.group_name for process_group in groups))
-        return make_bucket_key(row, rule, codecs, one.backend, ema, counts, cautious, names), row
+        key = make_bucket_key(row, rule, codecs, one.backend, ema, counts, names)
+        return key._replace(cautious=cautious, exchanged=is_exchanged(param, rule)), row
 
     def _make_noise_key(self, one: GradientOf, codecs: tuple[Codec, ...]) -> NoiseKey:
         """Return the key of the row, whose elements may be a shard of the whole parameter."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
+from fused_optim.backends.matrix_runner import MatrixRunner
 from fused_optim.backends.norm_report import form_report_without_rows
 from fused_optim.backends.rows import Row, RowTemplate
 from fused_optim.backends.select import make_runner
@@ -16,6 +17,7 @@ from fused_optim.formats.codecs import Codec
 from fused_optim.private_api import has_data
 from fused_optim.rules.common import Rule
 from fused_optim.step.collectives import RankSums
+from fused_optim.step.matrix_exchange import MatrixExchange
 
 
 def is_aligned(columns: Sequence[Tensor]) -> bool:
@@ -36,7 +38,6 @@ def make_bucket_key(
     backend: str,
     ema: bool,
     count_stalled: bool,
-    cautious: bool,
     sharded_over: tuple[str, ...],
 ) -> BucketKey:
     """Return the key of the bucket that ``row`` belongs to."""
@@ -54,21 +55,22 @@ def make_bucket_key(
         has_data(row.columns[0]),
         stochastic and row.noise_key.run > 0,
         sharded_over,
-        cautious,
     )
 
 
 class StepSums(NamedTuple):
-    """The sums over all gradients and over the ranks that a step needs.
+    """The sums over all gradients, and the exchanges with other ranks, that a step needs.
 
     Attributes:
         needs_norm: True if the step needs the norm of the gradients.
         ranks: additions over ranks; None if this rank has all parameters.
+        exchange: exchange of matrices that ranks share; None if this rank has all of them whole.
         report_device: device of the report of a step without rows on this rank.
     """
 
     needs_norm: bool
     ranks: RankSums | None = None
+    exchange: MatrixExchange | None = None
     report_device: torch.device = torch.device("cpu")
 
 
@@ -194,9 +196,21 @@ class Plan:
             # every bucket would write the same report
             out = report if i == 0 else None
             bucket.runner.prepare(partials.get(key.device), out, _move(amp_state, key.device))
+        if sums.exchange is not None:
+            sums.exchange.run(self._form_directions())
         counts = self._update(sums.ranks, device)
         self.stalled = [count for count in counts if count is not None]
         return report
+
+    def _form_directions(self) -> dict[int, Tensor]:
+        """Return the direction of each parameter with shared matrices, by its index."""
+        directions: dict[int, Tensor] = {}
+        for key, bucket in self.buckets.items():
+            if key.exchanged:
+                assert isinstance(bucket.runner, MatrixRunner)
+                formed = bucket.runner.form_directions()
+                directions |= zip((i for i, _ in bucket.params), formed, strict=True)
+        return directions
 
     def _update(self, ranks: RankSums | None, device: torch.device) -> list[Tensor | None]:
         """Run the update of every bucket, with sums over the ranks for rules that need them."""
@@ -241,8 +255,10 @@ class Plan:
         partials: Mapping[torch.device, Tensor],
         amp_state: AmpState,
     ) -> Tensor:
-        """Take part in the other sums of a step; return its report, which other ranks have too."""
+        """Take part in the rest of a step; return its report, which other ranks have too."""
         assert sums.ranks is not None
+        if sums.exchange is not None:
+            sums.exchange.run({})
         if sums.ranks.sums_rows:
             sums.ranks.sum_rows([], sums.report_device)
         part = partials.get(sums.report_device)

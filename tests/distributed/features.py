@@ -19,6 +19,7 @@ FEATURES = (
     "clipping by one norm",
     "skip on all ranks",
     "LAMB, LARS, StableAdamW",
+    "Muon as one process",
     "checkpoints",
     "checkpoints of torch.optim",
 )

@@ -1,0 +1,286 @@
+"""Matrices that ranks share: each is sent to one rank, transformed there whole, and sent back.
+
+The ranks of a process group exchange all of their parts at once, in one collective each way, whose
+sizes follow from shapes. Every rank takes part for every parameter of the optimizer, also for one
+that has no gradient, in the order of the parameters, so that no rank waits for another for ever.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_optim.backends.matrix_runner import Layout, direction_dtype, transform_batches
+from fused_optim.dtensors import (
+    MatrixSharding,
+    find_matrix_mesh_dims,
+    find_matrix_sharding,
+    to_local,
+)
+from fused_optim.private_api import copy_all, has_data
+from fused_optim.rules.common import MatrixStep, Rule
+from fused_optim.step.guards import Group
+
+ALIGNMENT = 16  # in bytes: parts of every dtype begin where it can be viewed
+
+
+class SharedParam(NamedTuple):
+    """A parameter whose matrices ranks share.
+
+    Attributes:
+        param_index: index of the parameter in the optimizer.
+        number: index of the parameter in the whole model.
+        sharding: how ranks share it.
+        step: operation on its matrices.
+        dtype: dtype of its direction.
+        device: device of its local tensor.
+    """
+
+    param_index: int
+    number: int
+    sharding: MatrixSharding
+    step: MatrixStep
+    dtype: torch.dtype
+    device: torch.device
+
+    def part_shape(self, rank: int) -> tuple[int, ...]:
+        """Return the shape of the part that ``rank`` of the group has."""
+        shape = list(self.sharding.shape)
+        shape[self.sharding.dim] = self.sharding.spans[rank][1]
+        return tuple(shape)
+
+
+def make_layout(params: Sequence[SharedParam]) -> Layout:
+    """Return the places of the whole matrices of parameters with one step."""
+    shapes = [param.sharding.shape for param in params]
+    layouts = [(shape, contiguous_strides(shape)) for shape in shapes]
+    return Layout(layouts, [math.prod(shape) for shape in shapes], params[0].step.cut)
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor."""
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+def is_exchanged(param: Tensor, rule: Rule) -> bool:
+    """Return True if ranks share the matrices of ``param`` that ``rule`` transforms."""
+    step = rule.matrix_step
+    return step is not None and bool(find_matrix_mesh_dims(param, step.cut.batch_dims or 0))
+
+
+def find_shared(
+    groups: Iterable[Group],
+    rule: Callable[[Group], Rule],
+    numbers: Mapping[Tensor, int],
+    elsewhere: Collection[Tensor],
+) -> Iterator[SharedParam]:
+    """Yield the parameters whose matrices ranks share, with or without a gradient.
+
+    Args:
+        groups: parameter groups of an optimizer.
+        rule: function that returns the rule of a group.
+        numbers: index of parameters in the whole model, where it is not that in the optimizer.
+        elsewhere: parameters that are updated here only if they have a gradient.
+    """
+    given = ((group, param) for group in groups for param in group["params"])
+    for index, (group, param) in enumerate(given):
+        idle = param.grad is None and (param in elsewhere or not param.requires_grad)
+        step = rule(group).matrix_step
+        if idle or step is None or not is_exchanged(param, rule(group)):
+            continue
+        sharding = find_matrix_sharding(param, step.cut.batch_dims or 0)
+        assert sharding is not None
+        device = to_local(param).device
+        dtype = direction_dtype(step, device)
+        number = numbers.get(param, index)
+        yield SharedParam(index, number, sharding, step, dtype, device)
+
+
+def choose_owners(params: Sequence[SharedParam], size: int) -> list[int]:
+    """Return the rank that transforms each parameter; the costliest are distributed first.
+
+    Of ranks with equal work, the number of the parameter selects one.
+    """
+    costs = [
+        sum(
+            len(batch.offsets) * math.prod(batch.shape) * min(batch.shape)
+            for batch in make_layout([param]).batches
+        )
+        for param in params
+    ]
+    work, owners = [0] * size, [0] * len(params)
+    for i in sorted(range(len(params)), key=lambda i: -costs[i]):
+        first = params[i].number
+        owners[i] = min(range(size), key=lambda rank: (work[rank], (rank - first) % size))
+        work[owners[i]] += costs[i]
+    return owners
+
+
+def group_alike(params: Iterable[SharedParam]) -> dict[Any, list[SharedParam]]:
+    """Return the parameters by step and dtype, in the order in which these are met first."""
+    alike: dict[Any, list[SharedParam]] = {}
+    for param in params:
+        alike.setdefault((param.step, param.dtype), []).append(param)
+    return alike
+
+
+class Part(NamedTuple):
+    """One rank's part of a parameter, in a buffer.
+
+    Attributes:
+        offset: index of its first byte.
+        shape: shape of the part.
+        dtype: dtype of the part.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """Return the part as a view of ``buffer``."""
+        nbytes = math.prod(self.shape) * self.dtype.itemsize
+        return buffer[self.offset : self.offset + nbytes].view(self.dtype).view(self.shape)
+
+
+class Buffer:
+    """The places of parts in a buffer of bytes, by the rank that they are sent to or come from.
+
+    Attributes:
+        parts: parts in the order of ranks.
+        sizes: number of bytes for each rank.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.sizes: list[int] = []
+
+    def add_rank(self, parts: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> None:
+        """Add the parts of the next rank, as shapes and dtypes."""
+        begin = end = sum(self.sizes)
+        for shape, dtype in parts:
+            self.parts.append(Part(end, shape, dtype))
+            end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self.sizes.append(end - begin)
+
+    def allocate(self, device: torch.device) -> Tensor:
+        """Return memory for the parts."""
+        return torch.empty(sum(self.sizes), dtype=torch.uint8, device=device)
+
+    def views(self, memory: Tensor) -> list[Tensor]:
+        """Return every part as a view of ``memory``."""
+        return [part.view(memory) for part in self.parts]
+
+
+class WholeMatrices:
+    """The parameters with one step and dtype that this rank transforms.
+
+    Attributes:
+        params: the parameters.
+    """
+
+    def __init__(self, params: list[SharedParam]) -> None:
+        self.params = params
+        self.layout = make_layout(params)
+
+    def allocate(self) -> Tensor:
+        """Return memory for the matrices."""
+        first = self.params[0]
+        return torch.empty(self.layout.numel, dtype=first.dtype, device=first.device)
+
+    def views(self, memory: Tensor, rank: int) -> list[Tensor]:
+        """Return the part that ``rank`` has of each parameter, as a view of ``memory``."""
+        result = []
+        for param, offset in zip(self.params, self.layout.offsets, strict=True):
+            shape = param.sharding.shape
+            whole = memory.as_strided(shape, contiguous_strides(shape), offset)
+            result.append(whole.narrow(param.sharding.dim, *param.sharding.spans[rank]))
+        return result
+
+
+class GroupExchange:
+    """The exchange of the ranks of one process group.
+
+    Attributes:
+        group: process group.
+        params: parameters whose parts this rank sends, in the order of the buffer.
+    """
+
+    def __init__(self, params: Sequence[SharedParam]) -> None:
+        self.group, self.device = params[0].sharding.group, params[0].device
+        rank = torch.distributed.get_rank(self.group)
+        self.size = torch.distributed.get_world_size(self.group)
+        owned: list[list[SharedParam]] = [[] for _ in range(self.size)]
+        for param, owner in zip(params, choose_owners(params, self.size), strict=True):
+            owned[owner].append(param)
+        # those with one step are neighbours in the buffers too
+        kinds = [list(group_alike(own).values()) for own in owned]
+        self._wholes = [WholeMatrices(same) for same in kinds[rank]]
+        owned = [list(chain.from_iterable(own)) for own in kinds]
+        self.params = list(chain.from_iterable(owned))
+        self._sent, self._received = Buffer(), Buffer()
+        for own in owned:
+            self._sent.add_rank((param.part_shape(rank), param.dtype) for param in own)
+        for source in range(self.size):
+            self._received.add_rank((p.part_shape(source), p.dtype) for p in owned[rank])
+
+    def run(self, directions: Mapping[int, Tensor]) -> None:
+        """Replace directions by their transforms.
+
+        Args:
+            directions: direction of each parameter that has one on this rank, by index; the others
+                are 0 for the transform.
+        """
+        sent, received = (b.allocate(self.device) for b in (self._sent, self._received))
+        parts = self._sent.views(sent)
+        found = [directions.get(param.param_index) for param in self.params]
+        own = [(part, d) for part, d in zip(parts, found, strict=True) if d is not None]
+        for part, direction in zip(parts, found, strict=True):
+            if direction is None:
+                part.zero_()
+        _copy([part for part, _ in own], [direction for _, direction in own])
+        sizes = (self._received.sizes, self._sent.sizes)
+        torch.distributed.all_to_all_single(received, sent, *sizes, group=self.group)
+        self._transform(received)
+        torch.distributed.all_to_all_single(sent, received, *sizes[::-1], group=self.group)
+        _copy([direction for _, direction in own], [part for part, _ in own])
+
+    def _transform(self, received: Tensor) -> None:
+        """Replace the parts of this rank's parameters by those of their transforms."""
+        memories = [whole.allocate() for whole in self._wholes]
+        pairs = list(zip(self._wholes, memories, strict=True))
+        ranks = range(self.size)
+        views = [view for r in ranks for whole, memory in pairs for view in whole.views(memory, r)]
+        parts = self._received.views(received)
+        _copy(views, parts)
+        for whole, memory in pairs:
+            transform_batches(memory, whole.layout.batches, whole.params[0].step)
+        _copy(parts, views)
+
+
+def _copy(destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each tensor that has elements."""
+    pairs = [(d, s) for d, s in zip(destinations, sources, strict=True) if d.numel()]
+    if pairs:
+        copy_all([d for d, _ in pairs], [s for _, s in pairs])
+
+
+class MatrixExchange:
+    """The exchanges of a step, over every process group whose ranks share matrices; maybe none."""
+
+    def __init__(self, params: Iterable[SharedParam]) -> None:
+        by_group: dict[tuple[str, str], list[SharedParam]] = {}
+        for param in params:
+            key = (param.sharding.group.group_name, param.device.type)
+            by_group.setdefault(key, []).append(param)
+        # in an order that all ranks have
+        self._exchanges = [GroupExchange(by_group[key]) for key in sorted(by_group)]
+
+    def run(self, directions: Mapping[int, Tensor]) -> None:
+        """Replace directions by their transforms: see :meth:`GroupExchange.run`."""
+        if all(map(has_data, directions.values())):
+            for exchange in self._exchanges:
+                exchange.run(directions)
