@@ -15,6 +15,7 @@ from fused_optim.optimizers.lars import LARS
 from fused_optim.optimizers.lion import Lion
 from fused_optim.optimizers.muon import Muon
 from fused_optim.optimizers.nadam import NAdam
+from fused_optim.optimizers.normuon import NorMuon
 from fused_optim.optimizers.radam import RAdam
 from fused_optim.optimizers.rmsprop import RMSprop
 from fused_optim.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
@@ -43,6 +44,7 @@ __all__ = [
     "Memory",
     "Muon",
     "NAdam",
+    "NorMuon",
     "RAdam",
     "RMSprop",
     "ScheduleFreeAdamW",

@@ -91,24 +91,38 @@ class Batch(NamedTuple):
     Attributes:
         shape: numbers of rows and columns.
         strides: distances between the elements of two rows, and of two columns.
-        offsets: index of the first element of each matrix.
+        places: for each matrix, the index of its first element, that of its parameter, and the
+            index of its first row among the rows of all matrices of the parameter.
     """
 
     shape: tuple[int, int]
     strides: tuple[int, int]
-    offsets: list[int]
+    places: list[tuple[int, int, int]]
 
-    def views(self, workspace: Tensor, size: int | None) -> Iterator[list[Tensor]]:
-        """Yield views of at most ``size`` matrices: one ``[k, m, n]`` if they are evenly spaced."""
-        offsets = iter(self.offsets)
-        while part := list(islice(offsets, size)):
-            distances = {b - a for a, b in pairwise(part)}
-            if len(distances) < 2:
-                step = distances.pop() if distances else 0
-                shape, strides = (len(part), *self.shape), (step, *self.strides)
-                yield [workspace.as_strided(shape, strides, part[0])]
-            else:
-                yield [workspace.as_strided(self.shape, self.strides, offset) for offset in part]
+    def divide(self, size: int | None) -> Iterator["Batch"]:
+        """Yield batches of at most ``size`` matrices."""
+        places = iter(self.places)
+        while part := list(islice(places, size)):
+            yield self._replace(places=part)
+
+    def views(self, workspace: Tensor) -> list[Tensor]:
+        """Return one view of all matrices, [k, m, n]; or one of each, if they are not evenly spaced."""
+        offsets = [offset for offset, _, _ in self.places]
+        distances = {b - a for a, b in pairwise(offsets)}
+        if len(distances) < 2:
+            step = distances.pop() if distances else 0
+            shape, strides = (len(offsets), *self.shape), (step, *self.strides)
+            return [workspace.as_strided(shape, strides, offsets[0])]
+        return [workspace.as_strided(self.shape, self.strides, offset) for offset in offsets]
+
+    def rows(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Return the part [rows, 1] of a state that belongs to each matrix.
+
+        Args:
+            states: the state of each parameter.
+        """
+        count = self.shape[0]
+        return [states[i].view(-1, 1)[first : first + count] for _, i, first in self.places]
 
 
 class Layout:
@@ -130,18 +144,20 @@ class Layout:
         """
         self.offsets = [0] * len(layouts)
         self.numel = 0
-        batches: dict[tuple[Pair, Pair], list[int]] = {}
+        batches: dict[tuple[Pair, Pair], list[tuple[int, int, int]]] = {}
         # rows of one layout are neighbours, so that their matrices are evenly spaced
         for i in sorted(range(len(layouts)), key=lambda i: layouts[i]):
             self.offsets[i] = self.numel
             if numels[i] and cut is not None:
+                first = 0
                 shape, strides = layouts[i]
                 for block in find_blocks(shape, strides, cut):
-                    offsets = batches.setdefault((block.shape, block.strides), [])
-                    offsets.append(self.numel + block.offset)
+                    places = batches.setdefault((block.shape, block.strides), [])
+                    places.append((self.numel + block.offset, i, first))
+                    first += block.shape[0]
             self.numel += -(-numels[i] // ALIGNMENT) * ALIGNMENT
         self.batches = [
-            Batch(shape, strides, offsets) for (shape, strides), offsets in batches.items()
+            Batch(shape, strides, places) for (shape, strides), places in batches.items()
         ]
 
 
@@ -166,6 +182,8 @@ class MatrixRunner(BucketRunner):
             cut = None if self.key.exchanged else self.step.cut
             self.layout, self.layouts = Layout(layouts, numels, cut), layouts
         self.group_of_row = bucket.group_of_row
+        self.skips_group = [bool(group.common.skips) for group in bucket.options]
+        self.row_states = [row.row_states for row in bucket.rows]
         device = bucket.rows[0].columns[0].device
         self.workspace = torch.empty(self.layout.numel, dtype=self.dtype, device=device)
         rows = [
@@ -202,8 +220,19 @@ class MatrixRunner(BucketRunner):
     @override
     def prepare(self, partials: Tensor | None, report: Tensor | None, amp_state: AmpState) -> None:
         self.first.prepare(partials, report, amp_state)
+        self.skips = self._find_skips(partials, amp_state.found_inf)
         # a direction is neither scaled nor clipped
         self.second.prepare(partials, None, AmpState(None, amp_state.found_inf))
+
+    def _find_skips(self, partials: Tensor | None, found_inf: Tensor | None) -> list[Tensor | None]:
+        """Return for each row a 0-dim tensor that is True if it is skipped; None if it is not."""
+        bad = None if partials is None else partials[:, 1].sum() != 0
+        found = None if found_inf is None else found_inf.squeeze() != 0
+        flags: list[Tensor | None] = []
+        for skips in self.skips_group:
+            given = [flag for flag in (bad if skips else None, found) if flag is not None]
+            flags.append(torch.stack(given).any() if given else None)
+        return [flags[group] for group in self.group_of_row]
 
     @override
     def sum_rows(self) -> Tensor:
@@ -221,24 +250,46 @@ class MatrixRunner(BucketRunner):
     def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
         if not self.key.exchanged:
             self.form_directions()
-            transform_batches(self.workspace, self.layout.batches, self.step)
+            states = list(zip(*self.row_states, strict=True))
+            batches = self.layout.batches
+            transform_batches(self.workspace, batches, self.step, states, self.skips)
         counts = self.second.update()
-        del self.workspace
+        del self.workspace, self.row_states
         return counts
 
 
-def transform_batches(workspace: Tensor, batches: Sequence[Batch], step: MatrixStep) -> None:
-    """Replace each matrix in ``workspace`` by its transform."""
+def transform_batches(
+    workspace: Tensor,
+    batches: Sequence[Batch],
+    step: MatrixStep,
+    states: Sequence[Sequence[Tensor]] = (),
+    skips: Sequence[Tensor | None] = (),
+) -> None:
+    """Replace each matrix in ``workspace`` by its transform.
+
+    Args:
+        workspace: directions.
+        batches: places of the matrices.
+        step: operation on them.
+        states: each state of the operation, for each parameter; updated in place.
+        skips: for each parameter, a 0-dim tensor that is True if its states stay, or None.
+    """
     settings = step.settings
     with _without_autocast(workspace.device):
         for batch in batches:
-            for views in batch.views(workspace, settings.max_batch):
+            for part in batch.divide(settings.max_batch):
+                views = part.views(workspace)
                 given = views[0] if views[0].dim() == 3 else torch.stack(views)
-                result = step.transform(given, settings)
+                old = [part.rows(state) for state in states]
+                result, new = step.transform(given, tuple(map(torch.stack, old)), settings)
                 for view, value in zip(
                     views, [result] if views[0].dim() == 3 else result, strict=True
                 ):
                     view.copy_(value)
+                for before, after in zip(old, new, strict=True):
+                    for (_, i, _), row, value in zip(part.places, before, after, strict=True):
+                        skip = skips[i]
+                        row.copy_(value if skip is None else torch.where(skip, row, value))
 
 
 def _without_autocast(device: torch.device) -> Any:

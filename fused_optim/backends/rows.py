@@ -63,6 +63,7 @@ class Row(NamedTuple):
         copies: columns in place of tensors whose strides do not match, or of rows with a sparse
             gradient; after the update each tensor takes the values of its column.
         layout: shape of the parameter, and strides by which the columns hold its elements.
+        row_states: states of a step on matrices, one element for each of their rows.
     """
 
     columns: tuple[Tensor, ...]
@@ -71,14 +72,16 @@ class Row(NamedTuple):
     noise_key: NoiseKey = _NO_NOISE
     copies: tuple[CopyBack, ...] = ()
     layout: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    row_states: tuple[Tensor, ...] = ()
 
 
 class RowTemplate(NamedTuple):
     """A template that makes a row from a list of tensors.
 
     Attributes:
-        read: function that selects columns and 0-dim states from the list.
-        columns: number of columns; 0-dim states follow them.
+        read: function that selects columns, 0-dim states and states of rows from the list.
+        columns: number of columns.
+        scalars: number of 0-dim states, which follow the columns.
         group: index of the parameter group.
         noise_key: key of stochastic rounding.
         layout: see :class:`Row`.
@@ -86,6 +89,7 @@ class RowTemplate(NamedTuple):
 
     read: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     columns: int
+    scalars: int
     group: int
     noise_key: NoiseKey
     layout: tuple[tuple[int, ...], tuple[int, ...]]
@@ -93,8 +97,10 @@ class RowTemplate(NamedTuple):
     def make_row(self, tensors: Sequence[Tensor]) -> Row:
         """Return the row of these tensors, none of which needs a copy."""
         selected = self.read(tensors)
-        columns, scalar_state = selected[: self.columns], selected[self.columns :]
-        return Row(columns, scalar_state, self.group, self.noise_key, layout=self.layout)
+        columns, rest = selected[: self.columns], selected[self.columns :]
+        scalar_state, row_states = rest[: self.scalars], rest[self.scalars :]
+        row = Row(columns, scalar_state, self.group, self.noise_key, layout=self.layout)
+        return row._replace(row_states=row_states)
 
 
 def is_dense(tensor: Tensor) -> bool:

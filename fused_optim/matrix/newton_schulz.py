@@ -66,13 +66,23 @@ def lr_factor(rows: int, columns: int, adjust_lr: str) -> float:
     return math.sqrt(max(1, rows / columns)) if columns else 1.0
 
 
-def orthogonalize(matrices: Tensor, settings: NewtonSchulz) -> Tensor:
+def orthogonalize(
+    matrices: Tensor, states: tuple[Tensor, ...], settings: NewtonSchulz
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return ``matrices``, orthogonalized and scaled by :func:`lr_factor`.
 
     Args:
         matrices: batch ``[k, rows, columns]`` in the dtype of the products.
+        states: none; returned unchanged.
         settings: coefficients, algorithm and scale.
     """
+    rows, columns = matrices.shape[-2:]
+    factor = lr_factor(rows, columns, settings.adjust_lr)
+    return iterate(matrices, settings) * factor, states
+
+
+def iterate(matrices: Tensor, settings: NewtonSchulz) -> Tensor:
+    """Return the orthogonalized ``matrices`` [k, rows, columns], without :func:`lr_factor`."""
     if matrices.numel() == 0:
         return matrices
     rows, columns = matrices.shape[-2:]
@@ -85,9 +95,8 @@ def orthogonalize(matrices: Tensor, settings: NewtonSchulz) -> Tensor:
     x = (x * scale).to(x.dtype)
     aspect = max(rows, columns) / min(rows, columns)
     gram = settings.algorithm == "gram" or (settings.algorithm == "auto" and aspect > GRAM_ASPECT)
-    iterate = iterate_gram if gram else iterate_standard
-    x = iterate(x, settings.coefficients)
-    x = x * lr_factor(rows, columns, settings.adjust_lr)
+    iteration = iterate_gram if gram else iterate_standard
+    x = iteration(x, settings.coefficients)
     return x.mT if rows > columns else x
 
 

@@ -40,17 +40,20 @@ class MatrixStep(NamedTuple):
     second pass reads them as the gradient.
 
     Attributes:
-        transform: function ``(matrices, settings) -> matrices`` on a batch ``[k, m, n]``.
+        transform: function ``(matrices, states, settings) -> (matrices, states)`` on a batch
+            ``[k, rows, columns]``, whose states are ``[k, rows, 1]``, float32.
         settings: settings of ``transform``, a NamedTuple with the fields ``dtype`` (of the
             directions; None for bf16, float32 on the CPU) and ``max_batch`` (maximum of k or None).
         cut: how a parameter is divided into matrices: a :class:`fused_optim.matrix.blocks.Cut`.
         second: rule of the second pass, without states.
+        row_states: names of the states of ``transform``, one float32 for each row of a matrix.
     """
 
-    transform: Callable[[Tensor, Any], Tensor]
+    transform: Callable[[Tensor, State, Any], tuple[Tensor, State]]
     settings: Any
     cut: Any
     second: Any
+    row_states: tuple[str, ...] = ()
 
 
 class Rule(NamedTuple):

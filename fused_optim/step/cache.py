@@ -192,8 +192,11 @@ def _make_templates(params: list[Tensor], state: State, rows: KeyedRows) -> Iter
         states = [index[id(param), name] for name in _state_columns(key)]
         columns = (i, *extras, len(params) + i, *states)
         scalar_state = tuple(index[id(param), name] for name in key.rule.scalar_state)
-        read = itemgetter(*columns, *scalar_state)
-        yield RowTemplate(read, len(columns), row.group, row.noise_key, row.layout)
+        step = key.rule.matrix_step
+        row_states = [index[id(param), name] for name in step.row_states] if step else []
+        read = itemgetter(*columns, *scalar_state, *row_states)
+        counts = (len(columns), len(scalar_state))
+        yield RowTemplate(read, *counts, row.group, row.noise_key, row.layout)
 
 
 def _required_alignment(row: Row, key: BucketKey) -> int:

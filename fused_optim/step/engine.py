@@ -26,6 +26,7 @@ from fused_optim.step.collectives import RankSums
 from fused_optim.step.guards import Group
 from fused_optim.step.matrix_exchange import MatrixExchange, find_shared, is_exchanged
 from fused_optim.step.plan import Plan, StepSums, bump_version_counters, make_bucket_key
+from fused_optim.step.row_states import get_row_states
 from fused_optim.user_warnings import warn_user
 
 
@@ -380,6 +381,7 @@ class StepEngine:
         if columns[grad].layout is not torch.strided:
             make = partial(sparse.make_sparse_row, every_row=rule.sparse == "dense")
         row = make(columns, scalars, one.group_index, noise_key, grad=grad)
+        row = row._replace(row_states=get_row_states(state, rule, one.local))
         ema = get_option(group, "ema_decay") is not None
         counts = bool(get_option(group, "count_stalled"))
         cautious = bool(get_option(group, "cautious_decay"))

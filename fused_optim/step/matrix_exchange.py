@@ -106,7 +106,7 @@ def choose_owners(params: Sequence[SharedParam], size: int) -> list[int]:
     """
     costs = [
         sum(
-            len(batch.offsets) * math.prod(batch.shape) * min(batch.shape)
+            len(batch.places) * math.prod(batch.shape) * min(batch.shape)
             for batch in make_layout([param]).batches
         )
         for param in params
