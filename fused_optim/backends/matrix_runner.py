@@ -106,7 +106,7 @@ class Batch(NamedTuple):
             yield self._replace(places=part)
 
     def views(self, workspace: Tensor) -> list[Tensor]:
-        """Return one view of all matrices, [k, m, n]; or one of each, if they are not evenly spaced."""
+        """Return one view of all matrices, [k, m, n]; one of each if they are not evenly spaced."""
         offsets = [offset for offset, _, _ in self.places]
         distances = {b - a for a, b in pairwise(offsets)}
         if len(distances) < 2:
