@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
@@ -32,22 +34,20 @@ ONE_PROCESS = "Muon as one process"
 
 
 def assert_close(what: str, twin: Twin, optimizers, tolerance: float = 1e-12) -> None:
-    """Compare the gathered parameters and states of a twin with the plain ones."""
+    """Compare this rank's parameters and states of a twin with those parts of the plain ones."""
     one, other = optimizers
     for i, (param, sharded) in enumerate(zip(twin.whole, twin.sharded, strict=True)):
         mine = {"parameter": param, **one.state[param]}
         theirs = {"parameter": sharded, **other.state[sharded]}
         assert mine.keys() == theirs.keys(), what
         for name, value in mine.items():
-            if value.dim():
-                full = theirs[name].full_tensor()
-                torch.testing.assert_close(
-                    full.detach(),
-                    value.detach(),
-                    rtol=tolerance,
-                    atol=tolerance,
-                    msg=lambda m, where=f"{what}, {name} of {i}": f"{where}: {m}",
-                )
+            torch.testing.assert_close(
+                theirs[name].to_local().detach(),
+                take_local(value.detach(), *twin.layouts[i]),
+                rtol=tolerance,
+                atol=tolerance,
+                msg=lambda m, where=f"{what}, {name} of {i}": f"{where}: {m}",
+            )
 
 
 def compare(what: str, layouts, shapes=SHAPES, steps: int = 3, **options) -> Twin:
@@ -81,6 +81,7 @@ def check_every_layout(world: World) -> None:
     for name in ("rows", "columns", "replicas", "rows in replicas"):
         compare(name, [layouts[name]])
     compare("all", [layouts[n] for n in ("columns", "rows", "rows in replicas", "replicas")])
+    compare("other order of ranks", [(DeviceMesh("cpu", [2, 0, 3, 1]), (Shard(0),))])
     options = {"adjust_lr_fn": "match_rms_adamw", "ns_max_batch": 1, "nesterov": False}
     compare("options", [layouts["rows"]], **options)
 
@@ -145,6 +146,8 @@ def check_what_is_sent(world: World) -> None:
         total = torch.tensor([owned[line.group_name]])
         dist.all_reduce(total)
         assert total == 4 * (128 + 32)
+    estimate = fused_optim.memory(twin.sharded, Muon)
+    assert estimate.states == sum(p.to_local().nbytes for p in twin.sharded)
     explained = optimizer.explain().rows
     shared = ["ranks share its matrices" in row.why for row in explained]
     assert shared == [True, True, False, True, True]
@@ -160,6 +163,15 @@ def check_the_work_is_shared(world: World) -> None:
     with count_exchanges() as exchanges:
         optimizer.step()
     assert exchanges[1][1] == 4 * (2 * 4 * 8 + 16 * 16)
+
+
+def check_duplicates(world: World) -> None:
+    """A parameter that a group has twice is exchanged twice."""
+    twin = Twin([make_layouts(world)["rows"]], F64, SHAPES)
+    with warnings.catch_warnings(action="ignore"):
+        optimizers = [Muon([*p, p[0]], **OPTIONS) for p in (twin.whole, twin.sharded)]
+    train(twin, optimizers, 2)
+    assert_close("duplicates", twin, optimizers)
 
 
 def make_groups(model):
@@ -211,6 +223,8 @@ def check_step_in_backward(world: World) -> None:
             optimizer.zero_grad()
     assert_models_are_close(model, plain)
     assert len(exchanges) == 3 * 2 * 3, exchanges
+    # the first of three steps: each weight has another owner
+    assert sum(nbytes > 0 for _, nbytes in exchanges[1:6:2]) == (world.rank < 3), exchanges
 
 
 @covers("FSDP2, HSDP, TP", "storage formats")
