@@ -21,6 +21,7 @@ FEATURES = (
     "LAMB, LARS, StableAdamW",
     "checkpoints",
     "checkpoints of torch.optim",
+    "`step_in_backward`",
 )
 START, END = "<!-- features -->", "<!-- end of features -->"
 

@@ -22,7 +22,7 @@ import torch.multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 SIZE = 4  # processes
-MODULES = ("updates", "norms", "checkpoints", "torch_checkpoints", "engines")
+MODULES = ("updates", "norms", "checkpoints", "torch_checkpoints", "engines", "backward")
 Check = Callable[["World"], None]
 # engines and features by module and name of the check
 COVERED: dict[tuple[str, str], list[tuple[str, str]]] = {}
