@@ -48,8 +48,9 @@ def test_example(name, tmp_path):
     command = [sys.executable, *launcher, path, *arguments]
     options = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
     result = subprocess.run(command, **options)
-    # gloo's threads may abort a process at its exit, with torch.optim as well: "terminate called
-    # without an active exception"; the line is printed before that
+    # torch keeps process groups (in the default arguments of torch.distributed.nn, in the caches of
+    # DTensor), so gloo's threads outlive destroy_process_group(); one that frees a tensor while the
+    # interpreter exits aborts the process, with torch.optim as well, after everything is printed
     aborted = (
         name in DISTRIBUTED and "terminate called without an active exception" in result.stderr
     )

@@ -102,7 +102,8 @@ def work(rank: int, name: str, folder: str) -> None:
         if sys.exc_info()[0] is not None:
             outcome["error"] = traceback.format_exc()
         (Path(folder) / f"{rank}.json").write_text(json.dumps(outcome))
-        # no orderly end: a process may still wait for one that failed
+        # no orderly end: a process may still wait for one that failed, and a thread of gloo that
+        # frees a tensor while the interpreter exits would abort it
         os._exit(0)
 
 
