@@ -1,15 +1,14 @@
-"""The short examples run on a CPU and print what they promise."""
+"""The short examples run on a CPU and print what they promise.
 
-import os
+examples/train_fsdp2.py runs in test_train_fsdp2.py.
+"""
+
 import re
-import subprocess
-import sys
-from pathlib import Path
+import runpy
 
 import pytest
+from helpers.processes import ROOT, check_end, torchrun
 
-ROOT = Path(__file__).parent.parent
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # name: lines of the output, as regular expressions
 PRINTED = {
     "quickstart": [
@@ -25,35 +24,27 @@ PRINTED = {
         r"states +0\.000 +4\.\d\d",
     ],
     "checkpoint": ["fused_optim: True", r"torch\.optim: True", "from_torch: True"],
-    "ddp": ["2 processes equal one within 1e-5: True"],
-    "train_fsdp2": [r"2 processes: loss 6\.\d{3}", "one process: equal within rounding"],
 }
-ARGUMENTS = {"train_fsdp2": ("--steps", "8", "--compare")}
-DISTRIBUTED = ("ddp", "train_fsdp2")
 
 
 def test_every_example_is_run_and_short():
     paths = list((ROOT / "examples").glob("*.py"))
-    assert {path.stem for path in paths} == {"__init__", *PRINTED}
+    assert {path.stem for path in paths} == {"__init__", "ddp", "train_fsdp2", *PRINTED}
     assert all(len(path.read_text().splitlines()) <= 40 for path in paths)
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_example(name, tmp_path):
-    """Run the script in its own process, on the CPU, and compare the lines in order."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    launcher = TORCHRUN if name in DISTRIBUTED else ()
-    path, arguments = ROOT / "examples" / f"{name}.py", ARGUMENTS.get(name, ())
-    command = [sys.executable, *launcher, path, *arguments]
-    options = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
-    result = subprocess.run(command, **options)
-    # gloo's threads may abort a process at its exit, with torch.optim as well: "terminate called
-    # without an active exception"; the line is printed before that
-    aborted = (
-        name in DISTRIBUTED and "terminate called without an active exception" in result.stderr
-    )
-    assert result.returncode == 0 or aborted, result.stderr
-    lines = iter(result.stdout.splitlines())
+def test_example(name, tmp_path, monkeypatch, capsys):
+    """Run the script, and compare the lines in order."""
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    lines = iter(printed.splitlines())
     for expected in PRINTED[name]:
-        assert any(re.match(expected, line) for line in lines), (expected, result.stdout)
+        assert any(re.match(expected, line) for line in lines), (expected, printed)
+
+
+def test_data_parallel_example():
+    result = torchrun(2, ROOT / "examples" / "ddp.py")
+    check_end(result)
+    assert result.stdout == "2 processes equal one within 1e-5: True\n"

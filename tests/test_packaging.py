@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers.c_module import HAS_COMPILER
 
 ROOT = Path(__file__).parent.parent
@@ -22,17 +23,13 @@ ROOT = Path(__file__).parent.parent
 NAMESAKE = "kernels==0.17.2"
 MISSING = "/nowhere/cc"
 
-IMPORT_ALL = """
-import importlib, sys
-for name in sys.argv[1:]:
-    print(importlib.import_module(name).__file__)
-"""
-
+# arguments: whether triton is blocked, backends with commas between them, modules to import at last
 STEPS = """
 import sys
-if sys.argv[1] == "blocked":
+triton, backends, *names = sys.argv[1:]
+if triton == "blocked":
     sys.modules["triton"] = None  # Python's way of saying that there is no such module
-import logging, torch, fused_optim
+import importlib, logging, torch, fused_optim
 
 class Ways(logging.Handler):
     def emit(self, record):
@@ -42,11 +39,11 @@ class Ways(logging.Handler):
 logging.getLogger("fused_optim").addHandler(Ways())
 logging.getLogger("fused_optim").setLevel(logging.DEBUG)
 
-def steps(optimizer, **options):
+def steps(backend, optimizer, **options):
     torch.manual_seed(0)
     weights = [torch.randn(n) for n in (5, 1, 1025)]
     before = [weight.clone() for weight in weights]
-    optimizer = optimizer(weights, lr=0.1, max_grad_norm=1.0, backend=sys.argv[2], **options)
+    optimizer = optimizer(weights, lr=0.1, max_grad_norm=1.0, backend=backend, **options)
     for _ in range(3):
         for weight in weights:
             weight.grad = weight.sin()
@@ -54,8 +51,13 @@ def steps(optimizer, **options):
     assert not any(torch.equal(*pair) for pair in zip(weights, before))
     print(optimizer.backend_used, [weight.double().sum().item().hex() for weight in weights])
 
-steps(fused_optim.AdamW, weight_decay=0.1)
-steps(fused_optim.SGD, momentum=0.9)
+for backend in backends.split(","):
+    steps(backend, fused_optim.AdamW, weight_decay=0.1)
+    steps(backend, fused_optim.SGD, momentum=0.9)
+if triton == "blocked":
+    del sys.modules["triton"]
+for name in names:
+    print(importlib.import_module(name).__file__)
 """
 
 
@@ -98,14 +100,21 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def archives(source):
-    """Return the sdist, and wheels built from it with and without a C compiler."""
+def archives(source, tmp_path_factory):
+    """Return the sdist, and wheels built with and without a C compiler, once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers
+    dist, pure = folder / "dist", folder / "pure"
     build = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
-    run(*build, source / "dist", cwd=source)
-    run(*build, source / "pure", cwd=source, CC=MISSING)
-    (sdist,), (wheel,) = (list((source / "dist").glob(end)) for end in ("*.tar.gz", "*.whl"))
-    (pure,) = (source / "pure").glob("*.whl")
-    return {"sdist": sdist, "wheel": wheel, "pure": pure}
+    with FileLock(folder / "archives.lock"):
+        if not pure.exists():
+            run(*build, dist, cwd=source)
+            run(*build, pure, "--wheel", cwd=source, CC=MISSING)
+    (sdist,), (wheel,), (without,) = map(
+        list, (dist.glob("*.tar.gz"), dist.glob("*.whl"), pure.glob("*.whl"))
+    )
+    return {"sdist": sdist, "wheel": wheel, "pure": without}
 
 
 @pytest.fixture
@@ -132,32 +141,38 @@ def install(venv, *what, **variables):
     pip(venv, "--no-deps", "--no-build-isolation", "--ignore-installed", *what, **variables)
 
 
-def assert_imports(venv, names, home):
-    """Check that ``names`` import in ``venv``, from ``home`` alone."""
-    files = run(venv / "bin" / "python", "-W", "error", "-c", IMPORT_ALL, *names, cwd=venv).stdout
-    assert len(files.splitlines()) == len(names)
-    for file in files.splitlines():
-        assert Path(file).is_relative_to(home), file
+def compares_in(venv, source, home, has_c):
+    """Take steps, and check that all modules import from ``home`` alone.
 
-
-def compares_in(venv):
-    """Return the language in which steps are compared, and the bits of their results."""
-    printed = run(venv / "bin" / "python", "-W", "error", "-c", STEPS, "blocked", "auto", cwd=venv)
+    Returns:
+        The language in which steps are compared, and the bits of their results.
+    """
+    names = [*modules(source), "fused_optim._host"] if has_c else modules(source)
+    command = (venv / "bin" / "python", "-W", "error", "-c", STEPS, "blocked", "auto", *names)
+    printed = run(*command, cwd=venv)
     (way,) = {line.split()[0] for line in printed.stderr.splitlines()}
-    return way, printed.stdout
+    lines = printed.stdout.splitlines()
+    bits, files = lines[: -len(names)], lines[-len(names) :]
+    assert len(bits) == 2
+    assert not [file for file in files if not Path(file).is_relative_to(home)]
+    return way, bits
 
 
 @pytest.mark.slow
-def test_archive(source, archives, venv):
-    """Guard against a package missing from the list: it would import from the checkout alone.
+def test_archives(source, archives, venv):
+    """Install the sdist without a compiler, and then the wheel that was built from it.
 
-    The wheel was built from the sdist, which is installed in test_without_a_compiler.
+    Guards against a package missing from the list, which would import from the checkout alone, and
+    against an installation that needs a compiler, or has other bits without one.
     """
     pytest.importorskip("triton")
+    install(venv, archives["sdist"], CC=MISSING)
+    assert not list(venv.rglob("_host.*so"))
+    way, bits = compares_in(venv, source, venv, has_c=False)
+    assert way == "Python:"
     install(venv, archives["wheel"])
-    names = [*modules(source), "fused_optim._host"] if HAS_COMPILER else modules(source)
-    assert_imports(venv, names, home=venv)
-    assert compares_in(venv)[0] == ("C" if HAS_COMPILER else "Python:")
+    expected = ("C" if HAS_COMPILER else "Python:", bits)
+    assert compares_in(venv, source, venv, HAS_COMPILER) == expected
 
 
 @pytest.mark.slow
@@ -174,18 +189,6 @@ def test_names_of_wheels(archives):
 
 
 @pytest.mark.slow
-def test_without_a_compiler(archives, venv, tmp_path):
-    """Guard against an installation that needs a compiler, or other bits without one."""
-    install(venv, archives["sdist"], CC=MISSING)
-    assert not list(venv.rglob("_host.*so"))
-    way, bits = compares_in(venv)
-    assert way == "Python:"
-    if HAS_COMPILER:
-        install(venv, archives["wheel"])
-        assert compares_in(venv) == ("C", bits)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("compiler", [None, MISSING])
 def test_editable(compiler, source, venv, tmp_path):
     pytest.importorskip("triton")
@@ -193,9 +196,7 @@ def test_editable(compiler, source, venv, tmp_path):
     shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
     install(venv, "--editable", copy, **({} if compiler is None else {"CC": compiler}))
     has_c = compiler is None and HAS_COMPILER
-    names = [*modules(source), "fused_optim._host"] if has_c else modules(source)
-    assert_imports(venv, names, home=copy)
-    assert compares_in(venv)[0] == ("C" if has_c else "Python:")
+    assert compares_in(venv, source, copy, has_c)[0] == ("C" if has_c else "Python:")
 
 
 @pytest.mark.slow
@@ -228,7 +229,7 @@ def test_without_triton():
     """Guard against imports of triton outside the backend that needs it."""
     with_triton = python(STEPS, "free", "reference", cwd=ROOT).stdout
     assert with_triton.count("reference") == 2
-    assert python(STEPS, "blocked", "auto", cwd=ROOT).stdout == with_triton
-    refused = python(STEPS, "blocked", "triton", cwd=ROOT, check=False)
+    refused = python(STEPS, "blocked", "auto,triton", cwd=ROOT, check=False)
+    assert refused.stdout == with_triton
     assert "RuntimeError" in refused.stderr.splitlines()[-1]
     assert "triton" in refused.stderr.splitlines()[-1]

@@ -1,12 +1,11 @@
-"""``step_in_backward`` with process groups: FSDP2 on two ranks, and what wrappers are refused.
+"""``step_in_backward`` with the process group of one rank, and what wrappers are refused.
 
-Faults tried by hand: the norm of one rank, the index of a parameter in its group, a fast path kept
-when ``norm_group`` is set, each refusal left out.
+On two ranks: ``distributed/backward.py``. Faults tried by hand: a fast path kept when
+``norm_group`` is set, each refusal left out.
 """
 
 import pytest
 import torch
-from helpers import backward_ranks
 from helpers.models import parameters, values
 from torch import nn
 
@@ -21,12 +20,6 @@ def one_rank():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_fully_sharded_parameters(tmp_path):
-    """Guard against hooks that FSDP2 does not call, and against indices and norms of one rank."""
-    torch.multiprocessing.spawn(backward_ranks.run, (tmp_path / "store",), nprocs=2)
 
 
 def test_a_process_group_that_is_set_later(one_rank, monkeypatch):

@@ -1,9 +1,10 @@
-"""Several processes on gloo that run many checks after one start.
+"""Several processes on gloo that run all checks after one start, which takes seconds.
 
-A module of this folder with the name ``MODULE`` has functions ``check_...(world)``. Every process
-runs all of them in order, and stops at the first that fails.
+A module of this folder with a name in ``MODULES`` has functions ``check_...(world)``. Every process
+runs those of all modules in order, and stops at the first that fails.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -11,18 +12,25 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 SIZE = 4  # processes
-MODULES = ("updates", "norms", "checkpoints", "torch_checkpoints", "engines", "muon")
+MODULES = (
+    "updates",
+    "norms",
+    "checkpoints",
+    "torch_checkpoints",
+    "engines",
+    "muon",
+    "backward",
+)
 Check = Callable[["World"], None]
 # engines and features by module and name of the check
 COVERED: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -76,53 +84,70 @@ def make_world(rank: int, folder: Path) -> World:
     return World(rank, folder, init_device_mesh("cpu", (SIZE,)), square, parts)
 
 
-def load_checks(name: str) -> dict[str, Any]:
-    """Return the checks of a module of this folder by name, in their order."""
-    module = importlib.import_module(f"distributed.{name}")
-    return {key: value for key, value in vars(module).items() if key.startswith("check_")}
+def load_checks(names: Sequence[str]) -> dict[tuple[str, str], Check]:
+    """Return the checks of modules of this folder by module and name, in their order."""
+    modules = [importlib.import_module(f"distributed.{name}") for name in names]
+    return {
+        (module.__name__, key): value
+        for module in modules
+        for key, value in vars(module).items()
+        if key.startswith("check_")
+    }
 
 
-def work(rank: int, name: str, folder: str) -> None:
+def work(rank: int, folder: Path, names: Sequence[str]) -> None:
     """Run the checks in one process; write what failed to ``folder``."""
     torch.set_num_threads(1)
     address = f"file://{folder}/rendezvous"
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", address, limit, SIZE, rank)
-    outcome = {}
+    outcome: list[tuple[tuple[str, str], str]] = []
     try:
-        shared = Path(folder) / "shared"
+        shared = folder / "shared"
         shared.mkdir(exist_ok=True)
         world = make_world(rank, shared)
-        for key, check in load_checks(name).items():
-            outcome[key] = "not finished"
+        for key, check in load_checks(names).items():
+            outcome.append((key, "not finished"))
             check(world)
             dist.barrier()
-            outcome[key] = ""
+            outcome[-1] = (key, "")
     finally:
         if sys.exc_info()[0] is not None:
-            outcome["error"] = traceback.format_exc()
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(outcome))
-        # no orderly end: a process may still wait for one that failed
+            outcome.append((("", "error"), traceback.format_exc()))
+        (folder / f"{rank}.json").write_text(json.dumps(outcome))
+        # no orderly end: a process may still wait for one that failed, and a thread of gloo that
+        # frees a tensor while the interpreter exits would abort it
         os._exit(0)
 
 
-def run_checks(name: str, timeout: float = 170) -> dict[str, str]:
-    """Run the checks of a module in new processes; return the error of each, "" for none."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "distributed.processes", name, folder]
-        paths = [str(TESTS), str(TESTS.parent)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=environment
-        )
-        errors: dict[str, str] = {}
+def run_checks(names: Sequence[str] = MODULES, timeout: float = 600) -> dict[tuple[str, str], str]:
+    """Run the checks of modules in new processes.
+
+    Returns:
+        The error of each check by module and name, "" for none.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))}
+    errors: dict[tuple[str, str], str] = {}
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        processes = []
         for rank in range(SIZE):
-            path = Path(folder) / f"{rank}.json"
-            outcome = json.loads(path.read_text()) if path.exists() else {"error": done.stderr}
-            for key, error in outcome.items():
-                errors[key] = errors.get(key, "") + (f"rank {rank}: {error}\n" if error else "")
+            command = [sys.executable, "-m", "distributed.processes", str(rank), name, *names]
+            output = stack.enter_context((folder / f"{rank}.txt").open("w"))
+            processes.append(
+                subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            )
+            stack.callback(processes[-1].kill)
+        for rank, process in enumerate(processes):
+            process.wait(timeout)
+            path = folder / f"{rank}.json"
+            printed = [[("", "error"), (folder / f"{rank}.txt").read_text()]]
+            outcome = json.loads(path.read_text()) if path.exists() else printed
+            for key, error in outcome:
+                errors.setdefault(tuple(key), "")
+                errors[tuple(key)] += f"rank {rank}: {error}\n" if error else ""
     return errors
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, tuple(sys.argv[1:]), SIZE)
+    work(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

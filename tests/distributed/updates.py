@@ -38,12 +38,19 @@ def train(twin: Twin, optimizers, steps: int = STEPS, **grads) -> None:
             optimizer.step()
 
 
+def choose_cases() -> list[Case]:
+    """Return the first case of each class and rule: other options change no column of a row."""
+    found: dict[tuple[str, object], Case] = {}
+    for case in filter(is_elementwise, CASES):
+        optimizer = case.fused([Parameter(torch.zeros(1))], **case.options, **case.additions)
+        found.setdefault((case.class_name, optimizer.rule(optimizer.param_groups[0])), case)
+    return [case for case in found.values() if case.class_name != "SparseAdam"]
+
+
 @covers("FSDP2, HSDP, TP, FSDP x TP", "every optimizer")
 def check_every_rule(world: World) -> None:
     layouts = list(make_layouts(world).values())
-    for case in filter(is_elementwise, CASES):
-        if case.class_name == "SparseAdam":
-            continue
+    for case in choose_cases():
         twin = Twin(layouts, shapes=2 * SHAPES)  # one for each layout
         given = {**case.options, **case.additions, "backend": "reference"}
         optimizers = [case.fused(params, **given) for params in (twin.whole, twin.sharded)]
@@ -76,7 +83,7 @@ def check_every_layout_and_format(world: World) -> None:
             optimizers = [
                 fused_optim.AdamW(params, **options) for params in (twin.whole, twin.sharded)
             ]
-            train(twin, optimizers)
+            train(twin, optimizers, 2)
             twin.assert_same(optimizers, f"{name}, {given}")
 
 

@@ -1,10 +1,13 @@
-"""The program of each of two ranks in the tests of ``step_in_backward`` with FSDP2."""
+"""Checks of ``step_in_backward`` with FSDP2, on two processes; the others have no part in them.
+
+Faults tried by hand: the norm of one rank, the index of a parameter in its group.
+"""
 
 import math
 
 import torch
+from distributed.processes import World, covers
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import fused_optim
@@ -43,8 +46,12 @@ def assert_equal_tensors(models, optimizers):
         assert all(torch.equal(to_local(a), to_local(b)) for a, b in pairs)
 
 
-def compare_with_step(rank, mesh):
-    """Compare with ``optimizer.step()`` after backward, bit for bit."""
+@covers("FSDP2", "`step_in_backward`")
+def check_a_step_after_backward_has_the_same_bits(world: World) -> None:
+    """Guard against hooks that FSDP2 does not call, and against indices of one rank."""
+    mesh = world.parts[2]
+    if mesh is None:
+        return
     for name, dtype, options in VARIANTS:
         models = [build(dtype, mesh) for _ in range(2)]
         optimizers = [
@@ -54,7 +61,7 @@ def compare_with_step(rank, mesh):
         explained = {key for _, key, _ in predict_rows(optimizers[0], optimizers[0]._engine)}
         for seed in range(3):
             for model, optimizer in zip(models, optimizers, strict=True):
-                backward(model, seed, rank)
+                backward(model, seed, world.rank)
                 freed = [param.grad is None for param in model.parameters()]
                 assert freed == [model is models[1]] * 4
                 optimizer.step()
@@ -63,34 +70,24 @@ def compare_with_step(rank, mesh):
         assert explained == set(optimizers[0]._engine.bucket_keys)
 
 
-def compare_norms(rank, mesh):
-    """Compare the norms and factors of ``clip_by_last_norm`` with norms of the whole gradients."""
+@covers("FSDP2", "`step_in_backward`")
+def check_the_norm_of_the_last_step_is_that_of_whole_gradients(world: World) -> None:
+    """Guard against norms of one rank in ``clip_by_last_norm``."""
+    mesh = world.parts[2]
+    if mesh is None:
+        return
     model, bound, factor = build(torch.float32, mesh), 0.01, 1.0
     optimizer = fused_optim.AdamW(model.parameters(), lr=0.01, max_grad_norm=bound)
     handle = step_in_backward(model, optimizer, clip_by_last_norm=True)
     for seed in range(3):
         with handle.accumulate():
-            backward(model, seed, rank)
+            backward(model, seed, world.rank)
         norm = nn.utils.get_total_norm([param.grad for param in model.parameters()])
         optimizer.zero_grad()
-        backward(model, seed, rank)
+        backward(model, seed, world.rank)
         optimizer.step()
         assert math.isclose(optimizer.grad_norm, norm.full_tensor(), rel_tol=1e-5)
         assert handle.last_norm == optimizer.grad_norm
         assert math.isclose(optimizer.clip_factor, factor, rel_tol=1e-12)
         factor = min(1.0, bound / (handle.last_norm.item() + 1e-6))
     assert factor < 1.0
-
-
-def run(rank, store):
-    """Run all comparisons on one of two ranks, which meet in the file ``store``."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
-    )
-    try:
-        mesh = init_device_mesh("cpu", (2,))
-        compare_with_step(rank, mesh)
-        compare_norms(rank, mesh)
-    finally:
-        torch.distributed.destroy_process_group()
