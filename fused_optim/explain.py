@@ -1,7 +1,7 @@
 """The table of ``optimizer.explain()``: the rule, formats, backend and launch of each parameter."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,13 +88,7 @@ class Explanation:
     rows: list[ParameterExplanation]
 
     def __str__(self) -> str:
-        table = [COLUMNS, *(row.cells for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        padded = (
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            for cells in table
-        )
-        return "\n".join(line.rstrip() for line in padded)
+        return align([row.cells for row in self.rows], COLUMNS)
 
     __repr__ = __str__  # a session of Python shows the table
 
@@ -114,6 +108,17 @@ class Explanation:
             # as Text, in which brackets are not markup
             table.add_row(*map(Text, (*row.cells[:-1], note)))
         return table
+
+
+def align(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
+    """Return lines of cells under their heads, in columns of even width."""
+    table = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        for cells in table
+    )
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def _join_formats(states: Mapping[str, str]) -> str:
