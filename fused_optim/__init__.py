@@ -14,6 +14,7 @@ from fused_optim.optimizers.lamb import LAMB
 from fused_optim.optimizers.lars import LARS
 from fused_optim.optimizers.lion import Lion
 from fused_optim.optimizers.muon import Muon
+from fused_optim.optimizers.muon_groups import param_groups_for_muon
 from fused_optim.optimizers.nadam import NAdam
 from fused_optim.optimizers.normuon import NorMuon
 from fused_optim.optimizers.radam import RAdam
@@ -54,6 +55,7 @@ __all__ = [
     "StepInBackward",
     "from_torch",
     "memory",
+    "param_groups_for_muon",
     "step_in_backward",
     "to_torch",
 ]

@@ -1,7 +1,7 @@
 """The table of ``optimizer.explain()``: the rule, formats, backend and launch of each parameter."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from fused_optim.backends.select import native_unavailable_reason, triton_unavai
 from fused_optim.bucket_prediction import Subject, predict_key
 from fused_optim.formats import registry
 from fused_optim.formats.codecs import Codec
+from fused_optim.matrix.summary import Matrices, describe_matrices, list_matrices
 from fused_optim.options import get_option
 from fused_optim.step.engine import StepEngine, SteppedOptimizer
 from fused_optim.step.guards import Group
@@ -38,6 +39,8 @@ class ParameterExplanation(NamedTuple):
         placement: device; for a DTensor also its mesh and placements.
         why: why it is not updated, or why backend and formats are not the ones that the options
             name; "" where there is nothing to explain.
+        matrices: for a rule that transforms matrices, such as Muon's, those into which the
+            parameter is divided, with the factor of the learning rate of each.
     """
 
     name: str
@@ -50,14 +53,16 @@ class ParameterExplanation(NamedTuple):
     launch: int | None = None
     placement: str = ""
     why: str = ""
+    matrices: tuple[Matrices, ...] = ()
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The values as text, one for each column of the table."""
+        """The values as text, one for each of :data:`COLUMNS`."""
         shape = "?" if self.shape is None else " x ".join(map(str, self.shape)) or "0-dim"
         dtype = _short(self.dtype)
         launch = "-" if self.launch is None else str(self.launch)
-        middle = (self.rule, self.weights, _join_formats(self.states), self.backend)
+        matrices = describe_matrices(self.matrices)
+        middle = (self.rule, matrices, self.weights, _join_formats(self.states), self.backend)
         known = [cell or "-" for cell in middle]
         return (self.name, shape, dtype, *known, launch, self.placement, self.why)
 
@@ -68,6 +73,7 @@ COLUMNS = (
     "shape",
     "dtype",
     "rule",
+    "matrices",
     "weights",
     "states",
     "backend",
@@ -87,14 +93,19 @@ class Explanation:
 
     rows: list[ParameterExplanation]
 
+    @property
+    def columns(self) -> list[str]:
+        """The heads of the table: without "matrices" if no rule transforms them."""
+        has_matrices = any(row.matrices for row in self.rows)
+        return [column for column in COLUMNS if column != "matrices" or has_matrices]
+
+    def cells(self, row: ParameterExplanation) -> list[str]:
+        """Return the values of a row as text, one for each of :attr:`columns`."""
+        values = dict(zip(COLUMNS, row.cells, strict=True))
+        return [values[column] for column in self.columns]
+
     def __str__(self) -> str:
-        table = [COLUMNS, *(row.cells for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        padded = (
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            for cells in table
-        )
-        return "\n".join(line.rstrip() for line in padded)
+        return align([self.cells(row) for row in self.rows], self.columns)
 
     __repr__ = __str__  # a session of Python shows the table
 
@@ -107,13 +118,25 @@ class Explanation:
         numbers = {why: i for i, why in enumerate(reasons, 1)}
         notes = [f"{i}: {why}" for why, i in numbers.items()]
         table = Table(caption=Text("\n".join(notes)), caption_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, no_wrap=column not in ("parameter", "states", "placement"))
+        wrapped = ("parameter", "matrices", "states", "placement")
+        for column in self.columns:
+            table.add_column(column, no_wrap=column not in wrapped)
         for row in self.rows:
             note = str(numbers.get(row.why, ""))
             # as Text, in which brackets are not markup
-            table.add_row(*map(Text, (*row.cells[:-1], note)))
+            table.add_row(*map(Text, (*self.cells(row)[:-1], note)))
         return table
+
+
+def align(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
+    """Return lines of cells under their heads, in columns of even width."""
+    table = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        for cells in table
+    )
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def _join_formats(states: Mapping[str, str]) -> str:
@@ -212,8 +235,16 @@ def _explain_update(
         why = _join(why, "misaligned: an address is not a multiple of 16 bytes")
     if key.exchanged:
         why = _join(why, "ranks share its matrices: one of them transforms them, all exchange them")
-    row = row._replace(weights=weights, states=states, why=why)
+    row = row._replace(weights=weights, states=states, why=why, matrices=_list_matrices(row, key))
     return row._replace(rule=key.rule.update.__name__, backend=key.backend), key
+
+
+def _list_matrices(row: ParameterExplanation, key: BucketKey) -> tuple[Matrices, ...]:
+    """Return the matrices that the rule transforms in a parameter of a bucket."""
+    step = key.rule.matrix_step
+    if step is None or row.shape is None:
+        return ()
+    return list_matrices(row.shape, step.cut, step.settings.adjust_lr)
 
 
 def _name_format(state_key: str, codec: Codec, key: BucketKey, group: Group) -> str:

@@ -70,6 +70,7 @@ MAY_IMPORT = {
         "backends",
         "bucket_prediction",
         "formats",
+        "matrix",
         "options",
         "step",
         "tensor_checks",
