@@ -104,6 +104,14 @@ MAY_IMPORT = {
         "options",
         "step_in_backward",
     },
+    # nothing but tests and the command line imports it
+    "fused_optim/testing": {
+        "backends",
+        "formats",
+        "optimizers",
+        "rules",
+        "testing",
+    },
     "kernels": {"kernels"},
 }
 
@@ -124,6 +132,11 @@ def test_imports_run_one_way(module):
         own = [name.split(".") for name in list_imports(file) if name.startswith("fused_optim.")]
         imported = {parts[1] for parts in own}
         assert imported <= MAY_IMPORT[module], f"{file.relative_to(ROOT)} imports {imported}"
+
+
+def test_the_checks_do_not_need_pytest():
+    for path in sorted((ROOT / "fused_optim").rglob("*.py")):
+        assert not [name for name in list_imports(path) if name.startswith("pytest")], path
 
 
 def list_module_imports(path, name):
