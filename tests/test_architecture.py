@@ -112,6 +112,20 @@ MAY_IMPORT = {
         "rules",
         "testing",
     },
+    # the command line is for users: nothing else imports it
+    "fused_optim/cli": {
+        "backends",
+        "cli",
+        "explain",
+        "formats",
+        "memory_estimate",
+        "optimizers",
+        "options",
+        "private_api",
+        "testing",
+        "validation",
+    },
+    "fused_optim/__main__.py": {"cli"},
     "kernels": {"kernels"},
 }
 
