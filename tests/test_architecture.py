@@ -114,6 +114,28 @@ MAY_IMPORT = {
         "options",
         "step_in_backward",
     },
+    # nothing but tests and the command line imports it
+    "fused_optim/testing": {
+        "backends",
+        "formats",
+        "optimizers",
+        "rules",
+        "testing",
+    },
+    # the command line is for users: nothing else imports it
+    "fused_optim/cli": {
+        "backends",
+        "cli",
+        "explain",
+        "formats",
+        "memory_estimate",
+        "optimizers",
+        "options",
+        "private_api",
+        "testing",
+        "validation",
+    },
+    "fused_optim/__main__.py": {"cli"},
     "kernels": {"kernels"},
 }
 
@@ -134,6 +156,11 @@ def test_imports_run_one_way(module):
         own = [name.split(".") for name in list_imports(file) if name.startswith("fused_optim.")]
         imported = {parts[1] for parts in own}
         assert imported <= MAY_IMPORT[module], f"{file.relative_to(ROOT)} imports {imported}"
+
+
+def test_the_checks_do_not_need_pytest():
+    for path in sorted((ROOT / "fused_optim").rglob("*.py")):
+        assert not [name for name in list_imports(path) if name.startswith("pytest")], path
 
 
 def list_module_imports(path, name):

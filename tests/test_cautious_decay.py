@@ -6,12 +6,12 @@ decay left in the rule as well, decay where the update is NaN, the option left o
 
 import pytest
 import torch
-from helpers.cases import ONE_PER_CLASS
 from helpers.models import BACKENDS, parameters, set_grads, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim import SGD, AdamW, Lion, Muon
+from fused_optim.testing.cases import ONE_PER_CLASS
+from fused_optim.testing.closeness import assert_same_bits
 
 DECOUPLED = {
     "AdamW": {},

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from helpers.models import BACKENDS, exact_values, parameters
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW
 from fused_optim.options import GROUP_DEFAULTS, get_option
+from fused_optim.testing.closeness import assert_same_bits
 
 BF16 = torch.bfloat16
 SHAPES = [(64,), (5, 3)]

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, exact_values, parameters
-from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW, ScheduleFreeSGD, StableAdamW
 from fused_optim.options import get_option
+from fused_optim.testing.closeness import assert_same_bits
 
 SHAPES = [(40,), (3, 7), (1,)]
 on_each = pytest.mark.parametrize("backend", BACKENDS)

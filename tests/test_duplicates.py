@@ -6,12 +6,12 @@ before the first, a fast path that updates once.
 
 import pytest
 import torch
-from helpers.cases import CASES
 from helpers.models import BACKENDS, parameters, state_of, values
-from helpers.tolerances import assert_same_bits
 from torch import nn
 
 import fused_optim
+from fused_optim.testing.cases import CASES
+from fused_optim.testing.closeness import assert_same_bits
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate"),

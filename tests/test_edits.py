@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.format_runs import WITH_EXTRA_KEYS, random_grads, train_shards, trained, weight
 from helpers.models import BACKENDS, parameters, set_grads, values
-from helpers.tolerances import assert_same_bits
 from torch import nn
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW
 from fused_optim.formats import conversion
 from fused_optim.formats.registry import WEIGHTS
+from fused_optim.testing.closeness import assert_same_bits
 
 BF16 = torch.bfloat16
 each = pytest.mark.parametrize("name", WITH_EXTRA_KEYS)

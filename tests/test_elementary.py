@@ -11,11 +11,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from helpers.tolerances import assert_same_bits
 
 from fused_optim.kernels.rules import common as device
 from fused_optim.kernels.signatures import CommonScalars
 from fused_optim.rules import common as host
+from fused_optim.testing.closeness import assert_same_bits
 
 COUNT = 1 << 20
 PARTS = [(0, 1), (1, 1), (0, 7), (3, 7), (0, 1025), (1, 1025), (5, COUNT // 8)]

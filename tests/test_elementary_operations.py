@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.cases import CASES, get_name
 from helpers.models import parameters, set_grads, values
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim import AdamW
+from fused_optim.testing.cases import CASES, get_name
 
 PACKAGE = Path(__file__).parent.parent / "fused_optim"
 MODULES = [

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.cases import CASES, get_name
 from helpers.digests import blocks, digest, steps, uniform
-from helpers.tolerances import assert_same_bits
 
 from fused_optim.backends import sums
+from fused_optim.testing.cases import CASES, get_name
+from fused_optim.testing.closeness import assert_same_bits
 
 ROOT = Path(__file__).parent.parent
 CAPABILITIES = ["default", "avx2", "avx512"]

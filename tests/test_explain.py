@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from helpers.cases import CASES, Case, get_name
 from helpers.models import BACKENDS, KERNELS, parameters, set_grads, values
 from torch import nn
 from torch.nn import Parameter
@@ -20,6 +19,7 @@ from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim import SGD, AdamW, SparseAdam
 from fused_optim.backends.base import CompileError
 from fused_optim.explain import predict_rows
+from fused_optim.testing.cases import CASES, Case, get_name
 
 BF16 = torch.bfloat16
 SHAPES = [(3, 5), (5000,), ()]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cases import CASES
 from helpers.models import KERNELS, parameters, set_grads, values
-from helpers.tolerances import assert_same_bits
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fused_optim
 from fused_optim import private_api
+from fused_optim.testing.cases import CASES
+from fused_optim.testing.closeness import assert_same_bits
 
 # the first line of each class
 CLASSES = list({case.fused: case for case in reversed(CASES)}.values())[::-1]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers.format_runs import WITH_EXTRA_KEYS, random_grads, trained, weight
 from helpers.models import BACKENDS, parameters, set_grads, values
-from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 import fused_optim
@@ -15,6 +14,7 @@ from fused_optim import AdamW
 from fused_optim.formats import codecs, conversion
 from fused_optim.formats.registry import STATES, WEIGHTS, formats_for
 from fused_optim.options import get_option
+from fused_optim.testing.closeness import assert_same_bits
 
 BF16 = torch.bfloat16
 

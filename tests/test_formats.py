@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
-from helpers.cases import ONE_PER_CLASS, get_name
 from helpers.format_runs import random_grads, train_shards, trained, weight
 from helpers.models import parameters, set_grads, values
-from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 import fused_optim
 from fused_optim import AdamW
 from fused_optim.formats import conversion
 from fused_optim.formats.registry import STATES, WEIGHTS
+from fused_optim.testing.cases import ONE_PER_CLASS, get_name
+from fused_optim.testing.closeness import assert_same_bits
 
 BF16 = torch.bfloat16
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e38, 1e-30, 1.0]

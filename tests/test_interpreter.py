@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from helpers.interpreter_patches import to_bfloat16
-from helpers.tolerances import assert_same_bits
+
+from fused_optim.testing.closeness import assert_same_bits
 
 
 def test_casts_to_bfloat16_round_to_nearest_even():

@@ -12,7 +12,6 @@ import math
 
 import pytest
 import torch
-from helpers.cases import CASES, ONE_PER_CLASS, find_case, get_name
 from helpers.models import (
     KERNELS,
     LARGE,
@@ -23,12 +22,13 @@ from helpers.models import (
     state_of,
     values,
 )
-from helpers.tolerances import assert_same_bits
 from helpers.versions import NEEDS_GRAD_DTYPE
 
 from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim.formats.registry import STATES, WEIGHTS
 from fused_optim.step.engine import Shard
+from fused_optim.testing.cases import CASES, ONE_PER_CLASS, find_case, get_name
+from fused_optim.testing.closeness import assert_same_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -7,10 +7,10 @@ negative bit in csrc/snapshot.c and in fused_optim/optimizers/guards.py.
 import pytest
 import torch
 from helpers.models import BACKENDS
-from helpers.tolerances import assert_same_bits
 from torch.nn import Parameter
 
 from fused_optim import AdamW
+from fused_optim.testing.closeness import assert_same_bits
 
 
 def imaginary(shape):

@@ -10,11 +10,11 @@ import weakref
 
 import pytest
 import torch
-from helpers.cases import Case
 from helpers.models import BACKENDS, KERNELS, parameters, set_grads, values
 from helpers.torch_pair import Pair
 
 from fused_optim import SGD, AdamW
+from fused_optim.testing.cases import Case
 
 SHAPES = [(40,), (3, 500), (1025,)]
 

@@ -9,13 +9,13 @@ import math
 
 import pytest
 import torch
-from helpers.cases import ONE_PER_CLASS, get_name
 from helpers.models import BACKENDS, parameters, set_grads, values
 from torch import nn
 
 import fused_optim
 from fused_optim import SGD, Adagrad, AdamW, ScheduleFreeAdamW
 from fused_optim.formats.registry import WEIGHTS
+from fused_optim.testing.cases import ONE_PER_CLASS, get_name
 
 each_class = pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 BF16 = torch.bfloat16

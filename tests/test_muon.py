@@ -13,11 +13,11 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters, set_grads, values
-from helpers.tolerances import assert_as_accurate, assert_same_bits, join_flat
 from torch import nn
 
 from fused_optim import AdamW, Muon, memory
 from fused_optim.matrix.newton_schulz import DEFAULT_COEFFICIENTS, POLAR_EXPRESS
+from fused_optim.testing.closeness import assert_as_accurate, assert_same_bits, join_flat
 
 SHAPES = [(64, 64), (48, 200), (96, 32), (64, 64), (50, 7), (1, 9), (9, 1)]
 OPTIONS = [

@@ -10,10 +10,10 @@ import math
 import pytest
 import torch
 from helpers.models import parameters, set_grads, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim import Muon, from_torch
+from fused_optim.testing.closeness import assert_same_bits
 
 
 def run(optimizer, params, grads):

@@ -20,11 +20,11 @@ from unittest import mock
 import pytest
 import torch
 from helpers.models import KERNELS, parameters, set_grads, state_of, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim.backends import select
 from fused_optim.backends.base import CompileError
+from fused_optim.testing.closeness import assert_same_bits
 
 pytestmark = pytest.mark.skipif(KERNELS != "native", reason="Triton's interpreter runs the kernels")
 
@@ -287,6 +287,19 @@ def test_native_by_name_raises_and_changes_nothing():
     assert optimizer.state[params[0]]["step"] == 0
     optimizer.step()
     assert optimizer.state[params[0]]["step"] == 1
+
+
+def test_the_default_dtype_of_torch_does_not_matter():
+    """Guard against default values of the kernels in another dtype than they read."""
+    expected = run(steps=1, sizes=[100])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run(steps=1, sizes=[100])
+    finally:
+        torch.set_default_dtype(before)
+    # but for the count, which has the default dtype, as in torch
+    assert_all_same([found[0], found[-1]], [expected[0], expected[-1]])
 
 
 def test_a_gpu_has_no_native_backend():

@@ -9,11 +9,11 @@ import copy
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters
-from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW
 from fused_optim.formats import conversion
 from fused_optim.formats.registry import STATES
+from fused_optim.testing.closeness import assert_same_bits
 
 BF16 = torch.bfloat16
 NUMEL = 6400

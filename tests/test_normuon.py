@@ -10,9 +10,9 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters, set_grads, values
-from helpers.tolerances import assert_as_accurate, assert_same_bits
 
 from fused_optim import Muon, NorMuon, memory
+from fused_optim.testing.closeness import assert_as_accurate, assert_same_bits
 
 SHAPES = [(24, 24), (16, 60), (48, 8), (24, 24)]
 DEFAULT = (3.4445, -4.775, 2.0315)

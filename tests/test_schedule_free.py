@@ -10,9 +10,9 @@ import io
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters, set_grads, values
-from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW, ScheduleFreeAdamW, ScheduleFreeSGD
+from fused_optim.testing.closeness import assert_same_bits
 
 CLASSES = [ScheduleFreeAdamW, ScheduleFreeSGD]
 SHAPES = [(1,), (33, 5), (0,), ()]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from helpers.models import parameters, set_grads, state_of, values
-from helpers.tolerances import assert_same_bits
 
 from fused_optim import SGD, AdamW
 from fused_optim.backends import reference, small_tensors
+from fused_optim.testing.closeness import assert_same_bits
 
 SMALL = [
     3,

@@ -9,12 +9,12 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters, values
-from helpers.tolerances import assert_as_accurate, assert_same_bits
 from sparse_gradients import assert_refused, message_of_torch, sparse_gradient
 from torch import nn
 
 import fused_optim
 from fused_optim.formats.registry import STATES, WEIGHTS
+from fused_optim.testing.closeness import assert_as_accurate, assert_same_bits
 
 # torch's own optimizers make sparse tensors without saying whether to check them
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")

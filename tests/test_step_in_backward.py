@@ -10,9 +10,7 @@ import contextlib
 
 import pytest
 import torch
-from helpers.cases import CASES, get_name
 from helpers.models import BACKENDS, parameters, state_of, values
-from helpers.tolerances import assert_same_bits
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +19,8 @@ import fused_optim
 from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim import AdamW, Lion, ScheduleFreeAdamW, step_in_backward
 from fused_optim.step.engine import StepEngine
+from fused_optim.testing.cases import CASES, get_name
+from fused_optim.testing.closeness import assert_same_bits
 
 BF16 = torch.bfloat16
 SHAPES = [(3, 5), (4160,), (), (70, 64), (2,)]

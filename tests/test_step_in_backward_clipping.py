@@ -10,11 +10,11 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, exact_values, parameters, values
-from helpers.tolerances import assert_same_bits
 from torch import nn
 
 import fused_optim
 from fused_optim import SGD, AdamW, step_in_backward
+from fused_optim.testing.closeness import assert_same_bits
 
 SHAPES = [(3, 5), (4160,), (70, 64), (0,)]
 

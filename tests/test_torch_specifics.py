@@ -8,13 +8,13 @@ import copy
 
 import pytest
 import torch
-from helpers.cases import get_name
 from helpers.models import BACKENDS, parameters, set_grads, state_of, values
-from helpers.tolerances import assert_same_bits
 from helpers.torch_pair import CLASSES, IN_TORCH
 from helpers.versions import CENTERED_OVERFLOWS
 
 from fused_optim import ASGD, Adagrad, RAdam, RMSprop
+from fused_optim.testing.cases import get_name
+from fused_optim.testing.closeness import assert_same_bits
 
 EXTREME = [0.0, -0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1e10, 1e19, 1e25, 1e30, 3e38]
 NOT_FINITE = [torch.inf, -torch.inf, torch.nan]

@@ -10,11 +10,11 @@ import pickle
 
 import pytest
 import torch
-from helpers.cases import find_case, get_name
 from helpers.models import parameters, set_grads, state_of, values
 from helpers.torch_pair import IN_TORCH, Pair, each_case, each_class
 
 from fused_optim.options import GROUP_DEFAULTS
+from fused_optim.testing.cases import find_case, get_name
 
 ADAMS = [case for case in IN_TORCH if case.fused.__name__ in ("Adam", "AdamW")]
 

@@ -9,9 +9,10 @@ import copy
 import pytest
 import torch
 from helpers.models import parameters, state_of, values
-from helpers.torch_comparison import default_dtype
 from helpers.torch_pair import CLASSES, Pair, each_case, each_class
 from helpers.versions import NEEDS_LAZY_ADAGRAD
+
+from fused_optim.testing.exact_runs import default_dtype
 
 EDITS = {
     "lr": 0.05,

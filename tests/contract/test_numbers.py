@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 from helpers.models import set_grads, state_of, values
-from helpers.tolerances import join_flat
 from helpers.torch_comparison import compare_with_torch
 from helpers.torch_pair import IN_TORCH, Pair, each_case, each_class
 from helpers.versions import CENTERED_OVERFLOWS
+
+from fused_optim.testing.closeness import join_flat
 
 
 @pytest.mark.feature("extreme gradients")

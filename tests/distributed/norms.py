@@ -7,7 +7,6 @@ import torch.distributed as dist
 from distributed.layouts import Twin, make_layouts
 from distributed.processes import World, covers
 from distributed.updates import REDUCED, raised, train
-from helpers.cases import ONE_PER_CLASS
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 import fused_optim
+from fused_optim.testing.cases import ONE_PER_CLASS
 
 
 def assert_on_all_ranks(what: str, *values) -> None:

@@ -5,11 +5,11 @@ import math
 import torch
 from distributed.layouts import SHAPES, Twin, make_layouts
 from distributed.processes import World, covers
-from helpers.cases import CASES, Case
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 
 import fused_optim
+from fused_optim.testing.cases import CASES, Case
 
 BF16 = torch.bfloat16
 STEPS = 3

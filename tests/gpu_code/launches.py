@@ -5,12 +5,12 @@ import struct
 import pytest
 import torch
 from helpers.models import exact_values, parameters, set_grads, state_of, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from ci import driver_stubs
 from ci.codegen.linker import NO_AMD_LINKER, has_amd_linker
 from ci.driver_stubs.hip import kernarg
+from fused_optim.testing.closeness import assert_same_bits
 
 needs_compiler = pytest.mark.skipif(
     driver_stubs.c_compiler() is None, reason="no C compiler: neither gcc nor clang, nor CC is set"

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 from gpu_code.devices import TARGETS
-from helpers.cases import CASES
 from helpers.models import exact_values, state_of, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim.formats.registry import MIN_SCALED_NUMEL
+from fused_optim.testing.cases import CASES
+from fused_optim.testing.closeness import assert_same_bits
 
 DTYPES = {
     "fp32": torch.float32,

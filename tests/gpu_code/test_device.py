@@ -7,9 +7,9 @@ results must have the bits of the reference, which takes the same steps on the C
 import pytest
 import torch
 from helpers.models import exact_values, parameters, set_grads, state_of, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
+from fused_optim.testing.closeness import assert_same_bits
 
 SHAPES = [(1500,), (3, 700), (), (0,), (1025,)]
 OPTIONS = {"lr": 0.1, "max_grad_norm": 3.0, "nonfinite": "skip"}

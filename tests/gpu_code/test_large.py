@@ -10,11 +10,11 @@ import time
 
 import torch
 from helpers.models import values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from fused_optim.backends.kernel_runner import KernelRunner
 from fused_optim.backends.triton import GEOMETRY
+from fused_optim.testing.closeness import assert_same_bits
 
 BLOCK = GEOMETRY.block
 HUGE = 2**31 + 3 * BLOCK + 500

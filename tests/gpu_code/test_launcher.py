@@ -30,11 +30,11 @@ from gpu_code.launches import (
     pointers,
 )
 from helpers.models import set_grads, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
 from ci import driver_stubs
 from fused_optim.backends.triton import CachedKernel
+from fused_optim.testing.closeness import assert_same_bits
 
 pytestmark = needs_compiler
 # arguments that are kept from step to step

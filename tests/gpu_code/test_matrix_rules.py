@@ -8,9 +8,9 @@ import pytest
 import torch
 from gpu_code.devices import device_named
 from helpers.models import parameters, set_grads, state_of, values
-from helpers.tolerances import assert_same_bits
 
 import fused_optim
+from fused_optim.testing.closeness import assert_same_bits
 
 SHAPES = [(40, 65), (1, 9), (40, 65)]
 COMMON = {"lr": 0.1, "weight_decay": 0.3, "cautious_decay": True, "max_grad_norm": 1.0}

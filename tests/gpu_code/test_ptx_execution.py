@@ -15,7 +15,6 @@ import triton.language as tl
 from gpu_code import scenario
 from gpu_code.devices import GPU, TARGETS, device_named
 from helpers.models import parameters, set_grads, state_of, values
-from helpers.tolerances import assert_same_bits
 from helpers.versions import NEEDS_DENORMALS
 
 import fused_optim
@@ -24,6 +23,7 @@ from fused_optim.kernels.rules.common import div_rn, sqrt_rn
 from fused_optim.kernels.update import update
 from fused_optim.rules import common as host
 from fused_optim.step.engine import Shard
+from fused_optim.testing.closeness import assert_same_bits
 
 
 def pytest_generate_tests(metafunc):

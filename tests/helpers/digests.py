@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from helpers.cases import CASES, Case
 from helpers.models import parameters, set_grads, state_of
 from torch import Tensor
 
 from ci.codegen.rules import FORMAT_PAIRS
 from fused_optim.rules import common
+from fused_optim.testing.cases import CASES, Case
 
 SIZES = [1, 7, 1025]
 LARGE = 140001  # more than two threads take at once

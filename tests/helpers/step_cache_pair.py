@@ -3,9 +3,9 @@
 import torch
 from helpers.models import parameters, state_of, values
 from helpers.mutations import params_of
-from helpers.tolerances import assert_same_bits
 
 from fused_optim import AdamW
+from fused_optim.testing.closeness import assert_same_bits
 
 SHAPES = [(40,), (3, 50), (40,), (8, 9)]
 LARGE = [(40,), (41, 100), (40,), (8, 9)]  # the second is large enough for scales

@@ -8,11 +8,11 @@ import copy
 
 import pytest
 import torch
-from helpers.cases import CASES, ONE_PER_CLASS, get_name
 from helpers.models import parameters, set_grads, state_of, values
 from torch import Tensor
 
 from fused_optim.options import EXTRA_STATE_KEYS
+from fused_optim.testing.cases import CASES, ONE_PER_CLASS, get_name
 
 IN_TORCH = [case for case in CASES if case.torch_class is not None and not case.additions]
 each_case = pytest.mark.parametrize("case", IN_TORCH, ids=get_name)

@@ -49,8 +49,9 @@ class NativeExecutor(Executor):
         self.kernels: dict[str, Kernel] = {}
         self.neutral: Mapping[str, Tensor] = {
             "partials": torch.tensor([[torch.nan, 0.0]], dtype=torch.float64, device="cpu"),
-            "grad_scale": torch.ones(1, device="cpu"),  # the loss is not scaled
-            "found_inf": torch.zeros(1, device="cpu"),
+            # float32, as the kernel reads them, whatever torch's default dtype is
+            "grad_scale": torch.ones(1, dtype=torch.float32, device="cpu"),  # not scaled
+            "found_inf": torch.zeros(1, dtype=torch.float32, device="cpu"),
             "report": torch.empty(3, dtype=torch.float64, device="cpu"),  # unused output
         }
         self._bytes = {

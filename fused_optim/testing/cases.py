@@ -1,6 +1,7 @@
-"""The variants of every optimizer that the shared tests run, one line each."""
+"""The variants of every optimizer that tests and checks run, one line each."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ class Case:
     """A variant of one optimizer.
 
     Attributes:
-        name: identifier of the tests' parameter sets.
+        name: identifier, as ``fused-optim check --optimizer`` takes it.
         class_name: name of the class in ``fused_optim``, and in ``torch.optim`` if torch has it.
         options: constructor arguments of both classes.
         additions: constructor arguments of ours alone; ``step_torch`` does the same in torch.
@@ -28,18 +29,19 @@ class Case:
     additions: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def fused(self) -> type[FusedOptimizer]:
+    def fused(self) -> Callable[..., FusedOptimizer]:
         """The class in ``fused_optim``."""
-        return getattr(fused_optim, self.class_name)
+        fused: Callable[..., FusedOptimizer] = getattr(fused_optim, self.class_name)
+        return fused
 
     @property
-    def torch_class(self) -> type[torch.optim.Optimizer] | None:
-        """The class in ``torch.optim``; None if an oracle in helpers/oracles.py replaces it."""
+    def torch_class(self) -> Callable[..., torch.optim.Optimizer] | None:
+        """The class in ``torch.optim``; None if an oracle of oracles.py replaces it."""
         return getattr(torch.optim, self.class_name, None)
 
 
-DECAY = {"lr": 0.1, "weight_decay": 0.3}
-HEAVY = {"lr": 0.1, "momentum": 0.9}
+DECAY: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.3}
+HEAVY: dict[str, Any] = {"lr": 0.1, "momentum": 0.9}
 CASES = [
     Case("adamw", "AdamW"),
     Case("adamw-decay", "AdamW", DECAY),
@@ -146,7 +148,7 @@ def step_torch(optimizer: torch.optim.Optimizer, additions: dict[str, Any]) -> N
     """Take a step of torch.optim, with the effect of our additions spelled out around it."""
     groups = optimizer.param_groups
     params: list[Tensor] = [p for g in groups for p in g["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     if additions.get("nonfinite") == "skip" and not math.isfinite(norm):
         return
     if "max_grad_norm" in additions:

@@ -1,0 +1,203 @@
+"""The checks that ``fused-optim check`` runs, their results, and the command that repeats one."""
+
+import math
+import shlex
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_optim.testing.closeness import Closeness
+from fused_optim.testing.comparisons import (
+    Gradients,
+    compare_all_steps,
+    compare_each_step,
+    compare_with_reference,
+    rank,
+)
+from fused_optim.testing.selection import Check
+
+Shape = tuple[int, ...]
+# none, one element, around a block of 64 and a chunk of 1024, and one that has scales and a tail
+EDGE_SHAPES: dict[str, Shape] = {
+    "scalar": (),
+    "empty": (0,),
+    "one": (1,),
+    "short": (31,),
+    "matrix": (33, 31),
+    "chunk": (1025,),
+    "long": (4161,),
+}
+STEPS = {"reference": 6, "float64": 6, "torch": 12}
+FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Settings(NamedTuple):
+    """What all checks of a run share.
+
+    Attributes:
+        device: device of the parameters.
+        backend: resolved name of the backend.
+        shapes: shapes of the parameters by name.
+        seed: seed of parameters and gradients.
+    """
+
+    device: torch.device
+    backend: str
+    shapes: dict[str, Shape] = EDGE_SHAPES
+    seed: int = 0
+
+
+class Result(NamedTuple):
+    """The result of one check.
+
+    Attributes:
+        check: the check.
+        status: ``"skipped"`` if torch.optim itself is not finite.
+        value: name of the value with the worst error.
+        worst: its error and budget.
+        message: what failed, or why the check was skipped.
+        digest: hash of the bits of all results; only of a comparison with the reference.
+        seconds: time that the check took.
+    """
+
+    check: Check
+    status: Literal["passed", "failed", "skipped"]
+    value: str = ""
+    worst: Closeness = Closeness(0.0, 0.0)
+    message: str = ""
+    digest: str = ""
+    seconds: float = 0.0
+
+
+def uniform(
+    shapes: Sequence[Shape], dtype: torch.dtype, seed: int, coarse: bool = False
+) -> list[Tensor]:
+    """Return uniform values in [-2, 2): unlike ``torch.randn``, the same on every processor.
+
+    Args:
+        shapes: shapes of the tensors.
+        dtype: dtype of the tensors.
+        seed: seed of the values.
+        coarse: True for multiples of 1/8, whose squares add up without rounding in any order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steps = 32 if coarse else 1 << 24
+    return [
+        (torch.randint(steps, shape, generator=generator) * (4.0 / steps) - 2.0).to(dtype)
+        for shape in shapes
+    ]
+
+
+def run_checks(checks: Sequence[Check], settings: Settings) -> Iterator[Result]:
+    """Run the checks, and yield each result."""
+    for check in checks:
+        start = time.perf_counter()
+        result = run_check(check, settings)
+        yield result._replace(seconds=time.perf_counter() - start)
+
+
+def run_check(check: Check, settings: Settings) -> Result:
+    """Run one check; an error of the library is a failure."""
+    with warnings.catch_warnings():
+        # what the library tells the user about a format is no news to a check of the format
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            found, bits = _compare(check, settings)
+        except FAILURES as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Result(check, "failed", worst=Closeness(math.inf, 0.0), message=message)
+    return _judge(check, found, bits)
+
+
+def _compare(check: Check, settings: Settings) -> tuple[dict[str, Closeness], str]:
+    variant, shapes = check.variant, list(settings.shapes.values())
+    steps, device = STEPS[check.against], settings.device
+    start = [x.to(device) for x in uniform(shapes, variant.dtype, settings.seed)]
+    # the order of the sum of the norm is free: see docs/development.md
+    additions = variant.case.additions
+    coarse = "max_grad_norm" in additions or "nonfinite" in additions
+
+    def grads(step: int) -> list[Tensor]:
+        given = uniform(shapes, variant.dtype, 1000 * (settings.seed + 1) + step, coarse)
+        return [grad.to(device) for grad in given]
+
+    make: Gradients = grads
+    if check.against == "reference":
+        return compare_with_reference(variant, start, make, steps)
+    compare = compare_each_step if check.against == "float64" else compare_all_steps
+    return compare(variant, start, make, steps), ""
+
+
+def _judge(check: Check, found: dict[str, Closeness], bits: str) -> Result:
+    value = max(found, key=lambda name: rank(found[name]))
+    worst = found[value]
+    if check.against == "torch" and not math.isfinite(worst.baseline) and worst.error < math.inf:
+        message = f"{value} of torch.optim is not finite in {check.dtype}"
+        return Result(check, "skipped", value, Closeness(0.0, 0.0), message, bits)
+    failed = [name for name, closeness in found.items() if not closeness.close]
+    if not failed:
+        return Result(check, "passed", value, worst, "", bits)
+    errors = [f"{name} {_in_ulps(found[name])}" for name in failed]
+    return Result(check, "failed", value, worst, "; ".join(errors), bits)
+
+
+def _in_ulps(found: Closeness) -> str:
+    if math.isinf(found.error):
+        return "is not finite"
+    return f"is {found.ulps:.4g} ulps off, budget {found.budget_ulps:.4g}"
+
+
+def repeat_command(check: Check, settings: Settings, shapes: str) -> str:
+    """Return the command that repeats one check.
+
+    Args:
+        check: the check.
+        settings: those of the run.
+        shapes: argument of ``--shapes``.
+    """
+    variant = check.variant
+    arguments = {
+        "--optimizer": variant.case.name,
+        "--dtype": check.dtype,
+        "--weights": variant.weights,
+        "--states": variant.states,
+        "--against": check.against,
+        "--device": str(settings.device),
+        "--backend": settings.backend,
+        "--shapes": shapes,
+        "--seed": str(settings.seed),
+    }
+    words = [word for pair in arguments.items() for word in pair]
+    return shlex.join(["fused-optim", "check", *words])
+
+
+def describe_result(result: Result, settings: Settings, shapes: str) -> dict[str, Any]:
+    """Return a result as JSON has it; an infinite error is None."""
+    variant, worst = result.check.variant, result.worst
+    return {
+        "name": result.check.name,
+        "optimizer": variant.case.class_name,
+        "case": variant.case.name,
+        "dtype": result.check.dtype,
+        "weights": variant.weights,
+        "states": variant.states,
+        "against": result.check.against,
+        "status": result.status,
+        "value": result.value,
+        "error_ulps": worst.ulps if math.isfinite(worst.ulps) else None,
+        "budget_ulps": worst.budget_ulps if math.isfinite(worst.budget_ulps) else None,
+        "message": result.message,
+        "digest": result.digest,
+        "seconds": round(result.seconds, 4),
+        "command": repeat_command(result.check, settings, shapes),
+    }
+
+
+def count_elements(shapes: dict[str, Shape]) -> int:
+    """Return the number of elements of all shapes."""
+    return sum(map(prod, shapes.values()))
