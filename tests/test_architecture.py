@@ -104,6 +104,19 @@ MAY_IMPORT = {
         "options",
         "step_in_backward",
     },
+    # the command line is for users: nothing else imports it
+    "fused_optim/cli": {
+        "backends",
+        "cli",
+        "explain",
+        "formats",
+        "memory_estimate",
+        "optimizers",
+        "options",
+        "private_api",
+        "validation",
+    },
+    "fused_optim/__main__.py": {"cli"},
     "kernels": {"kernels"},
 }
 

@@ -1,0 +1,1 @@
+"""The command line ``fused-optim``, with the packages of ``fused-optim[cli]``."""
