@@ -1,6 +1,5 @@
 """Description of a measurement: machine, versions, threads, command."""
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -13,22 +12,7 @@ import torch
 
 from benchmarks.interleaved import DEVICE
 from benchmarks.third_party import THIRD_PARTY
-
-
-def version(package: str) -> str | None:
-    """Return the installed version, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def cpu_model() -> str:
-    """Return the name of the processor from the operating system."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+from fused_optim.cli.machine import cpu_model, distribution_version
 
 
 def free_memory() -> float:
@@ -55,7 +39,7 @@ def describe(threads: list[int]) -> dict[str, Any]:
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
     packages += [library.package for library in THIRD_PARTY]
-    versions = {package: version(package) for package in dict.fromkeys(packages)}
+    versions = {package: distribution_version(package) for package in dict.fromkeys(packages)}
     found: dict[str, Any] = {
         "device": DEVICE.type,
         "cpu": cpu_model(),

@@ -1,33 +1,28 @@
 """The commands as one typer application, and how their errors become one line and an exit code."""
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from fused_optim.cli.explain import explain
 from fused_optim.cli.info import info
+from fused_optim.cli.machine import distribution_version
 from fused_optim.cli.main import USAGE, complain
+from fused_optim.cli.memory import memory
 from fused_optim.cli.output import UsageError, print_text
 
 # in the order of the help; the first paragraph of a docstring is a command's line there
-COMMANDS: tuple[Callable[..., Any], ...] = (info,)
+COMMANDS: tuple[Callable[..., Any], ...] = (explain, info, memory)
 # the base class of what typer raises for arguments that it cannot parse; it has no public name
 ParseError: Any = typer.BadParameter.__bases__[0]
-
-
-def package_version() -> str:
-    """Return the installed version, or "unknown" for files that are not installed."""
-    try:
-        return importlib.metadata.version("fused-optim")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def show_version(asked: bool) -> None:
     """Print the version and end, if ``asked``."""
     if asked:
-        print_text(f"fused-optim {package_version()}")
+        version = distribution_version("fused-optim") or "of files that are not installed"
+        print_text(f"fused-optim {version}")
         raise typer.Exit
 
 

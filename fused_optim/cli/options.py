@@ -1,15 +1,39 @@
 """Options that several commands share, and the conversion of their values."""
 
-from typing import Annotated
+import ast
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
 import typer
 
 import fused_optim
+from fused_optim.cli import model_files
+from fused_optim.cli.models import Shapes
 from fused_optim.cli.output import UsageError
 from fused_optim.optimizers.base import FusedOptimizer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL", help="Built-in name, number of parameters (7B), config.json, shapes.json."
+    ),
+]
+Optimizer = Annotated[str, typer.Option(metavar="NAME", help="Name of a fused_optim class.")]
+Dtype = Annotated[
+    str, typer.Option(metavar="DTYPE", help="Dtype of the parameters, as bfloat16 or fp32.")
+]
+MaxGradNorm = Annotated[
+    float | None, typer.Option(metavar="NORM", help="Bound of the norm, to clip.")
+]
+EmaDecay = Annotated[
+    float | None, typer.Option(metavar="RATE", help="Decay rate of an average of the weights.")
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Argument of the optimizer; repeatable."),
+]
 # every optimizer of the library by name
 OPTIMIZERS: dict[str, type[FusedOptimizer]] = {
     name: found
@@ -64,3 +88,44 @@ def find_device(name: str) -> torch.device:
 def default_device() -> torch.device:
     """Return the accelerator of this machine, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def read_model(text: str) -> Shapes:
+    """Return the shapes of ``--model`` by name.
+
+    Raises:
+        UsageError: there is no such model, or its file cannot be used.
+    """
+    try:
+        return model_files.read_model(text)
+    except ValueError as error:
+        raise UsageError(f"--model: {error}") from error
+
+
+def read_arguments(given: Sequence[str] | None, **named: Any) -> dict[str, Any]:
+    """Return the keyword arguments of an optimizer: ``NAME=VALUE`` texts, and options by name.
+
+    Args:
+        given: texts; a value is a Python literal, or else a string.
+        named: options of their own on the command line; None where they were not given.
+
+    Raises:
+        UsageError: a text has no ``=``, or a name is repeated.
+    """
+    found = {name: value for name, value in named.items() if value is not None}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise UsageError(f"--set must be NAME=VALUE, got {text!r}")
+        if name in found:
+            raise UsageError(f"--set {name}: it was given already")
+        found[name] = read_literal(value)
+    return found
+
+
+def read_literal(text: str) -> Any:
+    """Return the value of a Python literal; the text itself if it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

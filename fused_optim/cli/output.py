@@ -40,12 +40,21 @@ def print_text(text: str) -> None:
     console().print(Text(text), soft_wrap=True)
 
 
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table; the cells of all columns but the first are to the right."""
+def print_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", names: int = 1
+) -> None:
+    """Print a table.
+
+    Args:
+        heads: head of each column.
+        rows: cells of each row.
+        title: line above the table.
+        names: number of the first columns that are words, to the left; the others are numbers.
+    """
     # as Text, in which brackets are not markup
     table = Table(title=Text(title) if title else None, title_justify="left")
     for index, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if index else "left")
+        table.add_column(Text(head), justify="left" if index < names else "right")
     for row in rows:
         table.add_row(*map(Text, row))
     console().print(table)
@@ -146,3 +155,13 @@ def save_plot(figure: "Figure", path: Path) -> None:
         figure.savefig(path, dpi=130)
     except OSError as error:
         raise UsageError(f"--plot {path} cannot be written: {error.strerror}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of ``error`` on one line; its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """Write a number with its noun; ``nouns`` is the plural if it is not made by an s."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
