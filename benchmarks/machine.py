@@ -31,11 +31,12 @@ def thread_counts(asked: list[int] | None) -> list[int]:
     return asked or [torch.get_num_threads()]
 
 
-def describe(threads: list[int]) -> dict[str, Any]:
+def describe(threads: list[int], program: str = "pytest") -> dict[str, Any]:
     """Describe machine, versions and command, without the names of the machine and its user.
 
     Args:
         threads: numbers of threads that steps are timed with.
+        program: first word of the command.
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
     packages += [library.package for library in THIRD_PARTY]
@@ -48,7 +49,7 @@ def describe(threads: list[int]) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": {package: v for package, v in versions.items() if v is not None},
-        "command": shlex.join(["pytest", *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
     }
     if DEVICE.type != "cpu":
         module = torch.get_device_module(DEVICE)

@@ -5,15 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from fused_optim.cli.bench import bench
 from fused_optim.cli.explain import explain
 from fused_optim.cli.info import info
 from fused_optim.cli.machine import distribution_version
 from fused_optim.cli.main import USAGE, complain
 from fused_optim.cli.memory import memory
 from fused_optim.cli.output import UsageError, print_text
+from fused_optim.cli.train import train
 
 # in the order of the help; the first paragraph of a docstring is a command's line there
-COMMANDS: tuple[Callable[..., Any], ...] = (explain, info, memory)
+COMMANDS: tuple[Callable[..., Any], ...] = (bench, explain, info, memory, train)
 # the base class of what typer raises for arguments that it cannot parse; it has no public name
 ParseError: Any = typer.BadParameter.__bases__[0]
 

@@ -30,9 +30,7 @@ def explain(
     ] = None,
     weights: Annotated[str, typer.Option(metavar="FORMAT", help="Format of weights.")] = "plain",
     states: Annotated[str, typer.Option(metavar="FORMAT", help="Format of states.")] = "param",
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, triton, native or reference.")
-    ] = "auto",
+    backend: options.Backend = "auto",
     max_grad_norm: options.MaxGradNorm = None,
     ema_decay: options.EmaDecay = None,
     arguments: options.Arguments = None,
@@ -61,7 +59,7 @@ def explain(
         return
     launches = len({row.launch for row in found.rows} - {None})
     shown = found if each else Explanation(join_layers(found.rows))
-    output.console().print(shown)
+    output.console(wide=True).print(shown)
     output.print_text(f"{output.plural(launches, 'launch', 'launches')} of the update kernel")
     for note in notes:
         output.print_text(f"warning: {note}")

@@ -30,6 +30,7 @@ MaxGradNorm = Annotated[
 EmaDecay = Annotated[
     float | None, typer.Option(metavar="RATE", help="Decay rate of an average of the weights.")
 ]
+Backend = Annotated[str, typer.Option(metavar="NAME", help="auto, triton, native or reference.")]
 Arguments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Argument of the optimizer; repeatable."),

@@ -1,6 +1,7 @@
 """What all commands write: tables, JSON, progress bars, plots, and errors of one line."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,15 +23,20 @@ class UsageError(Exception):
     """A command cannot be run as asked; its message is printed on one line, with exit code 2."""
 
 
-def console(stderr: bool = False) -> Console:
-    """Return a console on stdout or stderr; without colours and without a width in a pipe."""
+def console(stderr: bool = False, wide: bool = False) -> Console:
+    """Return a console that has colours on a terminal only.
+
+    Args:
+        stderr: True for stderr, False for stdout.
+        wide: True to cut no line that is not for a terminal.
+    """
     file = sys.stderr if stderr else sys.stdout
     terminal = file.isatty()
     return Console(
         file=file,
         force_terminal=terminal,
         force_jupyter=False,
-        width=None if terminal else WIDE,
+        width=WIDE if wide and not terminal else None,
         highlight=False,
     )
 
@@ -57,7 +63,7 @@ def print_table(
         table.add_column(Text(head), justify="left" if index < names else "right")
     for row in rows:
         table.add_row(*map(Text, row))
-    console().print(table)
+    console(wide=True).print(table)
 
 
 def print_json(document: Any) -> None:
@@ -165,3 +171,8 @@ def one_line(error: Exception) -> str:
 def plural(number: int, noun: str, nouns: str | None = None) -> str:
     """Write a number with its noun; ``nouns`` is the plural if it is not made by an s."""
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def finite(number: float) -> float | None:
+    """Return a number for JSON, which has no Inf and no NaN: None for these."""
+    return float(number) if math.isfinite(number) else None
