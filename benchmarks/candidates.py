@@ -1,6 +1,6 @@
 """Candidates of one comparison of optimizers, and the reason for each that is absent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -73,6 +73,13 @@ class Candidates:
             self.absent.pop(name, None)
         elif name not in self.builders:  # a library may have several, some for other devices
             self.absent[name] = refusal
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remove the candidates of torch and of other libraries that are not in ``names``."""
+        for name in list(self.builders):
+            if not name.startswith("fused_optim ") and name not in names:
+                del self.builders[name]
+        self.absent = {name: why for name, why in self.absent.items() if name in names}
 
     def add_ours(self, backends: Sequence[str]) -> None:
         """Add a candidate for each of our backends that supports this device."""

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -130,8 +131,41 @@ def interleave(runs: Sequence[int], seed: int = 0) -> list[int]:
     return order
 
 
+class Stopwatch:
+    """What :func:`compare` needs of pytest-benchmark's fixture, without pytest.
+
+    Args:
+        on_run: called after each run with the number of runs done, and of all runs.
+
+    Attributes:
+        disabled: False; see :func:`compare`.
+        extra_info: facts of the comparison, and durations.
+        stats: has the durations as ``stats.stats.data``.
+    """
+
+    def __init__(self, on_run: Callable[[int, int], object]) -> None:
+        self.on_run = on_run
+        self.disabled = False
+        self.extra_info: dict[str, Any] = {}
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+
+    def pedantic(
+        self,
+        run: Callable[..., object],
+        setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
+        rounds: int,
+    ) -> None:
+        """Time ``rounds`` runs, each with the arguments that ``setup`` returns before it."""
+        for done in range(1, rounds + 1):
+            args, kwargs = setup()
+            start = CLOCK()
+            run(*args, **kwargs)
+            self.stats.stats.data.append(CLOCK() - start)
+            self.on_run(done, rounds)
+
+
 def compare(
-    benchmark: BenchmarkFixture,
+    benchmark: BenchmarkFixture | Stopwatch,
     variants: Sequence[Variant],
     evict: Callable[[], object],
     budget: float,
@@ -139,7 +173,8 @@ def compare(
     """Time ``variants`` in interleaved rounds; put the durations into ``benchmark.extra_info``.
 
     Args:
-        benchmark: fixture of pytest-benchmark; if it is disabled, every variant runs once.
+        benchmark: fixture of pytest-benchmark, or a stopwatch; if it is disabled, every variant
+            runs once.
         variants: functions to compare; each has run before, so states and kernels exist.
         evict: function that fills the caches with other data.
         budget: total seconds, exceeded if ``MIN_RUNS`` runs of each take longer; 0 for one run.
@@ -165,7 +200,9 @@ def compare(
 
 
 def record(
-    benchmark: BenchmarkFixture, variants: Sequence[Variant], durations: Sequence[list[float]]
+    benchmark: BenchmarkFixture | Stopwatch,
+    variants: Sequence[Variant],
+    durations: Sequence[list[float]],
 ) -> None:
     """Put variants and their durations in seconds where :func:`rows_of` finds them."""
     benchmark.extra_info["variants"] = [

@@ -1,6 +1,5 @@
 """Description of a measurement: machine, versions, threads, command."""
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -13,22 +12,7 @@ import torch
 
 from benchmarks.interleaved import DEVICE
 from benchmarks.third_party import THIRD_PARTY
-
-
-def version(package: str) -> str | None:
-    """Return the installed version, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def cpu_model() -> str:
-    """Return the name of the processor from the operating system."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+from fused_optim.cli.machine import cpu_model, distribution_version
 
 
 def free_memory() -> float:
@@ -47,15 +31,16 @@ def thread_counts(asked: list[int] | None) -> list[int]:
     return asked or [torch.get_num_threads()]
 
 
-def describe(threads: list[int]) -> dict[str, Any]:
+def describe(threads: list[int], program: str = "pytest") -> dict[str, Any]:
     """Describe machine, versions and command, without the names of the machine and its user.
 
     Args:
         threads: numbers of threads that steps are timed with.
+        program: first word of the command.
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
     packages += [library.package for library in THIRD_PARTY]
-    versions = {package: version(package) for package in dict.fromkeys(packages)}
+    versions = {package: distribution_version(package) for package in dict.fromkeys(packages)}
     found: dict[str, Any] = {
         "device": DEVICE.type,
         "cpu": cpu_model(),
@@ -64,7 +49,7 @@ def describe(threads: list[int]) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": {package: v for package, v in versions.items() if v is not None},
-        "command": shlex.join(["pytest", *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
     }
     if DEVICE.type != "cpu":
         module = torch.get_device_module(DEVICE)

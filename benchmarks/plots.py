@@ -128,14 +128,16 @@ def threads_of(rows: list[Row]) -> str:
     return f"{rows[0]['threads']} thread{'s' if rows[0]['threads'] != 1 else ''}"
 
 
-def steps(rows: list[Row]) -> Figure | None:
-    """Draw times relative to torch's fused step, for each list of tensors."""
-    found = [row for row in compared(rows, optimizer="AdamW") if row["role"] != "roofline"]
-    models = {m: own for m, own in by_model(found).items() if "torch fused" in own}
+def steps(
+    rows: list[Row], optimizer: str = "AdamW", baseline: str = "torch fused"
+) -> Figure | None:
+    """Draw times relative to a step of torch, for each list of tensors."""
+    found = [row for row in compared(rows, optimizer=optimizer) if row["role"] != "roofline"]
+    models = {m: own for m, own in by_model(found).items() if baseline in own}
     if not models:
         return None
     shares = {
-        model: {name: row["median"] / own["torch fused"]["median"] for name, row in own.items()}
+        model: {name: row["median"] / own[baseline]["median"] for name, row in own.items()}
         for model, own in models.items()
     }
     names = sorted(
@@ -143,17 +145,17 @@ def steps(rows: list[Row]) -> Figure | None:
         key=lambda name: median(own[name] for own in shares.values() if name in own),
     )
     width, height = 2.1 * len(models) + 1.8, 0.34 * len(names) + 1.5
-    title = f"A step of AdamW with clipping, fp32, {threads_of(found)}"
-    figure = figure_of(f"{title}: time / torch fused + clip_grad_norm_", width, height)
+    title = f"A step of {optimizer} with clipping, fp32, {threads_of(found)}"
+    figure = figure_of(f"{title}: time / {baseline} + clip_grad_norm_", width, height)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     low = min(0.5, *(min(own.values()) for own in shares.values())) / 2.2
     high = max(2.0, *(max(own.values()) for own in shares.values())) * 2.6
     for axes, (model, own) in zip(panels, models.items(), strict=True):
         draw_shares(bare(axes), names, shares[model], colours(found))
         axes.set_xlim(low, high)
-        size = f"{own['torch fused']['parameters'] / 1e6:.3g} M, {own['torch fused']['tensors']:,}"
-        head = f"{model}\n{size} tensor{'s' if own['torch fused']['tensors'] != 1 else ''}"
-        axes.set_title(head, fontsize=9)
+        parameters, tensors = own[baseline]["parameters"], own[baseline]["tensors"]
+        size = f"{parameters / 1e6:.3g} M, {tensors:,} tensor{'s' if tensors != 1 else ''}"
+        axes.set_title(f"{model}\n{size}", fontsize=9)
     return figure
 
 

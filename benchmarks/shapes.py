@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import NamedTuple
 
-Shape = tuple[int, ...]
+from fused_optim.cli import models
+from fused_optim.cli.models import Shape
 
 
 class Model(NamedTuple):
@@ -36,14 +37,6 @@ def linear(outputs: int, inputs: int) -> list[Shape]:
     return [(outputs, inputs), (outputs,)]
 
 
-def gpt2(layers: int) -> list[Shape]:
-    """Return GPT-2 124M, whose embedding is also its head."""
-    norm: list[Shape] = [(768,), (768,)]
-    attention = linear(3 * 768, 768) + linear(768, 768)
-    block = norm + attention + norm + linear(4 * 768, 768) + linear(768, 4 * 768)
-    return [(50257, 768), (1024, 768), *block * layers, *norm]
-
-
 def demo(layers: int) -> list[Shape]:
     """Return the GPT that ``ci/demo.sh`` trains, the default of ``examples/gpt``."""
     block: list[Shape] = [(144,), (432, 144), (144, 144), (144,), (576, 144), (144, 576)]
@@ -58,48 +51,6 @@ def small_gpt(layers: int) -> list[Shape]:
     return [(256, 128), (128, 128), *block * layers]
 
 
-def llama(
-    width: int, hidden: int, keys: int, layers: int, tied: bool, vocabulary: int = 128256
-) -> list[Shape]:
-    """Return a Llama 3 with ``keys`` features for the keys and for the values."""
-    attention = [(width, width), (keys, width), (keys, width), (width, width)]
-    block = [*attention, (hidden, width), (hidden, width), (width, hidden), (width,), (width,)]
-    heads = [(vocabulary, width)] * (1 if tied else 2)
-    return [*heads, *block * layers, (width,)]
-
-
-def normed(outputs: int, inputs: int, size: int) -> list[Shape]:
-    """Return a convolution and its batch norm."""
-    return [(outputs, inputs, size, size), (outputs,), (outputs,)]
-
-
-def resnet50_body() -> list[Shape]:
-    """Return ResNet-50 without its classifier."""
-    shapes, inputs = normed(64, 3, 7), 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            shapes += normed(width, inputs, 1) + normed(width, width, 3)
-            shapes += normed(4 * width, width, 1)
-            if block == 0:
-                shapes += normed(4 * width, inputs, 1)
-            inputs = 4 * width
-    return shapes
-
-
-def resnet50(layers: int) -> list[Shape]:
-    """Return ResNet-50."""
-    return resnet50_body() + linear(1000, 2048)
-
-
-def vit_l(layers: int) -> list[Shape]:
-    """Return ViT-L/16."""
-    norm: list[Shape] = [(1024,), (1024,)]
-    block = norm + linear(3072, 1024) + linear(1024, 1024)
-    block += norm + linear(4096, 1024) + linear(1024, 4096)
-    ends = [(1, 1, 1024), (1, 197, 1024), (1024, 3, 16, 16), (1024,)]
-    return [*ends, *block * layers, *norm, *linear(1000, 1024)]
-
-
 def detector(layers: int) -> list[Shape]:
     """Return 465 tensors: a ResNet-50, a transformer on four scales, heads of decoder layers."""
     norm: list[Shape] = [(256,), (256,)]
@@ -110,7 +61,9 @@ def detector(layers: int) -> list[Shape]:
     head = linear(91, 256) + linear(256, 256) * 2 + linear(4, 256)
     necks = [shape for c in (512, 1024, 2048, 2048) for shape in [*linear(256, c), *norm]]
     queries: list[Shape] = [(4, 256), (300, 512)]
-    body = resnet50_body() + encoder * 6 + decoder * 6 + head * 7 + necks + queries
+    body = (
+        [*models.resnet50_body().values()] + encoder * 6 + decoder * 6 + head * 7 + necks + queries
+    )
     return [*body, *norm * 3, *linear(256, 256)][:465]
 
 
@@ -120,20 +73,26 @@ def moe(layers: int) -> list[Shape]:
     return [(4096, 128), (128,), *[(384, 128), (128, 128)] * 7, *expert * 3328]
 
 
+def published(name: str) -> Model:
+    """Return a model of :mod:`fused_optim.cli.models`."""
+    model = models.MODELS[name]
+    return Model(lambda layers: list(model.shapes(layers).values()), model.layers)
+
+
 MODELS = {
     "one-50m": Model(lambda _: [(50_000_000,)]),
     "one-16m": Model(lambda _: [(1 << 24,)]),
-    "gpt2-124m": Model(gpt2, 12),
+    "gpt2-124m": published("gpt2"),
     "gpt-1m": Model(demo, 4),
     "gpt-0.8m": Model(small_gpt, 4),
     "tiny-1000": Model(lambda _: [(1 + 7 * i % 257,) for i in range(1000)]),
-    "resnet-50": Model(resnet50),
-    "vit-l": Model(vit_l, 24),
+    "resnet-50": published("resnet-50"),
+    "vit-l": published("vit-l"),
     "detector-465": Model(detector, alone=True),
     "moe-10000": Model(moe),
-    "llama-3.2-1b": Model(lambda n: llama(2048, 8192, 512, n, tied=True), 16),
-    "llama-3.1-8b": Model(lambda n: llama(4096, 14336, 1024, n, tied=False), 32),
-    "llama-3.1-70b": Model(lambda n: llama(8192, 28672, 1024, n, tied=False), 80),
+    "llama-3.2-1b": published("llama-3.2-1b"),
+    "llama-3.1-8b": published("llama-3.1-8b"),
+    "llama-3.1-70b": published("llama-3.1-70b"),
     "one-1b": Model(lambda _: [(1_000_000_000,)]),
 }
 

@@ -68,6 +68,17 @@ def memory(
     Source: each column of a format is read and written once a step, the gradient read once, and
     once more for the norm: docs/development.md
     """
+    estimate = estimate_memory(model, optimizer, **options)
+    print(estimate)  # noqa: T201  # printing is the purpose of the function
+    return estimate
+
+
+def estimate_memory(
+    model: Module | Iterable[Any],
+    optimizer: type[FusedOptimizer],
+    **options: Any,
+) -> Memory:
+    """Return what :func:`memory` prints, with the same arguments."""
     given = model.parameters() if isinstance(model, Module) else model
     params = [_materialize(entry) for entry in given]
     copies = optimizer([_on_meta(entry) for entry in params], **options)
@@ -85,15 +96,13 @@ def memory(
     )
     if needs_grad_norm(copies):
         moved += sum(grad.nbytes for grad in gradients)
-    estimate = Memory(
+    return Memory(
         sum(to_local(param).numel() for param in meta_params),
         sum(map(_nbytes, _tensors(params))),
         sum(grad.nbytes for grad in gradients),
         sum(_nbytes(tensor) for tensor in states if isinstance(tensor, Tensor)),
         round(moved),
     )
-    print(estimate)  # noqa: T201  # printing is the purpose of the function
-    return estimate
 
 
 def _make_gradient(param: Tensor, sparse: bool) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from helpers.models import parameters, set_grads, values
 from torch import nn
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_optim
 from ci.codegen.rules import FORMAT_PAIRS
@@ -68,6 +69,23 @@ def test_every_format(weights, states):
         optimizer.step()
         steps = sum(state["step"].nbytes for state in optimizer.state.values())
         assert memory(params, fused, **options).states == taken(optimizer) + steps
+
+
+def test_nothing_is_computed_element_by_element():
+    """Guard against an estimate that takes the longer, the larger a model is."""
+
+    class FewOperations(TorchDispatchMode):
+        left = 1000
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            self.left -= 1
+            assert self.left > 0
+            return operation(*args, **(kwargs or {}))
+
+    param = Parameter(torch.empty(1 << 40, dtype=BF16, device="meta"))
+    with FewOperations():
+        result = memory([param], weights="split", states="int8", ema_decay=0.9)
+    assert result.states == (4 + 2 / 64 + 4) * 2**40 + 4
 
 
 def test_a_model_too_large_for_any_machine(capsys):

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             session = prepare(options)
         except ValueError as error:
             parser.error(str(error))
-        return session.run(Console())
+        return session.run(Console(), Console(stderr=True))
     except OSError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -76,7 +76,7 @@ def sentence(verdict: Verdict) -> str:
     return f"The curves part by more than rounding explains: {where}."
 
 
-def picture(runs: Trio, name: str, first: int, path: Path) -> None:
+def draw(runs: Trio, name: str, first: int, path: Path) -> None:
     """Save the curves, one on the other, and their difference to ``path``."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     curves, gaps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .checkpoint import Checkpoint
 from .choices import SETTINGS, optimizer_pair, read_corpus, usable_device
 from .model import Shape
-from .report import picture, sample, sentence, table
+from .report import draw, sample, sentence, table
 from .training import Task, Trio, start, train
 from .verdict import judge
 
@@ -48,9 +48,19 @@ class Session:
     save: Path | None
     out: Path
 
-    def run(self, console: Console) -> int:
-        """Train, save and report; return the exit code."""
-        done = self.train(console)
+    @property
+    def picture(self) -> Path:
+        """Path of the picture of the curves."""
+        return self.out / PICTURE
+
+    def run(self, console: Console, screen: Console) -> int:
+        """Train, save and report; return the exit code.
+
+        Args:
+            console: console of the report.
+            screen: console of the progress bar, which is shown on a terminal only.
+        """
+        done = self.train(screen)
         if self.save:
             self.checkpoint(done).save(self.save)
             console.print(f"saved fused_optim's run after step {done}: {self.save}", soft_wrap=True)
@@ -59,12 +69,17 @@ class Session:
             return 130
         return 0 if self.report(console) else 1
 
-    def train(self, console: Console) -> int:
+    def train(self, screen: Console) -> int:
         """Take the steps under a progress bar; return the last one taken, also after Ctrl-C."""
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         done = self.first
         with (
-            Progress(*columns, TimeRemainingColumn(), console=console) as progress,
+            Progress(
+                *columns,
+                TimeRemainingColumn(),
+                console=screen,
+                disable=not screen.is_terminal,
+            ) as progress,
             between_steps() as interrupted,
         ):
             bar = progress.add_task("", total=self.last, completed=done)
@@ -82,12 +97,11 @@ class Session:
 
     def report(self, console: Console) -> bool:
         """Print the table and a sample, save the picture; return whether the curves are one."""
-        path = self.out / PICTURE
-        picture(self.runs, self.name, self.first, path)
+        draw(self.runs, self.name, self.first, self.picture)
         verdict = judge(self.runs, self.first)
         console.print(sample(self.runs.fused.model, self.task.seed, console.encoding))
         console.print(table(self.runs, self.name))
-        console.print(f"curves: {path}", highlight=False, soft_wrap=True)
+        console.print(f"curves: {self.picture}", highlight=False, soft_wrap=True)
         console.print(sentence(verdict), style="green" if verdict.within_rounding else "bold red")
         return verdict.within_rounding
 

@@ -183,7 +183,12 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _pieces(codec: Codec, tensors: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Yield the slice of each piece of a value, and the columns of the piece."""
+    """Yield the slice of each piece of a value, and the columns of the piece.
+
+    A value on the meta device has no pieces: there is nothing to load or store.
+    """
+    if tensors[0].is_meta:
+        return
     columns = [(_flat(t), c.block) for t, c in zip(tensors, codec.columns, strict=True)]
     for start in range(0, tensors[0].numel(), PIECE):
         end = start + PIECE
