@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_python(*command, **variables):
-    """Run Python with these arguments in the checkout, as ci/trainers.sh does; return the result."""
+    """Run Python with these arguments in the checkout, as ci/trainers.sh does."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
     env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
     command = [sys.executable, *map(str, command)]

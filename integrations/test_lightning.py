@@ -48,6 +48,9 @@ def test_clipping_twice(tmp_path):
     """Lightning refuses it with mixed precision; else it clips before the step sees the norm."""
     with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
         fit(Recording(AdamW, max_grad_norm=CLIP), tmp_path, gradient_clip_val=CLIP)
+    for optimizer in (AdamW, torch.optim.AdamW):
+        with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+            fit(Recording(optimizer, fused=True), tmp_path, gradient_clip_val=CLIP)
     both = Recording(AdamW, max_grad_norm=CLIP)
     fit(both, tmp_path, precision="32-true", gradient_clip_val=CLIP)
     assert max(both.norms) < CLIP + 1e-6

@@ -12,12 +12,12 @@ from hf_trainer import list_losses, make_model, make_trainer
 from fused_optim import AdamW
 
 BOUND = 1.5  # greater than the Trainer's default of 1.0, and less than the norms of the first steps
-OPTIONS = {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-3}
+OPTIONS = {"lr": 3e-3, "eps": 1e-3}
 
 
 def choose(way, model, optimizer, options):
     if way == "optimizers":
-        return {"optimizers": (optimizer(model.parameters(), **options), None)}
+        return {"optimizers": (optimizer(model.parameters(), weight_decay=0.1, **options), None)}
     return {"optimizer_cls_and_kwargs": (optimizer, dict(options))}
 
 
