@@ -130,3 +130,11 @@ WRONG = [
 def test_mistakes_are_named(params, message):
     with pytest.raises(ValueError, match=message):
         Muon(params)
+
+
+def test_a_slice_of_a_matrix_is_refused():
+    params = parameters(values([(8, 12), (12,)], torch.float32))
+    optimizer = Muon([{"params": params[:1]}, {"params": params[1:], "algorithm": "adamw"}])
+    with pytest.raises(ValueError, match="param must be whole in a group of Muon"):
+        optimizer.shard(params[0], index=0, offset=0, numel=192)
+    optimizer.shard(params[1], index=1, offset=0, numel=24)

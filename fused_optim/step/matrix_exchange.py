@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_optim.backends.matrix_runner import Layout, direction_dtype, transform_batches
+from fused_optim.backends.matrix_batches import Layout, transform_batches
+from fused_optim.backends.matrix_runner import direction_dtype
 from fused_optim.dtensors import (
     MatrixSharding,
     find_matrix_mesh_dims,
@@ -107,7 +108,8 @@ def choose_owners(params: Sequence[SharedParam], size: int) -> list[int]:
     costs = [
         sum(
             len(batch.places) * math.prod(batch.shape) * min(batch.shape)
-            for batch in make_layout([param]).batches
+            for group in make_layout([param]).batches
+            for batch in group
         )
         for param in params
     ]
