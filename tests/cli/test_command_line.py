@@ -1,6 +1,8 @@
 """What holds for every command: help, --json, errors of one line, Ctrl-C, pipes, missing packages.
 
-Faults tried by hand: LIST
+Faults tried by hand: another exit code of Ctrl-C; a message of several lines; stdout not flushed
+before the end; rich imported before it is checked; help in panels; colours in a pipe; a number and
+an option of the page changed.
 """
 
 import json

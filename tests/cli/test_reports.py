@@ -1,6 +1,7 @@
 """What ``memory``, ``explain``, ``info``, ``bench`` and ``train`` say is what the library does.
 
-Faults tried by hand: LIST
+Faults tried by hand: extra bits beside states of another format; shapes counted once; layers not
+joined; parameters not in their shape; another backend; the inverse ratio; no check of the clone.
 """
 
 import json
