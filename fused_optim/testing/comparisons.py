@@ -147,7 +147,8 @@ def compare_with_reference(
         for name in ("grad_norm", "clip_factor", "skipped"):
             results = getattr(ours.optimizer, name), getattr(reference.optimizer, name)
             _keep_worst(worst, name, closeness.measure_bits(*results))
-    return worst, digest([value for _, value in ours.list_values()])
+    # what depends on the order of float64 sums is not the same everywhere
+    return worst, "" if sums else digest([value for _, value in ours.list_values()])
 
 
 def digest(tensors: Sequence[Tensor]) -> str:
