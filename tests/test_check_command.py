@@ -1,9 +1,8 @@
 """``fused-optim check``: it finds each fault of a broken backend, and says how to repeat it.
 
 The faults are those of ``FAULTS``: a runner that does one thing wrong takes the place of the
-library's. Faults of the check tried by hand: a comparison of states left out (swapped states pass),
-gradients freed before the next step (a stale address may be read at the same place), a seed or
-shapes missing from the command.
+library's. Faults of the check tried by hand: states that are not measured, bits that are not
+compared, a seed missing from the command, failures missing from the XML file, an exit code of 0.
 """
 
 import json

@@ -87,14 +87,19 @@ def test_groups_clipping_and_gradients_of_the_user():
         nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
 
-    asked = []
+    asked, given = [], []
+
+    def make(groups):
+        given.append([(len(g["params"]), g.get("weight_decay"), g.get("lr")) for g in groups])
+        return ours(max_grad_norm=1.0)(groups)
 
     def gradient(step, name, param):
         asked.append((step, name))
         return None if name == "params[1]" else torch.full_like(param, 1.0 / step)
 
     arguments = {"steps": 2, "gradients": gradient, "step_theirs": clip_and_step}
-    assert_equivalent(ours(max_grad_norm=1.0), theirs(), groups, **arguments)
+    assert_equivalent(make, theirs(), groups, **arguments)
+    assert given == [[(2, 0.5, None), (1, None, 0.1)]]
     assert asked == [(step, f"params[{i}]") for step in (1, 2) for i in range(3)]
     groups[0]["params"] = network[0].parameters()
     with pytest.raises(AssertionError, match="differs after step 1"):

@@ -223,7 +223,10 @@ def describe_worst(results: Sequence[Result]) -> str:
     """Return the error that takes most of its budget, and the budget."""
     if not results:
         return "-"
-    worst = max((result.worst for result in results), key=rank)
+    result = max(results, key=lambda result: rank(result.worst))
+    worst = result.worst
+    if not result.value:  # nothing was measured
+        return "error"
     error = "not finite" if math.isinf(worst.error) else f"{worst.ulps:.2f}"
     return f"{error} / {worst.budget_ulps:.2f}" if worst.budget else error
 
