@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,9 @@ def rank(found: Closeness) -> tuple[float, float]:
     """Return a key that is larger the more of its budget an error takes."""
     if found.error <= 0:
         return 0.0, 0.0
-    return (found.error / found.budget if found.budget else float("inf")), found.error
+    if math.isinf(found.error) or not found.budget:
+        return math.inf, found.error
+    return found.error / found.budget, found.error
 
 
 def compare_with_reference(
