@@ -82,6 +82,7 @@ def modules(source):
     files = {path.relative_to(source) for path in (source / package).rglob("*.py")}
     # written out, for rglob need not follow the symlink
     files |= {package / path.relative_to(source) for path in (source / "kernels").rglob("*.py")}
+    files.add(Path("_fused_optim_pytestplugin.py"))
     return sorted(".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files)
 
 
@@ -186,6 +187,16 @@ def test_names_of_wheels(archives):
         assert built.count("fused_optim/_host.pyi") == 1
         assert len(built) == 1 + (kind == "wheel" and HAS_COMPILER)
         assert not [name for name in files if name.endswith(".c") or "csrc" in name]
+
+
+@pytest.mark.slow
+def test_entry_points(archives):
+    """Guard against a command or a pytest plugin that is not installed."""
+    files = zipfile.ZipFile(archives["wheel"])
+    (name,) = [name for name in files.namelist() if name.endswith("entry_points.txt")]
+    text = files.read(name).decode()
+    assert "fused-optim = fused_optim.cli.main:main" in text
+    assert "fused_optim = _fused_optim_pytestplugin" in text
 
 
 @pytest.mark.slow
