@@ -6,9 +6,8 @@ Fault tried by hand: ranks that clip by the norm of their own share.
 from pathlib import Path
 
 import torch
-from closeness import assert_as_close
+from closeness import assert_as_close, assert_same_bits
 from ddp import CLIP
-from helpers.tolerances import assert_same_bits
 from launch import ROOT, run_python
 
 

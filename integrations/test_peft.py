@@ -5,16 +5,14 @@ are not loaded.
 """
 
 import torch
-from closeness import assert_as_close
-from helpers.tolerances import assert_same_bits
+from closeness import assert_as_close, assert_same_bits
 from peft import PeftModel
-from peft_lora import list_codes, make_base, make_lora, train
+from peft_lora import CLIP, list_codes, make_base, make_lora, train
 from torch import nn
 from torchao.quantization import Int8Tensor
 
 from fused_optim import AdamW
 
-CLIP = 1.0
 OPTIONS = {"lr": 1e-2, "eps": 1e-3}
 
 
@@ -40,6 +38,7 @@ def test_same_as_torch_and_frozen_bits():
     optimizer = AdamW(ours.parameters(), **OPTIONS, max_grad_norm=CLIP)
     train(ours, optimizer)
     assert_as_close(*map(list_adapters, (ours, theirs, exact)))
+    assert float(optimizer.grad_norm) > CLIP  # the norm before clipping
     assert set(optimizer.state) == set(list_adapters(ours))
     after = list_codes(ours)
     assert sum(part.dtype == torch.int8 for part in after.values()) == 15

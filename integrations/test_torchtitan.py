@@ -10,8 +10,7 @@ import math
 import pytest
 import torch
 from byte_model import make_model
-from closeness import assert_as_close, assert_far, assert_same_run
-from helpers.tolerances import assert_same_bits
+from closeness import assert_as_close, assert_far, assert_same_bits, assert_same_run
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 from torchtitan_container import CLIP, STEPS, FusedOptimizers, configure, train
