@@ -91,13 +91,13 @@ def resnet50(layers: int) -> list[Shape]:
     return resnet50_body() + linear(1000, 2048)
 
 
-def vit_l(layers: int) -> list[Shape]:
-    """Return ViT-L/16."""
-    norm: list[Shape] = [(1024,), (1024,)]
-    block = norm + linear(3072, 1024) + linear(1024, 1024)
-    block += norm + linear(4096, 1024) + linear(1024, 4096)
-    ends = [(1, 1, 1024), (1, 197, 1024), (1024, 3, 16, 16), (1024,)]
-    return [*ends, *block * layers, *norm, *linear(1000, 1024)]
+def vit(width: int, layers: int) -> list[Shape]:
+    """Return a vision transformer of patches of 16 x 16, with heads of 1,000 classes."""
+    norm: list[Shape] = [(width,), (width,)]
+    block = norm + linear(3 * width, width) + linear(width, width)
+    block += norm + linear(4 * width, width) + linear(width, 4 * width)
+    ends = [(1, 1, width), (1, 197, width), (width, 3, 16, 16), (width,)]
+    return [*ends, *block * layers, *norm, *linear(1000, width)]
 
 
 def detector(layers: int) -> list[Shape]:
@@ -128,7 +128,8 @@ MODELS = {
     "gpt-0.8m": Model(small_gpt, 4),
     "tiny-1000": Model(lambda _: [(1 + 7 * i % 257,) for i in range(1000)]),
     "resnet-50": Model(resnet50),
-    "vit-l": Model(vit_l, 24),
+    "vit-b": Model(lambda n: vit(768, n), 12),
+    "vit-l": Model(lambda n: vit(1024, n), 24),
     "detector-465": Model(detector, alone=True),
     "moe-10000": Model(moe),
     "llama-3.2-1b": Model(lambda n: llama(2048, 8192, 512, n, tied=True), 16),
