@@ -54,7 +54,7 @@ def describe(threads: list[int]) -> dict[str, Any]:
         threads: numbers of threads that steps are timed with.
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
-    packages += [library.package for library in THIRD_PARTY]
+    packages += [*(library.package for library in THIRD_PARTY), "pytorch_optimizer"]
     versions = {package: version(package) for package in dict.fromkeys(packages)}
     found: dict[str, Any] = {
         "device": DEVICE.type,
