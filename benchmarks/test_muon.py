@@ -111,7 +111,10 @@ def torch_temporaries(weights: int) -> int:
 
 
 def build_pytorch_optimizer(groups: Groups) -> Variant:
-    """Create the optimizer of pytorch_optimizer, which has both rules."""
+    """Create the optimizer of pytorch_optimizer, which has both rules.
+
+    Its bytes are the minimum, without temporaries.
+    """
     from pytorch_optimizer import Muon
 
     hidden, rest = groups
