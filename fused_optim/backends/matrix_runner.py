@@ -219,7 +219,7 @@ class MatrixRunner(BucketRunner):
     @override
     def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
         if not self.key.exchanged:
-            self.form_directions()
+            self.first.update()
             transform_batches(self.workspace, self.layout.batches, self.step)
         counts = self.second.update()
         del self.workspace

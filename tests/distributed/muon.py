@@ -22,9 +22,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_optim
 from fused_optim import Muon
+from fused_optim.step.matrix_exchange import MatrixExchange
 
 F64 = torch.float64
 # uneven shards; an empty shard on the last ranks; wide; the same shape again
@@ -153,6 +155,36 @@ def check_what_is_sent(world: World) -> None:
     assert shared == [True, True, False, True, True]
     assert {row.launch for row in explained} == {1, 2, 3, 4}
     assert len(optimizer._engine.bucket_keys) == 4
+
+
+class Recorder(TorchDispatchMode):
+    """Records the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.called.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def check_no_value_is_read(world: World) -> None:
+    """The exchange waits for no device, so that a CUDA graph can capture it."""
+    twin = Twin([make_layouts(world)["rows"]], shapes=SHAPES)
+    optimizer = Muon(twin.sharded)
+    run, mode = MatrixExchange.run, Recorder()
+
+    def observe(exchange, directions):
+        with mode:
+            run(exchange, directions)
+
+    twin.set_grads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MatrixExchange, "run", observe)
+        optimizer.step()
+    assert "alltoall_base_" in mode.called, mode.called
+    assert not {"_local_scalar_dense", "nonzero", "is_nonzero", "item"} & {*mode.called}
 
 
 def check_the_work_is_shared(world: World) -> None:
