@@ -219,7 +219,7 @@ class MatrixRunner(BucketRunner):
     @override
     def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:
         if not self.key.exchanged:
-            self.first.update()
+            self.form_directions()
             transform_batches(self.workspace, self.layout.batches, self.step)
         counts = self.second.update()
         del self.workspace
