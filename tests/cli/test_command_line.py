@@ -20,6 +20,7 @@ import pytest
 from helpers.command_line import NAMES, PAGE, fails, list_examples, parse, run
 from helpers.processes import ROOT
 
+import _fused_optim_command
 from fused_optim.cli import application, main
 from fused_optim.cli.output import UsageError
 
@@ -27,6 +28,7 @@ COLUMNS, LINES = 80, 24  # a screen
 # for each command, arguments that take little time
 QUICK = {
     "bench": ("--smoke", "--model", "gpt-1m", "--rival", "torch fused"),
+    "check": ("--quick", "--optimizer", "Lion", "--against", "reference"),
     "explain": ("--model", "gpt2"),
     "info": (),
     "memory": ("--model", "gpt2", "--weights", "split"),
@@ -121,6 +123,19 @@ def test_interrupts_and_mistakes_within_a_command(capsys, monkeypatch):
     monkeypatch.setattr(application, "COMMANDS", (command, *application.COMMANDS))
     assert run(capsys, "command", "interrupt") == (130, "", "fused-optim: stopped by Ctrl-C\n")
     assert fails(capsys, "command", "mistake") == "fused-optim: error: two lines\n"
+
+
+def test_an_interrupt_while_torch_is_imported(capsys, monkeypatch):
+    class Interrupt:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "fused_optim.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "fused_optim.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupt, *sys.meta_path])
+    assert _fused_optim_command.main() == 130
+    assert capsys.readouterr().err == "fused-optim: stopped by Ctrl-C\n"
 
 
 @pytest.mark.parametrize("package", main.PACKAGES)
