@@ -1,7 +1,4 @@
-"""DistributedDataParallel in two processes; the example resumes.
-
-Fault tried by hand: ranks that clip by the norm of their own share.
-"""
+"""DistributedDataParallel in two processes; the example resumes."""
 
 from pathlib import Path
 

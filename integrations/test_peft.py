@@ -1,7 +1,6 @@
 """peft: LoRA adapters on int8 weights of torchao, which stay as they are.
 
-Faults tried by hand: a frozen parameter that is updated, a bound that is not passed, states that
-are not loaded.
+Faults tried by hand: a bound that is not passed, no weight decay, states that are not loaded.
 """
 
 import torch

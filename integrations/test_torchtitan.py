@@ -1,7 +1,6 @@
 """torchtitan's OptimizersContainer: clipping once, checkpoints by DCP, states made before a load.
 
-Faults tried by hand: training.max_norm left at a bound, a container that is not loaded, zeros of
-init_optim_state that change a parameter.
+Faults tried by hand: a bound that is not passed, no weight decay, states or extra bits not loaded.
 """
 
 import copy
