@@ -1,7 +1,8 @@
 """The comparison with torch.optim, by the tolerances of all tests."""
 
-from helpers.tolerances import assert_as_accurate, assert_same_bits, join_flat
 from torch import nn
+
+from fused_optim.testing.closeness import assert_as_accurate, assert_same_bits, join_flat
 
 
 def assert_as_close(ours, theirs, exact):
