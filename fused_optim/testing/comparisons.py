@@ -65,7 +65,9 @@ class Variant:
     def make(self, params: list[Parameter], backend: str | None = None) -> FusedOptimizer:
         """Construct the optimizer."""
         options: dict[str, Any] = {**copy.deepcopy(self.case.options), **self.case.additions}
-        formats = {"weights": self.weights, "states": self.states}
+        formats: dict[str, Any] = {"weights": self.weights, "states": self.states}
+        if self.case.matrices:
+            formats["ns_dtype"] = self.compute  # by default products are rounded to fewer bits
         return self.case.fused(params, **options, **formats, backend=backend or self.backend)
 
 
