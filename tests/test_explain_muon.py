@@ -1,7 +1,6 @@
 """``explain()`` of Muon: how each parameter is cut, compared with the matrices of a step.
 
-Faults tried by hand: rows and columns exchanged, the factor of the whole parameter for each part,
-``adjust_lr_fn`` of the first group for all, the column left in tables of other optimizers.
+Fault tried by hand: rows and columns exchanged.
 """
 
 import math

@@ -13,6 +13,7 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.versions import NEEDS_TORCH_MUON
 from torch import nn
 
 from fused_optim import AdamW, Muon, memory
@@ -68,6 +69,7 @@ def run(optimizer, params, grads, clip=None):
     return [p.detach() for p in params]
 
 
+@NEEDS_TORCH_MUON
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_fifty_steps_are_no_farther_from_float64_than_torch(options):
     start = values(SHAPES, torch.float32)

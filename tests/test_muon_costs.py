@@ -1,6 +1,6 @@
 """What a step of Muon costs: launches, and the bytes that its elementwise passes move.
 
-Faults tried by hand: a launch for each parameter group, the directions in float32 where bf16 was
+Faults tried by hand: one more launch of prepare, the directions in float32 where bf16 was
 asked for, the second pass counted with the states.
 """
 

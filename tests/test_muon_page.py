@@ -1,7 +1,6 @@
 """The code of docs/muon.md runs, and does what the page says.
 
-Faults tried by hand: the numbers of the second state dict not shifted, the groups merged in the
-other order, a line of the printed table changed.
+Fault tried by hand: the numbers of the second state dict not shifted.
 """
 
 from pathlib import Path

@@ -2,9 +2,6 @@
 
 It divides the momentum itself by its norm, in place: https://github.com/pytorch/pytorch/issues/190597.
 docs/contract.md lists it; when torch is corrected, the first test fails and the entry goes.
-
-Faults tried by hand: the normalization of ours made in place on the directions of the first pass,
-with the momentum as direction.
 """
 
 import torch
