@@ -109,12 +109,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console().print(table)
 
 
-def save_plot(figure: Figure, options: argparse.Namespace, name: str) -> Path:
+def save(figure: Figure, options: argparse.Namespace, name: str) -> Path:
     """Save the figure as ``<name>.png`` in the folder of ``--out``, and print where."""
     options.out.mkdir(parents=True, exist_ok=True)
     path: Path = options.out / f"{name}.png"
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=80)
-    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)  # half the bytes
+    Image.open(drawn).convert("RGB").quantize(128).save(path, optimize=True)  # a third of the bytes
     Console().print(f"plot: {path}", soft_wrap=True, highlight=False)
     return path

@@ -29,16 +29,7 @@ from torch import Tensor, nn
 
 import fused_optim as fo
 
-from .common import (
-    Split,
-    evaluate,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    start,
-    train_epoch,
-)
+from .common import Split, evaluate, load_digits, make_net, print_table, save, start, train_epoch
 
 EPOCHS, STEPS = 4, 300
 START = {"Rosenbrock": (-1.5, 1.5), "saddle": (-1.0, 0.01)}
@@ -162,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rows.append((name, ends[0], ends[1], leaves, sum(losses[-10:]) / 10, right))
     columns = ("", "Rosenbrock", "saddle", "left at step", "loss of the net", "right, held out")
     print_table("Ends of the paths, and the net", columns, rows)
-    save_plot(draw(paths, nets), options, "compare_optimizers")
+    save(draw(paths, nets), options, "compare_optimizers")
     return {"paths": paths, "nets": nets, "rows": {row[0]: row[1:] for row in rows}}
 
 
