@@ -115,6 +115,6 @@ def save(figure: Figure, options: argparse.Namespace, name: str) -> Path:
     path: Path = options.out / f"{name}.png"
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=80)
-    Image.open(drawn).convert("RGB").quantize(128).save(path, optimize=True)  # a third of the bytes
+    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)  # half the bytes
     Console().print(f"plot: {path}", soft_wrap=True, highlight=False)
     return path

@@ -114,7 +114,7 @@ def train_net(name: str, data: Split, seed: int) -> tuple[list[float], float]:
 
 def draw(paths: dict[str, dict[str, Tensor]], nets: dict[str, tuple[list[float], float]]) -> Figure:
     """Draw the paths on the contours of both functions, and the losses of the net."""
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    figure = Figure(figsize=(12.5, 4.5), layout="constrained")
     valley, ridge, curves = figure.subplots(1, 3)
     window = {"Rosenbrock": (-1.9, 1.9, -0.9, 2.2), "saddle": (-1.15, 0.9, -0.15, 1.35)}
     for axes, (function, f) in zip((valley, ridge), FUNCTIONS.items(), strict=True):
@@ -124,7 +124,7 @@ def draw(paths: dict[str, dict[str, Tensor]], nets: dict[str, tuple[list[float],
         )
         heights = f(torch.stack(grid))
         heights = (heights - heights.min()).sqrt()
-        axes.contour(*grid, heights, levels=14, colors="0.8", linewidths=0.7)
+        axes.contour(*grid, heights, levels=8, antialiased=False, colors="0.8", linewidths=0.7)
         for i, (name, path) in enumerate(paths[function].items()):
             axes.plot(*path.T, color=f"C{i}", lw=1.4, label=name)
             axes.plot(*path[-1], "o", color=f"C{i}", ms=6)
