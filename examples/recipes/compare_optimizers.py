@@ -1,7 +1,7 @@
 """Optimizers compared: ``python -m examples.recipes.compare_optimizers``.
 
 One net on the digits, and two functions of two variables on which the ways of the optimizers can be
-seen. Each has a rate that suits it, found by trying factors of three; the picture is about the
+seen. Each has a rate that suits it, chosen by hand; the picture is about the
 shapes of the paths, and no ranking.
 
 - **Rosenbrock**, ``(1 - x)**2 + 20 * (y - x**2)**2``: a curved valley, steep across and flat along,
