@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "first loss",
         "last ten",
         "largest norm",
-        "clipped by it",
+        "clipped by norm",
         "least factor",
     )
     print_table("A recurrent net with exploding gradients", columns, rows)

@@ -1,14 +1,15 @@
 """Optimizers compared: ``python -m examples.recipes.compare_optimizers``.
 
 One net on the digits, and two functions of two variables on which the ways of the optimizers can be
-seen. Each has a rate that suits it, found by trying factors of three; the picture is about the
-shapes of the paths, and no ranking.
+seen. Each has a rate that suits it, chosen by hand; the picture is about the shapes of the paths,
+and no ranking.
 
 - **Rosenbrock**, ``(1 - x)**2 + 20 * (y - x**2)**2``: a curved valley, steep across and flat along,
   with the minimum at (1, 1). Plain SGD may not take larger steps than the walls allow, and creeps.
   Momentum and Nesterov swing along the valley; the methods that divide by the size of the gradient
   follow its floor; Lion's steps have the same length in both directions whatever the gradient.
-  With a tenth of its rate, RMSprop begins like Adagrad: its average is a tenth of the sum at first.
+  With a tenth of its rate RMSprop begins like Adagrad: it averages squares with the weight 0.01, so
+  that its root is a tenth of that of Adagrad's sum at first.
 - **A saddle**, ``x**2 / 2 - y**2 / 2 + y**4 / 4``: flat at (0, 0), with minima at y = 1 and y = -1.
   All start just beside the ridge, where the gradient along y is tiny. SGD lingers longest; where
   the step does not depend on the size of the gradient (Adam, RMSprop, Lion, Adagrad) the way out is

@@ -6,8 +6,9 @@ kept, its head is new, and the training unfreezes it in three stages of 20 epoch
 1. All of the body is frozen, and the head is trained. ``requires_grad = False`` before the first
    backward is what freezes: a frozen parameter has no gradient, so weight decay does not touch it
    either, and its bits stay the same.
-2. The upper layers join with a third of the rate of the head: ``add_param_group``.
-3. The lower layers join with a tenth of it.
+2. The upper layer joins with a third of the rate of the head. Its group was in the optimizer from
+   the start: a parameter takes part, and has states, from its first gradient on.
+3. The lower layer joins with a tenth of the rate.
 
 The groups have their own rates, yet one launch updates them all: ``optimizer.explain()`` prints the
 launch of each parameter. The plot has the share of right answers on held-out digits, with a line
@@ -40,17 +41,6 @@ def ask_whether_odd(digits: Split) -> Split:
     return Split(inputs[few], targets[few] % 2, held_out_inputs, held_out_targets % 2)
 
 
-def freeze(net: nn.Sequential) -> None:
-    """Freeze all parameters."""
-    for param in net.parameters():
-        param.requires_grad_(False)
-
-
-def unfreeze(layer: nn.Module) -> list[nn.Parameter]:
-    """Let the parameters of a layer be trained again, and return them."""
-    return [param.requires_grad_(True) for param in layer.parameters()]
-
-
 def copy_weights(net: nn.Sequential) -> dict[str, Tensor]:
     """Return a copy of all weights by name."""
     return copy.deepcopy(net.state_dict())
@@ -61,17 +51,16 @@ def transfer(net: nn.Sequential, data: Split) -> dict[str, Any]:
 
     Returns:
         The share of right answers by epoch, the weights at the end of each stage, the first of
-        which is before them all, and the launch and rate of each parameter in the last stage.
+        which is before them all, and the launch of each parameter in the last stage.
     """
-    freeze(net)
+    net.requires_grad_(False)
     net[HEAD] = nn.Linear(64, 2)
-    optimizer = AdamW(net[HEAD].parameters(), lr=RATE, weight_decay=0.1)
-    joins: list[tuple[int, float]] = [(UPPER, RATE / 3), (LOWER, RATE / 10)]
+    rates = {HEAD: RATE, UPPER: RATE / 3, LOWER: RATE / 10}
+    groups = [{"params": net[layer].parameters(), "lr": rate} for layer, rate in rates.items()]
+    optimizer = AdamW(groups, weight_decay=0.1)
     right, stages = [], [copy_weights(net)]
-    for stage in range(STAGES):
-        if stage:
-            layer, rate = joins[stage - 1]
-            optimizer.add_param_group({"params": unfreeze(net[layer]), "lr": rate})
+    for layer in rates:
+        net[layer].requires_grad_(True)
         for _ in range(EPOCHS):
             train_epoch(net, optimizer, data, batch=10)
             right.append(evaluate(net, data.held_out_inputs, data.held_out_targets)[1])
@@ -79,8 +68,7 @@ def transfer(net: nn.Sequential, data: Split) -> dict[str, Any]:
     explanation = optimizer.explain()
     Console().print(explanation)
     launches = [row.launch for row in explanation.rows]
-    rates = [group["lr"] for group in optimizer.param_groups]
-    return {"right": right, "stages": stages, "launches": launches, "rates": rates}
+    return {"right": right, "stages": stages, "launches": launches}
 
 
 def train_from_random(data: Split) -> list[float]:
