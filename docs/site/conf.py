@@ -1,0 +1,42 @@
+"""Sphinx: the site from the Markdown files of the repository, built by ``bash ci/docs.sh``.
+
+The source directory is the root of the repository, so that a link between two files is the same on
+the site, in an editor and where the repository is browsed.
+"""
+
+from importlib import metadata
+
+project = "fused_optim"
+release = version = metadata.version("fused-optim")
+author = metadata.metadata("fused-optim")["Author"]
+project_copyright = f"{author}, Apache-2.0"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax from a package: the pages need no network to be read
+]
+root_doc = "docs/index"
+include_patterns = ["docs/**", "benchmarks/results/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+exclude_patterns = [".*", "**/__pycache__", "docs/_build", "build", "dist"]
+nitpicky = (
+    False  # torch and Python are referred to without their inventories, which need the network
+)
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 4
+# of a diff and of printed text nothing is highlighted
+highlight_language = "text"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature has the defaults, the docstring the meaning
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"fused_optim {release}"
+html_extra_path = ["index.html"]  # leads from the root of the site to docs/index.html
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}
