@@ -4,11 +4,11 @@ The source directory is the root of the repository, so that a link between two f
 the site, in an editor and where the repository is browsed.
 """
 
-from importlib import metadata
+import fused_optim
 
 project = "fused_optim"
-release = version = metadata.version("fused-optim")
-author = metadata.metadata("fused-optim")["Author"]
+release = version = fused_optim.__version__
+author = "The fused_optim authors"
 project_copyright = f"{author}, Apache-2.0"
 
 extensions = [
