@@ -21,13 +21,10 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = ["docs/**", "benchmarks/results/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 exclude_patterns = [".*", "**/__pycache__", "docs/_build", "build", "dist"]
-nitpicky = (
-    False  # torch and Python are referred to without their inventories, which need the network
-)
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+# torch and Python are named without their inventories, which need the network: no nitpicky
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-# of a diff and of printed text nothing is highlighted
 highlight_language = "text"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature has the defaults, the docstring the meaning
