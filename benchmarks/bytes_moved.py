@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from fused_optim.backends.matrix_runner import direction_dtype
 from fused_optim.optimizers.base import FusedOptimizer
 
 PATH = Path(__file__).parent / "byte_counts.json"
@@ -70,10 +71,17 @@ def step_bytes(optimizer: FusedOptimizer) -> int:
     with mock.patch.object(plan, "run", wraps=plan.run) as run:
         optimizer.step()
     rows, _, sums, *_ = run.call_args.args
-    return sum(
-        moved(columns_of(kind, row), 1 + sums.needs_norm, measured=kind.rule.reduction is not None)
-        for kind, row in rows
-    )
+    return sum(row_bytes(kind, row, sums.needs_norm) for kind, row in rows)
+
+
+def row_bytes(kind: Any, row: Any, needs_norm: bool) -> int:
+    """Return the bytes of a row of the plan; those of the products of matrices are not counted."""
+    columns = columns_of(kind, row)
+    total = moved(columns, 1 + needs_norm, measured=kind.rule.reduction is not None)
+    if kind.rule.matrix_step is not None:
+        # one pass reads the weights and writes the directions, which the second reads
+        total += columns.weights + 2 * row.columns[0].numel() * direction_dtype(kind).itemsize
+    return total
 
 
 def columns_of(kind: Any, row: Any) -> Columns:
@@ -101,7 +109,7 @@ def counts() -> Iterator[Count]:
     """Yield the bytes of every optimizer of ours in every format."""
     from benchmarks import variants
 
-    shapes = [[(size,) for size in SIZES]]
+    shapes = [[(size, 1) for size in SIZES]]  # of two dims, for Muon
     for optimizer, format, clip in product(variants.OPTIMIZERS, variants.FORMATS, (False, True)):
         try:
             groups = variants.parameters(shapes, format, "cpu")
@@ -110,8 +118,22 @@ def counts() -> Iterator[Count]:
             continue
         planned = step_bytes(ours)
         sums = ours.rule(ours.param_groups[0]).reduction is not None
-        implied = moved(held(ours), 1 + clip, measured=sums)
+        implied = moved(held(ours), 1 + clip, measured=sums) + directions(ours)
         yield Count(f"{optimizer}, {format}{', clip' if clip else ''}", planned, implied)
+
+
+def directions(optimizer: FusedOptimizer) -> int:
+    """Return the bytes of the directions of matrices, written and read in float32 on a CPU.
+
+    The pass that writes them reads the weights once more, with their extra bits.
+    """
+    if optimizer.rule(optimizer.param_groups[0]).matrix_step is None:
+        return 0
+    extra = ("master", "remainder", "compensation")
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    states = [optimizer.state[param] for param in params]
+    weights = [*params, *(state[key] for state in states for key in extra if key in state)]
+    return sum(weight.nbytes for weight in weights) + sum(2 * 4 * p.numel() for p in params)
 
 
 def differences(found: dict[str, int], committed: dict[str, int]) -> Iterator[str]:

@@ -39,7 +39,7 @@ def describe(threads: list[int], program: str = "pytest") -> dict[str, Any]:
         program: first word of the command.
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
-    packages += [library.package for library in THIRD_PARTY]
+    packages += [*(library.package for library in THIRD_PARTY), "pytorch_optimizer"]
     versions = {package: distribution_version(package) for package in dict.fromkeys(packages)}
     found: dict[str, Any] = {
         "device": DEVICE.type,

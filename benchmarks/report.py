@@ -267,6 +267,38 @@ def training(rows: list[Row]) -> Iterator[str]:
         yield from table(heads, lines)
 
 
+def muon(rows: list[Row]) -> Iterator[str]:
+    """Yield the time of a step of Muon, with the share of the products of matrices."""
+    heads = ["", "median", "IQR", BESIDE, "share of the products", "bytes / parameter"]
+    for group in by_group(rows, "muon").values():
+        other, first = best(group, "other"), group[0]
+        cut = f", {first['cut']}" if first["cut"] else ""
+        yield f"### Muon with AdamW, clipped: {first['model']}{cut}, " + plural(
+            first["threads"], "thread"
+        )
+        yield ""
+        yield (
+            f"matrices: {first['matrices']:,} with {first['hidden']:,} of "
+            f"{first['parameters']:,} parameters in {first['tensors']:,} tensors"
+        )
+        yield ""
+        optimizers = [row for row in group if row["role"] != "roofline"]
+        yield from table(heads, (muon_line(row, other) for row in optimizers))
+
+
+def muon_line(row: Row, other: Row | None) -> list[str]:
+    """Return the cells of one variant."""
+    share = row["products"]
+    return [
+        row["name"],
+        seconds(row["median"]),
+        seconds(row["iqr"]),
+        ratio(row, other),
+        "" if share is None else f"{share:.0%}",
+        f"{row['bytes'] / row['parameters']:.1f}",
+    ]
+
+
 def absent(content: Row) -> Iterator[str]:
     """Yield the absent candidates, with the reason of each."""
     reasons: dict[str, set[str]] = defaultdict(set)
@@ -283,7 +315,7 @@ def absent(content: Row) -> Iterator[str]:
 def markdown(content: Row, rows: list[Row], plots: list[str]) -> str:
     """Return the whole page."""
     lines = [*header(content), *(f"![{plot}]({plot})" for plot in plots), ""]
-    for section in (goals.lines, steps, formats, host, dtensors, first_step, training):
+    for section in (goals.lines, steps, formats, host, dtensors, first_step, training, muon):
         lines += section(rows)
     lines += absent(content)
     return "\n".join(lines).rstrip() + "\n"

@@ -87,6 +87,7 @@ MODELS = {
     "gpt-0.8m": Model(small_gpt, 4),
     "tiny-1000": Model(lambda _: [(1 + 7 * i % 257,) for i in range(1000)]),
     "resnet-50": published("resnet-50"),
+    "vit-b": published("vit-b"),
     "vit-l": published("vit-l"),
     "detector-465": Model(detector, alone=True),
     "moe-10000": Model(moe),

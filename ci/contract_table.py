@@ -42,6 +42,8 @@ What differs from torch, and why:
 - Parts of a state that torch would miss with a KeyError start anew: `amsgrad` switched on in
   training, or `exp_avg` deleted.
 - A subclass of FusedOptimizer is not turned into torch's, nor a subclass of torch's into ours.
+- torch wrong: `torch.optim.Muon` with `nesterov=False` divides the momentum of bf16 parameters by
+  its norm, in place (pytorch/pytorch#190597). Ours keeps it: `tests/test_muon_torch_bug.py`.
 
 """
 Counts = dict[tuple[str, str], list[bool]]

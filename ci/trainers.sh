@@ -15,4 +15,4 @@ install=("$python" -m pip install --quiet --disable-pip-version-check
 
 export HF_HUB_OFFLINE=1 # every model is made from its configuration
 [ $# -eq 0 ] || exec "$python" "$@"
-exec "$python" -m pytest integrations -n 2
+exec "$python" -m pytest integrations -n 2 --dist loadfile # each imports its framework once

@@ -1,6 +1,8 @@
 """The comparison with torch.optim, by the tolerances of all tests."""
 
-from helpers.tolerances import assert_as_accurate, assert_same_bits, join_flat
+from torch import nn
+
+from fused_optim.testing.closeness import assert_as_accurate, assert_same_bits, join_flat
 
 
 def assert_as_close(ours, theirs, exact):
@@ -11,11 +13,11 @@ def assert_as_close(ours, theirs, exact):
         theirs: the same, trained with torch.optim in the same framework.
         exact: the same, trained with torch.optim in float64.
     """
-    flat = [
-        join_flat(getattr(model, "parameters", lambda m=model: m)())
-        for model in (ours, theirs, exact)
-    ]
-    assert_as_accurate("parameters", flat[0], flat[1], flat[2].double())
+    ours, theirs, exact = (
+        join_flat(trained.parameters() if isinstance(trained, nn.Module) else trained)
+        for trained in (ours, theirs, exact)
+    )
+    assert_as_accurate("parameters", ours, theirs, exact.double())
 
 
 def assert_far(ours, theirs):

@@ -1,6 +1,6 @@
 """accelerate: bf16, accumulation, clipping once, save_state and load_state.
 
-Faults tried by hand: a step in each micro-batch, clip_grad_norm_ left in the loop, no load_state.
+Faults tried by hand: a bound that is not passed, no weight decay, states or extra bits not loaded.
 """
 
 import accelerate_loop

@@ -2,7 +2,7 @@
 
 With ``backend="aot_eager"`` the model's graph is traced and differentiated as for inductor and runs
 the operations of eager, so that the bits of a step can be compared; the example runs inductor.
-Faults tried by hand: a step that is traced, a bound that is not passed.
+Fault tried by hand: a bound that is not passed.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """Lightning: configure_optimizers, bf16-mixed, clipping once, resuming.
 
-Faults tried by hand: gradient_clip_val beside max_grad_norm, a checkpoint without the schedule.
+Faults tried by hand: a bound that is not passed, no weight decay, states or extra bits not loaded.
 """
 
 import pytest

@@ -1,7 +1,6 @@
 """transformers.Trainer: both ways to give it an optimizer, clipping once, resuming.
 
-Faults tried by hand: the Trainer's max_grad_norm left at 1.0, the bound not passed, a checkpoint
-without the extra bits of the weights.
+Faults tried by hand: a bound that is not passed, states or extra bits of weights not loaded.
 """
 
 import pytest

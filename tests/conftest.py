@@ -66,15 +66,23 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leave out the tests of code for GPUs in the interpreter, which compiles nothing."""
-    return True if config.getoption("interpret") and collection_path == COMPILED_ONLY else None
+    """Leave out, in the interpreter, what has no test that runs there: imports take seconds."""
+    if not config.getoption("interpret"):
+        return None
+    is_test = collection_path.match("test_*.py")
+    if is_test and "pytest.mark.interpreted" not in collection_path.read_text():
+        return True
+    return True if collection_path == COMPILED_ONLY else None
 
 
 def _runs(item, interpret):
     marker = item.get_closest_marker("interpreted")
-    if interpret:
-        return marker is not None
-    return marker is None or not marker.kwargs.get("only")
+    only = marker is not None and marker.kwargs.get("only")
+    if not interpret:
+        return not only
+    # the reference does not use Triton: it is tested where the kernels are compiled
+    backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+    return marker is not None and (only or backend != "reference")
 
 
 def pytest_collection_modifyitems(config, items):

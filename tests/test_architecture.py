@@ -197,8 +197,11 @@ def test_device_code_imports_only_triton():
         assert not others, f"{path.name} imports {others}"
 
 
+FOLDERS = ("fused_optim", "kernels", "tests", "integrations", "ci", "examples", "benchmarks")
+
+
 def test_files_are_short():
-    for folder in ("fused_optim", "kernels", "tests", "ci", "examples", "benchmarks"):
+    for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             assert len(path.read_text().splitlines()) < 400, path
 
@@ -301,7 +304,7 @@ def test_the_table_of_the_development_guide_is_true():
 
 def test_nothing_is_imported_by_way_of_the_path():
     """Guard against folders that import each other through ``sys.path``."""
-    for folder in ("fused_optim", "kernels", "tests", "ci", "examples", "benchmarks"):
+    for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             if path != Path(__file__):
                 assert "sys.path" not in path.read_text(), path

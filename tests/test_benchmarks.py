@@ -21,7 +21,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parent.parent
-SUITES = {"step", "formats", "host", "dtensors", "first step", "training"}
+SUITES = {"step", "formats", "host", "dtensors", "first step", "training", "muon"}
 OPTIMIZERS = {"AdamW", "Adam", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax"}
 MODULES = (
     "bytes_moved",
@@ -109,6 +109,7 @@ def test_models_have_their_published_sizes(benchmarks):
         "gpt2-124m": (148, 124_439_808),
         "gpt-0.8m": (50, 842_240),
         "resnet-50": (161, 25_557_032),
+        "vit-b": (152, 86_567_656),
         "vit-l": (296, 304_326_632),
         "llama-3.2-1b": (146, 1_235_814_400),
         "llama-3.1-8b": (291, 8_030_261_248),

@@ -83,7 +83,7 @@ def test_distributed_page_runs():
     result = torchrun(4, ROOT / "tests" / "helpers" / "page.py")
     assert result.returncode == 0, result.stderr
     printed = [line for line in result.stdout.splitlines() if line.startswith("line ")]
-    assert len(printed) == len(blocks) == 17
+    assert len(printed) == len(blocks) == 18
     assert "False" not in result.stdout, result.stdout
     # DDP, FSDP2 twice, HSDP, tensor parallelism, FSDP x TP, pipeline stages, ZeRO, FSDP1
     assert result.stdout.count("norm equal: True") == 9
@@ -101,7 +101,7 @@ def test_page(path, tmp_path, monkeypatch):
         run_page(path)
     for block in blocks:
         where = f"{path}:{block.line}"
-        if block.language in ("bash", "console", "sh"):
+        if block.language in ("bash", "console"):
             run_commands(block, where)
     for target, anchor in list_links(path):
         assert target.exists(), (path, target)

@@ -1,7 +1,6 @@
 """``explain()`` of Muon: how each parameter is cut, compared with the matrices of a step.
 
-Faults tried by hand: rows and columns exchanged, the factor of the whole parameter for each part,
-``adjust_lr_fn`` of the first group for all, the column left in tables of other optimizers.
+Fault tried by hand: rows and columns exchanged.
 """
 
 import math
@@ -9,7 +8,6 @@ from collections import Counter
 
 import torch
 from torch import nn
-from torch.optim._muon import _adjust_lr
 
 from fused_optim import AdamW, Muon, param_groups_for_muon
 
@@ -47,10 +45,11 @@ def test_matrices_are_those_of_a_step():
             taken[batch.shape] += len(batch.offsets)
     explained = Counter()
     for row in rows.values():
-        for number, *shape, factor in row.matrices:
-            adjust = "match_rms_adamw" if row.name == "experts" else "original"
-            assert math.isclose(factor, _adjust_lr(1.0, adjust, torch.Size(shape)))
-            explained[tuple(shape)] += number
+        for number, height, width, factor in row.matrices:
+            of_adamw = 0.2 * math.sqrt(max(height, width))
+            original = math.sqrt(max(1, height / width))
+            assert math.isclose(factor, of_adamw if row.name == "experts" else original)
+            explained[height, width] += number
     assert explained == taken
     assert taken == {(4, 4): 2, (8, 4): 2, (6, 18): 1, (5, 4): 3}
 

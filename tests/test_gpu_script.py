@@ -62,9 +62,9 @@ def test_an_unknown_option_is_refused(checkout, tmp_path):
     assert "ci/gpu.sh [--dry-run]" in result.stderr
 
 
-def test_a_dry_run_collects_the_tests_and_reports(checkout, tmp_path):
-    """Guard against GPU tests that are not collected, and against others that are."""
-    result = gpu_script(checkout, tmp_path, "--dry-run")
+def test_a_dry_run_collects_the_tests_and_reports(checkout, bare_python, tmp_path):
+    """Guard against GPU tests that are not collected, others that are, and a need for xdist."""
+    result = gpu_script(checkout, tmp_path, "--dry-run", python=bare_python)
     assert result.returncode == 0, result.stdout + result.stderr
     log = (tmp_path / "tests-0.log").read_text()
     names = [line for line in log.splitlines() if "::" in line]
@@ -76,20 +76,27 @@ def test_a_dry_run_collects_the_tests_and_reports(checkout, tmp_path):
     ):
         assert any(name in line for line in names), name
     assert all("cuda" in line or "test_the_gpu_of_the_parameters" in line for line in names)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["machine"]["torch"] == torch.__version__
-    assert summary["machine"]["triton"] == triton.__version__
-    assert summary["machine"]["device"] is None
-    assert "# No GPU" in (tmp_path / "summary.md").read_text()
-
-
-def test_a_python_with_little_more_than_torch(checkout, bare_python, tmp_path):
-    """Guard against a need for xdist or pytest-benchmark."""
-    result = gpu_script(checkout, tmp_path, "--dry-run", python=bare_python)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "::test_every_optimizer[" in (tmp_path / "tests-0.log").read_text()
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["machine"]["torch"] == torch.__version__
+    assert found["machine"]["triton"] == triton.__version__
+    assert found["machine"]["device"] is None
     summary = (tmp_path / "summary.md").read_text()
+    assert "# No GPU" in summary
     assert "No benchmarks: pytest-benchmark is not installed." in summary
+
+
+def test_a_dry_run_collects_the_benchmarks(checkout, tmp_path):
+    """Guard against options that pytest-benchmark does not have; the tests are left out here."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *" -m gpu tests "*) ;; *) exec {sys.executable} "$@" ;; esac\n'
+    )
+    python.chmod(0o755)
+    result = gpu_script(checkout, tmp_path, "--dry-run", python=python)
+    assert "benchmarks: exit status" not in result.stdout, result.stdout
+    log = (tmp_path / "benchmarks.log").read_text()
+    assert "benchmarks/test_steps.py::" in log
+    assert "pytest-benchmark is not installed" not in (tmp_path / "summary.md").read_text()
 
 
 def test_the_report_counts_over_shards(checkout, tmp_path):

@@ -13,6 +13,7 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters, set_grads, values
+from helpers.versions import NEEDS_TORCH_MUON
 from torch import nn
 
 from fused_optim import AdamW, Muon, memory
@@ -68,6 +69,7 @@ def run(optimizer, params, grads, clip=None):
     return [p.detach() for p in params]
 
 
+@NEEDS_TORCH_MUON
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_fifty_steps_are_no_farther_from_float64_than_torch(options):
     start = values(SHAPES, torch.float32)
@@ -264,14 +266,33 @@ def test_matrices_within_a_parameter(shape, options, blocks, layout):
         torch.testing.assert_close(whole.detach()[block], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_small_matrices_of_similar_shapes_are_one_product(monkeypatch):
+    """Guard against the factor of a padded shape, and against padding of unlike matrices."""
+    shapes = [(8, 8), (11, 8), (8, 12), (12, 8), (8, 19), (9, 12)]
+    start, grads = values(shapes, torch.float64), values(shapes, torch.float64, seed=1)
+    options = {"lr": 0.1, "adjust_lr_fn": "match_rms_adamw", "ns_dtype": torch.float64}
+    params = parameters(start)
+    set_grads(params, grads)
+    sizes, bmm = [], torch.bmm
+    with monkeypatch.context() as context:
+        context.setattr(torch, "bmm", lambda a, b: sizes.append(a.shape) or bmm(a, b))
+        Muon(params, **options, ns_steps=1).step()
+    # that of 8 x 19 is by the Gram matrix: a product more
+    assert sizes == [(4, 8, 12), (1, 8, 19), (1, 8, 8), (1, 9, 12)]
+    params = parameters(start)
+    run(Muon(params, **options), params, [grads])
+    exact = run_exact(start, [grads], lr=0.1, adjust_lr_fn="match_rms_adamw")
+    torch.testing.assert_close([p.detach() for p in params], exact, rtol=1e-10, atol=1e-12)
+
+
 def test_equal_shapes_are_one_product(monkeypatch):
     """Guard against a loop over matrices, and against batches above ns_max_batch."""
     sizes, bmm = [], torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: sizes.append(len(a)) or bmm(a, b))
-    params = parameters(values([(8, 8), (8, 9), (8, 8), (8, 8)], torch.float32))
+    params = parameters(values([(8, 8), (8, 13), (8, 8), (8, 8)], torch.float32))
     for most, expected in ((None, [3, 1]), (2, [2, 1, 1])):
         optimizer = Muon(params, ns_steps=1, ns_max_batch=most)
-        set_grads(params, values([(8, 8), (8, 9), (8, 8), (8, 8)], torch.float32))
+        set_grads(params, values([(8, 8), (8, 13), (8, 8), (8, 8)], torch.float32))
         sizes.clear()
         optimizer.step()
         assert sizes == expected

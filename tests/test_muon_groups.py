@@ -217,6 +217,9 @@ def test_lazy_and_frozen_parameters():
     model(torch.zeros(1, 3))
     model[0].weight.requires_grad_(False)
     assert muon_names(model) == {"0.weight"}
+    model[1].weight._fsdp_flattened = True  # as FSDP1 marks its parameters
+    with pytest.raises(ValueError, match=r"'1.weight' must not be flattened .*FSDP2"):
+        param_groups_for_muon(model)
 
 
 def test_the_table(capsys):

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from helpers.models import parameters, set_grads, values
+from helpers.versions import NEEDS_TORCH_MUON
 
 import fused_optim
 from fused_optim import Muon, from_torch
@@ -69,6 +70,7 @@ def test_a_group_of_another_rule_is_that_optimizer(name, options):
     assert_same_bits(name, params[1].detach(), alone[0].detach())
 
 
+@NEEDS_TORCH_MUON
 def test_checkpoints_both_ways_and_with_two_rules():
     start = values([(8, 12), (12,)], torch.float32)
     grads = [values([(8, 12), (12,)], torch.float32, seed=step) for step in range(3)]
@@ -130,3 +132,11 @@ WRONG = [
 def test_mistakes_are_named(params, message):
     with pytest.raises(ValueError, match=message):
         Muon(params)
+
+
+def test_a_slice_of_a_matrix_is_refused():
+    params = parameters(values([(8, 12), (12,)], torch.float32))
+    optimizer = Muon([{"params": params[:1]}, {"params": params[1:], "algorithm": "adamw"}])
+    with pytest.raises(ValueError, match="param must be whole in a group of Muon"):
+        optimizer.shard(params[0], index=0, offset=0, numel=192)
+    optimizer.shard(params[1], index=1, offset=0, numel=24)

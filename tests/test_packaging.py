@@ -123,6 +123,7 @@ def modules(source):
     files = {path.relative_to(source) for path in (source / package).rglob("*.py")}
     # written out, for rglob need not follow the symlink
     files |= {package / path.relative_to(source) for path in (source / "kernels").rglob("*.py")}
+    files |= {Path("_fused_optim_command.py"), Path("_fused_optim_pytestplugin.py")}
     return sorted(".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files)
 
 
@@ -252,6 +253,16 @@ def test_types_of_an_installation(checker, archives, venv):
     lines = sorted({int(line) for line in re.findall(r"bad\.py:(\d+).*error", printed)})
     assert lines == [7, 8, 9, 10], printed
     assert not re.findall(r"good\.py:\d+.*error", printed), printed
+
+
+@pytest.mark.slow
+def test_entry_points(archives):
+    """Guard against a command or a pytest plugin that is not installed."""
+    files = zipfile.ZipFile(archives["wheel"])
+    (name,) = [name for name in files.namelist() if name.endswith("entry_points.txt")]
+    text = files.read(name).decode()
+    assert "fused-optim = _fused_optim_command:main" in text
+    assert "fused_optim = _fused_optim_pytestplugin" in text
 
 
 @pytest.mark.slow

@@ -91,9 +91,6 @@ FORMATS: dict[str, Callable[[Rule], BucketKey]] = {
 }
 KEPT_NAMES = {"-".join(names.values()): names for names in FORMAT_PAIRS[1:]}
 FORMATS |= {name: kept(torch.bfloat16, **names) for name, names in KEPT_NAMES.items()}
-# formats that differ from the first in their dtypes alone
-DTYPES = [name for name in FORMATS if "int8" not in name and name not in KEPT_NAMES][1:]
-CODECS = [name for name in FORMATS if name not in DTYPES]
 
 
 class Build(NamedTuple):

@@ -2,11 +2,10 @@
 
 import importlib
 import pkgutil
-from itertools import zip_longest
 
 import fused_optim.rules
-from fused_optim.formats.registry import STATES, WEIGHTS
 from fused_optim.rules.common import Rule
+from fused_optim.testing import selection
 
 RULE_MODULES = [
     importlib.import_module(module.name)
@@ -18,9 +17,7 @@ RULES = {
     for name, rule in vars(module).items()
     if isinstance(rule, Rule)
 }
-# every format of weights and every format of states, in as few pairs as there are of either;
 # the first pair is torch's
 FORMAT_PAIRS = [
-    {"weights": weights or "plain", "states": states or "param"}
-    for weights, states in zip_longest(WEIGHTS, STATES)
+    {"weights": weights, "states": states} for weights, states in selection.FORMAT_PAIRS
 ]

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fused_optim import AdamW
 
-STEPS = 30
+STEPS, CLIP = 30, 0.05
 
 
 def make_base() -> Any:
@@ -69,9 +69,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated", module="peft")
     theirs, ours = make_lora(), make_lora()
     before = list_codes(ours)
-    train(theirs, torch.optim.AdamW(theirs.parameters(), lr=1e-2), clip=1.0)
+    train(theirs, torch.optim.AdamW(theirs.parameters(), lr=1e-2), CLIP)
     # frozen parameters may be given, as to torch.optim; they get no gradient and no state
-    optimizer = AdamW(ours.parameters(), lr=1e-2, max_grad_norm=1.0)
+    optimizer = AdamW(ours.parameters(), lr=1e-2, max_grad_norm=CLIP)
     losses = train(ours, optimizer)
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     adapters = [[p for p in m.parameters() if p.requires_grad] for m in (ours, theirs)]

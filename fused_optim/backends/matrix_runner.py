@@ -4,10 +4,8 @@ Each pass is a bucket of its own for the other runners: the first stores the dir
 workspace in place of the parameters, and the second reads them as gradients.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +13,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
+from fused_optim.backends.matrix_batches import Layout, transform_batches
 from fused_optim.backends.rows import Row
 from fused_optim.formats.codecs import Codec, ColumnSpec, store_direction
 from fused_optim.formats.registry import PLAIN
-from fused_optim.matrix.blocks import Cut, find_blocks
 from fused_optim.rules.common import MatrixStep
-
-Pair = tuple[int, int]
-ALIGNMENT = 16  # in elements: rows of the workspace begin where every kernel may read 16 bytes
 
 
 def matrix_step_of(key: BucketKey) -> MatrixStep:
@@ -83,82 +78,6 @@ def list_passes(key: BucketKey) -> list[BucketKey]:
     if key.rule.matrix_step is None:
         return [key]
     return [make_first_key(key), make_second_key(key)]
-
-
-class Batch(NamedTuple):
-    """The matrices of one shape in a workspace.
-
-    Attributes:
-        shape: numbers of rows and columns.
-        strides: distances between the elements of two rows, and of two columns.
-        places: for each matrix, the index of its first element, that of its parameter, and the
-            index of its first row among the rows of all matrices of the parameter.
-    """
-
-    shape: tuple[int, int]
-    strides: tuple[int, int]
-    places: list[tuple[int, int, int]]
-
-    def divide(self, size: int | None) -> Iterator["Batch"]:
-        """Yield batches of at most ``size`` matrices."""
-        places = iter(self.places)
-        while part := list(islice(places, size)):
-            yield self._replace(places=part)
-
-    def views(self, workspace: Tensor) -> list[Tensor]:
-        """Return one view of all matrices, [k, m, n]; one of each if they are not evenly spaced."""
-        offsets = [offset for offset, _, _ in self.places]
-        distances = {b - a for a, b in pairwise(offsets)}
-        if len(distances) < 2:
-            step = distances.pop() if distances else 0
-            shape, strides = (len(offsets), *self.shape), (step, *self.strides)
-            return [workspace.as_strided(shape, strides, offsets[0])]
-        return [workspace.as_strided(self.shape, self.strides, offset) for offset in offsets]
-
-    def rows(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Return the part [rows, 1] of a state that belongs to each matrix.
-
-        Args:
-            states: the state of each parameter.
-        """
-        count = self.shape[0]
-        return [states[i].view(-1, 1)[first : first + count] for _, i, first in self.places]
-
-
-class Layout:
-    """The places of all directions of a bucket in one workspace.
-
-    Attributes:
-        offsets: index of the first element of each row.
-        numel: number of elements of the workspace.
-        batches: matrices by shape.
-    """
-
-    def __init__(self, layouts: Sequence[Any], numels: Sequence[int], cut: Cut | None) -> None:
-        """Place the directions.
-
-        Args:
-            layouts: shape and strides of each row.
-            numels: number of elements of each row.
-            cut: division into matrices; None for parts of matrices, which make no batches.
-        """
-        self.offsets = [0] * len(layouts)
-        self.numel = 0
-        batches: dict[tuple[Pair, Pair], list[tuple[int, int, int]]] = {}
-        # rows of one layout are neighbours, so that their matrices are evenly spaced
-        for i in sorted(range(len(layouts)), key=lambda i: layouts[i]):
-            self.offsets[i] = self.numel
-            if numels[i] and cut is not None:
-                first = 0
-                shape, strides = layouts[i]
-                for block in find_blocks(shape, strides, cut):
-                    places = batches.setdefault((block.shape, block.strides), [])
-                    places.append((self.numel + block.offset, i, first))
-                    first += block.shape[0]
-            self.numel += -(-numels[i] // ALIGNMENT) * ALIGNMENT
-        self.batches = [
-            Batch(shape, strides, places) for (shape, strides), places in batches.items()
-        ]
 
 
 class MatrixRunner(BucketRunner):
@@ -256,44 +175,3 @@ class MatrixRunner(BucketRunner):
         counts = self.second.update()
         del self.workspace, self.row_states
         return counts
-
-
-def transform_batches(
-    workspace: Tensor,
-    batches: Sequence[Batch],
-    step: MatrixStep,
-    states: Sequence[Sequence[Tensor]] = (),
-    skips: Sequence[Tensor | None] = (),
-) -> None:
-    """Replace each matrix in ``workspace`` by its transform.
-
-    Args:
-        workspace: directions.
-        batches: places of the matrices.
-        step: operation on them.
-        states: each state of the operation, for each parameter; updated in place.
-        skips: for each parameter, a 0-dim tensor that is True if its states stay, or None.
-    """
-    settings = step.settings
-    with _without_autocast(workspace.device):
-        for batch in batches:
-            for part in batch.divide(settings.max_batch):
-                views = part.views(workspace)
-                given = views[0] if views[0].dim() == 3 else torch.stack(views)
-                old = [part.rows(state) for state in states]
-                result, new = step.transform(given, tuple(map(torch.stack, old)), settings)
-                for view, value in zip(
-                    views, [result] if views[0].dim() == 3 else result, strict=True
-                ):
-                    view.copy_(value)
-                for before, after in zip(old, new, strict=True):
-                    for (_, i, _), row, value in zip(part.places, before, after, strict=True):
-                        skip = skips[i]
-                        row.copy_(value if skip is None else torch.where(skip, row, value))
-
-
-def _without_autocast(device: torch.device) -> Any:
-    """Return a context in which autocast does not change the dtype of products."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

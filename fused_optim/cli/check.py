@@ -56,7 +56,7 @@ def check(
     states: Annotated[Names, typer.Option(help="Format of states, as int8.")] = None,
     dtype: Annotated[Names, typer.Option(help="Dtype of parameters, as bfloat16.")] = None,
     against: Annotated[Names, typer.Option(help="reference, float64 or torch.")] = None,
-    shapes: Annotated[str, typer.Option(help="edges, gpt2, shapes.json, config.json.")] = EDGES,
+    shapes: Annotated[str, typer.Option(help="edges, gpt2, or a JSON file.")] = EDGES,
     quick: Annotated[bool, typer.Option("--quick", help="The usual rules, in seconds.")] = False,
     full: Annotated[bool, typer.Option("--full", help="All rules in all formats.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of values and gradients.")] = 0,
@@ -69,7 +69,7 @@ def check(
 ) -> None:
     """Check the numerics of this machine: bits, errors, and torch.optim.
 
-    Names may be repeated, or joined by commas. Exit code 1 if a check fails.
+    Names may be joined by commas. Exit code 1 if a check fails.
 
     Example: fused-optim check --quick --optimizer AdamW --junit numerics.xml
     """
@@ -223,7 +223,10 @@ def describe_worst(results: Sequence[Result]) -> str:
     """Return the error that takes most of its budget, and the budget."""
     if not results:
         return "-"
-    worst = max((result.worst for result in results), key=rank)
+    result = max(results, key=lambda result: rank(result.worst))
+    worst = result.worst
+    if not result.value:  # nothing was measured
+        return "error"
     error = "not finite" if math.isinf(worst.error) else f"{worst.ulps:.2f}"
     return f"{error} / {worst.budget_ulps:.2f}" if worst.budget else error
 

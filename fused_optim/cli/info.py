@@ -30,7 +30,7 @@ def info(as_json: options.Json = False) -> None:
         )
         return
     output.print_table(
-        ["version", ""], ([name, found or "-"] for name, found in versions.items()), names=2
+        ["", "version"], ([name, found or "-"] for name, found in versions.items()), names=2
     )
     output.print_table(
         ["device", "name", "backend", "why not another"],

@@ -74,8 +74,10 @@ def read_document(document: Any) -> Shapes:
     """
     if isinstance(document, list):
         document = {f"parameter_{index}": shape for index, shape in enumerate(document)}
-    if not isinstance(document, dict) or not document:
+    if not isinstance(document, dict):
         raise ValueError("must be a config.json, a list of shapes, or shapes by parameter name")
+    if not document:
+        raise ValueError("must have parameters, and is empty")
     # a shape is a list, so a parameter may well have one of these names
     is_config = any(not isinstance(document.get(key, []), list) for key in CONFIG_KEYS)
     return read_config(document) if is_config else read_shapes(document)
@@ -94,7 +96,9 @@ def read_shapes(document: dict[str, Any]) -> Shapes:
     """
     for name, shape in document.items():
         if not is_shape(shape):
-            raise ValueError(f"the shape of {name!r} must be a list of integers, got {shape!r}")
+            raise ValueError(
+                f"the shape of {name!r} must be a list of integers >= 0, got {shape!r}"
+            )
     return {name: tuple(shape) for name, shape in document.items()}
 
 

@@ -144,7 +144,7 @@ def new_figure(width: float = 8.0, height: float = 4.5) -> "Figure":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        message = f'--plot needs {error.name}: pip install "fused-optim[cli]"'
+        message = '--plot needs matplotlib: pip install "fused-optim[cli]"'
         raise UsageError(message) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

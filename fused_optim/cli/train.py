@@ -13,13 +13,17 @@ from fused_optim.cli.main import INTERRUPTED, complain
 from fused_optim.cli.output import UsageError
 
 Steps = Annotated[
-    int | None, typer.Option(metavar="N", help="Length of the training. [default: 500]")
+    int | None, typer.Option(min=1, metavar="N", help="Length of the training. [default: 500]")
 ]
-Until = Annotated[int | None, typer.Option(metavar="STEP", help="End early, within the schedule.")]
+Until = Annotated[
+    int | None, typer.Option(min=1, metavar="STEP", help="End early, within the schedule.")
+]
 Optimizer = Annotated[
     str | None, typer.Option(metavar="NAME", help="One that torch.optim has. [default: AdamW]")
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Of weights and batches. [default: 0]")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Of weights and batches. [default: 0]")
+]
 Text = Annotated[
     Path | None, typer.Option(metavar="FILE", help="To train on. [default: Python's own sources]")
 ]
@@ -48,9 +52,6 @@ def train(
 
     Example: fused-optim train --steps 100
     """
-    for name, value, least in (("steps", steps, 1), ("until", until, 1), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"--{name} must be a whole number >= {least}, got {value}")
     session = prepare(
         argparse.Namespace(
             device=device,

@@ -66,23 +66,26 @@ def lr_factor(rows: int, columns: int, adjust_lr: str) -> float:
     return math.sqrt(max(1, rows / columns)) if columns else 1.0
 
 
+def direction_factor(rows: int, columns: int, settings: NewtonSchulz) -> float:
+    """Return :func:`lr_factor` with the adjustment of ``settings``."""
+    return lr_factor(rows, columns, settings.adjust_lr)
+
+
 def orthogonalize(
     matrices: Tensor, states: tuple[Tensor, ...], settings: NewtonSchulz
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return ``matrices``, orthogonalized and scaled by :func:`lr_factor`.
+    """Return ``matrices``, orthogonalized.
 
     Args:
         matrices: batch ``[k, rows, columns]`` in the dtype of the products.
         states: none; returned unchanged.
-        settings: coefficients, algorithm and scale.
+        settings: coefficients and algorithm.
     """
-    rows, columns = matrices.shape[-2:]
-    factor = lr_factor(rows, columns, settings.adjust_lr)
-    return iterate(matrices, settings) * factor, states
+    return iterate(matrices, settings), states
 
 
 def iterate(matrices: Tensor, settings: NewtonSchulz) -> Tensor:
-    """Return the orthogonalized ``matrices`` [k, rows, columns], without :func:`lr_factor`."""
+    """Return the orthogonalized ``matrices`` [k, rows, columns]."""
     if matrices.numel() == 0:
         return matrices
     rows, columns = matrices.shape[-2:]

@@ -169,6 +169,23 @@ class MixedOptimizer(FusedOptimizer):
         super().add_param_group(param_group)
         self._drop_other_options(param_group)
 
+    @override
+    def shard(self, param: Tensor, *, index: int, offset: int, numel: int) -> None:
+        """Declare that ``param`` is a slice of a larger parameter: see :class:`FusedOptimizer`.
+
+        Raises:
+            ValueError: also if the rule of its group transforms whole matrices.
+        """
+        for group in self.param_groups:
+            whole = self.rule(group).matrix_step is not None
+            if whole and any(one is param for one in group["params"]):
+                raise ValueError(
+                    f"param must be whole in a group of {type(self).__name__}, which transforms "
+                    "whole matrices: shard it as a DTensor, or put it in a group with "
+                    "algorithm='adamw'"
+                )
+        super().shard(param, index=index, offset=offset, numel=numel)
+
     def _drop_other_options(self, group: Group) -> None:
         """Remove the options of the own rule from a group of another rule."""
         other = self._other(group)

@@ -15,6 +15,7 @@ from fused_optim.matrix.newton_schulz import (
     DEFAULT_COEFFICIENTS,
     POLAR_EXPRESS,
     NewtonSchulz,
+    direction_factor,
     orthogonalize,
 )
 from fused_optim.optimizers.base import Group
@@ -162,7 +163,8 @@ class Muon(MixedOptimizer):
     @override
     def own_rule(self, group: Group) -> Rule:
         rule = muon.MUON_NESTEROV if group["nesterov"] else muon.MUON
-        step = MatrixStep(orthogonalize, _read_settings(group), _read_cut(group), muon.MUON_APPLY)
+        settings, cut = _read_settings(group), _read_cut(group)
+        step = MatrixStep(orthogonalize, settings, cut, muon.MUON_APPLY, factor=direction_factor)
         return rule._replace(matrix_step=step)
 
     @override

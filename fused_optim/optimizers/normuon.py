@@ -78,9 +78,8 @@ class NorMuon(Muon):
         rule = super().own_rule(group)
         assert rule.matrix_step is not None
         settings = RowNormalization(rule.matrix_step.settings, float(group["beta2"]))
-        step = rule.matrix_step._replace(
-            transform=normalize_rows, settings=settings, row_states=("row_second_moment",)
-        )
+        step = rule.matrix_step._replace(transform=normalize_rows, settings=settings)
+        step = step._replace(row_states=("row_second_moment",), factor=None)
         return rule._replace(matrix_step=step)
 
     @override

@@ -47,6 +47,9 @@ class MatrixStep(NamedTuple):
         cut: how a parameter is divided into matrices: a :class:`fused_optim.matrix.blocks.Cut`.
         second: rule of the second pass, without states.
         row_states: names of the states of ``transform``, one float32 for each row of a matrix.
+        factor: function ``(rows, columns, settings) -> factor`` of the result. The transform then
+            ignores columns of zeros, and it transposes its result if its argument is; None if
+            ``transform`` applies a factor itself.
     """
 
     transform: Callable[[Tensor, State, Any], tuple[Tensor, State]]
@@ -54,6 +57,7 @@ class MatrixStep(NamedTuple):
     cut: Any
     second: Any
     row_states: tuple[str, ...] = ()
+    factor: Callable[[int, int, Any], float] | None = None
 
 
 class Rule(NamedTuple):

@@ -5,15 +5,16 @@ sizes follow from shapes. Every rank takes part for every parameter of the optim
 that has no gradient, in the order of the parameters, so that no rank waits for another for ever.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fused_optim.backends.matrix_runner import Layout, direction_dtype, transform_batches
+from fused_optim.backends.matrix_batches import Layout, transform_batches
+from fused_optim.backends.matrix_runner import direction_dtype
 from fused_optim.dtensors import (
     MatrixSharding,
     find_matrix_mesh_dims,
@@ -85,18 +86,20 @@ def find_shared(
         numbers: index of parameters in the whole model, where it is not that in the optimizer.
         elsewhere: parameters that are updated here only if they have a gradient.
     """
-    given = ((group, param) for group in groups for param in group["params"])
-    for index, (group, param) in enumerate(given):
-        idle = param.grad is None and (param in elsewhere or not param.requires_grad)
-        step = rule(group).matrix_step
-        if idle or step is None or not is_exchanged(param, rule(group)):
-            continue
-        sharding = find_matrix_sharding(param, step.cut.batch_dims or 0)
-        assert sharding is not None
-        device = to_local(param).device
-        dtype = direction_dtype(step, device)
-        number = numbers.get(param, index)
-        yield SharedParam(index, number, sharding, step, dtype, device)
+    indices = itertools.count()
+    for group in groups:
+        own_rule = rule(group)
+        for param in group["params"]:
+            index = next(indices)
+            idle = param.grad is None and (param in elsewhere or not param.requires_grad)
+            step = own_rule.matrix_step
+            if idle or step is None or not is_exchanged(param, own_rule):
+                continue
+            sharding = find_matrix_sharding(param, step.cut.batch_dims or 0)
+            assert sharding is not None
+            device = to_local(param).device
+            dtype = direction_dtype(step, device)
+            yield SharedParam(index, numbers.get(param, index), sharding, step, dtype, device)
 
 
 def choose_owners(params: Sequence[SharedParam], size: int) -> list[int]:
@@ -107,7 +110,8 @@ def choose_owners(params: Sequence[SharedParam], size: int) -> list[int]:
     costs = [
         sum(
             len(batch.places) * math.prod(batch.shape) * min(batch.shape)
-            for batch in make_layout([param]).batches
+            for group in make_layout([param]).batches
+            for batch in group
         )
         for param in params
     ]
@@ -219,8 +223,8 @@ class GroupExchange:
         # those with one step are neighbours in the buffers too
         kinds = [list(group_alike(own).values()) for own in owned]
         self._wholes = [WholeMatrices(same) for same in kinds[rank]]
-        owned = [list(chain.from_iterable(own)) for own in kinds]
-        self.params = list(chain.from_iterable(owned))
+        owned = [list(itertools.chain.from_iterable(own)) for own in kinds]
+        self.params = list(itertools.chain.from_iterable(owned))
         self._sent, self._received = Buffer(), Buffer()
         for own in owned:
             self._sent.add_rank((param.part_shape(rank), param.dtype) for param in own)

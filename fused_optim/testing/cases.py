@@ -21,12 +21,14 @@ class Case:
         class_name: name of the class in ``fused_optim``, and in ``torch.optim`` if torch has it.
         options: constructor arguments of both classes.
         additions: constructor arguments of ours alone; ``step_torch`` does the same in torch.
+        matrices: True if the optimizer updates matrices only.
     """
 
     name: str
     class_name: str
     options: dict[str, Any] = field(default_factory=dict)
     additions: dict[str, Any] = field(default_factory=dict)
+    matrices: bool = False
 
     @property
     def fused(self) -> Callable[..., FusedOptimizer]:
@@ -37,7 +39,8 @@ class Case:
     @property
     def torch_class(self) -> Callable[..., torch.optim.Optimizer] | None:
         """The class in ``torch.optim``; None if an oracle of oracles.py replaces it."""
-        return getattr(torch.optim, self.class_name, None)
+        # torch.optim.Muon rounds products to bf16, whatever the dtype
+        return None if self.matrices else getattr(torch.optim, self.class_name, None)
 
 
 DECAY: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.3}
@@ -129,6 +132,16 @@ CASES = [
     Case("adadelta-maximize", "Adadelta", {"maximize": True, "weight_decay": 0.1}),
 ]
 
+MATRIX_CASES = [
+    Case("muon", "Muon", {"lr": 0.02}, matrices=True),
+    Case(
+        "muon-plain",
+        "Muon",
+        {"lr": 0.1, "nesterov": False, "momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"},
+        matrices=True,
+    ),
+    Case("normuon", "NorMuon", {"lr": 0.02}, matrices=True),
+]
 
 # the first case of each class, for tests that do not depend on the options
 ONE_PER_CLASS = list({case.class_name: case for case in reversed(CASES)}.values())[::-1]

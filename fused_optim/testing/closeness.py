@@ -59,7 +59,8 @@ class Closeness(NamedTuple):
     Attributes:
         error: largest difference from float64; infinite if an element is not finite.
         budget: largest difference that is allowed.
-        baseline: error of the implementation that the result is compared with.
+        baseline: error of the implementation that the result is compared with; infinite if that is
+            not finite, and then any finite result is close.
         ulp: distance of two neighbours at the largest value.
     """
 
@@ -71,7 +72,7 @@ class Closeness(NamedTuple):
     @property
     def close(self) -> bool:
         """True if the error is within its budget."""
-        return self.error <= self.budget
+        return math.isfinite(self.error) and self.error <= self.budget
 
     @property
     def ulps(self) -> float:
@@ -92,6 +93,12 @@ def join_flat(tensors: Iterable[Any]) -> Tensor:
     return torch.cat([torch.as_tensor(tensor).detach().flatten() for tensor in tensors])
 
 
+def _worst_error(result: Tensor, exact: Tensor) -> float:
+    """Return the largest difference from float64; infinite if an element is not finite."""
+    error: float = (result.double() - exact).abs().max().item()
+    return error if math.isfinite(error) else math.inf
+
+
 def measure(
     actual: Tensor, baseline: Tensor, exact: Tensor, spacing: Spacing | None = None
 ) -> Closeness:
@@ -110,9 +117,7 @@ def measure(
     largest = exact.abs().max().item()
     spacing = spacing or Spacing.of(actual.dtype)
     ulp = max(spacing.relative * largest, spacing.smallest)
-    finite = bool(torch.isfinite(actual).all())
-    error = (actual.double() - exact).abs().max().item() if finite else math.inf
-    baseline_error = (baseline.double() - exact).abs().max().item()
+    error, baseline_error = _worst_error(actual, exact), _worst_error(baseline, exact)
     budget = 2.0 * (baseline_error + ulp)
     if actual.dtype is torch.float64:
         budget = max(budget, FLOAT64_TOLERANCE * largest)
@@ -132,7 +137,7 @@ def assert_as_accurate(name: str, actual: Tensor, baseline: Tensor, exact: Tenso
         AssertionError: an element of ``actual`` is not finite, or the error exceeds the budget.
     """
     found = measure(actual, baseline, exact)
-    if not found.close:
+    if not found.close or math.isinf(found.baseline):
         raise AssertionError(f"{name}: {describe(found)}")
 
 
@@ -140,6 +145,8 @@ def describe(found: Closeness) -> str:
     """Return an error and its budget in words."""
     if math.isinf(found.error):
         return "not finite"
+    if math.isinf(found.baseline):
+        return "the baseline is not finite"
     return (
         f"error {found.error:.3e}, budget {found.budget:.3e} (baseline {found.baseline:.3e}); "
         f"{found.ulps:.3g} of {found.budget_ulps:.3g} ulps of the largest value"

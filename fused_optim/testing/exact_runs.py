@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fused_optim.testing.cases import Case, step_torch
 from fused_optim.testing.inputs import parameters, set_grads, state_of
+from fused_optim.testing.matrix_oracles import MATRIX_ORACLES
 from fused_optim.testing.oracles import ORACLES
 
 Tensors = dict[str, Tensor]
@@ -106,7 +107,7 @@ class PaperRun(AlgorithmRun):
     """A run of an oracle in numpy, on the CPU; its results are on the device of the start."""
 
     def __init__(self, case: Case, start: Sequence[Tensor], dtype: torch.dtype) -> None:
-        self.oracle = ORACLES[case.class_name]
+        self.oracle = (ORACLES | MATRIX_ORACLES)[case.class_name]
         options = to_numbers(case.options)
         self.sign = -1 if options.pop("maximize", False) else 1
         self.options, self.dtype = options, dtype

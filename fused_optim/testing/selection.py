@@ -9,7 +9,8 @@ import torch
 from torch.nn import Parameter
 
 from fused_optim.formats.registry import STATES, WEIGHTS
-from fused_optim.testing.cases import CASES, Case
+from fused_optim.testing import cases
+from fused_optim.testing.cases import Case
 from fused_optim.testing.comparisons import LOSSLESS_FORMATS, TORCH_FORMATS, Variant
 
 Against = Literal["reference", "float64", "torch"]
@@ -23,6 +24,7 @@ DTYPES |= {"float16": torch.float16, "float64": torch.float64}
 FORMAT_PAIRS = [
     (weights or "plain", states or "param") for weights, states in zip_longest(WEIGHTS, STATES)
 ]
+CASES = [*cases.CASES, *cases.MATRIX_CASES]
 QUICK_CLASSES = ("AdamW", "Adam", "SGD", "RMSprop", "Lion")
 QUICK_FORMATS = ("split24", "int8")
 
@@ -95,7 +97,7 @@ def first_of_rules() -> tuple[Case, ...]:
     first: dict[Any, Case] = {}
     for case in CASES:
         options: dict[str, Any] = {**case.options, **case.additions}
-        optimizer = case.fused([Parameter(torch.zeros(1))], **options)
+        optimizer = case.fused([Parameter(torch.zeros(1, 1))], **options)
         rule = optimizer.rule(optimizer.param_groups[0])
         first.setdefault((case.class_name, rule.update, rule.form_scalars), case)
     return tuple(first.values())

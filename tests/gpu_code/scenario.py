@@ -32,15 +32,17 @@ for _case in CASES:
     FAMILIES.setdefault(_case.fused, []).append(_case)
 
 # number of elements by kind; a program of the kernels processes a chunk of 1024
-SIZES = {"whole": 2048, "tail": 1124, "empty": 0, "one": 1, "misaligned": 1025}
-# the second and later cases of an optimizer have other options, and other rules at most
-LATER_SIZES = {"whole": 1024, "tail": 1060, "misaligned": 1025}
+SIZES = {"whole": 1024, "tail": 1060, "empty": 0, "one": 1, "misaligned": 1025}
+# the second and later cases of an optimizer have other options, and other rules at most: one tensor
+# has a full and a masked chunk, and all gradients
+LATER_SIZES = {"whole": 1060, "misaligned": 1025}
 # tensors with fewer elements have no block-scaled states; the training test has such tensors
 SCALED_SIZES = {
     "whole": MIN_SCALED_NUMEL,
     "tail": MIN_SCALED_NUMEL + 100,
     "misaligned": MIN_SCALED_NUMEL + 1025,
 }
+LATER_SCALED_SIZES = {"whole": SCALED_SIZES["tail"], "misaligned": SCALED_SIZES["misaligned"]}
 GUARD = 77.0
 STEPS = ("missing gradients", "infinite gradient", "new lr")
 
@@ -167,7 +169,8 @@ class Scenario:
         for i, (name, options) in enumerate(cases):
             options.pop("max_grad_norm", None)  # an option of the optimizer, not of a group
             scaled = formats.get("states") in ("int8", "fp8")
-            sizes = dict(SCALED_SIZES if scaled else LATER_SIZES if i else SIZES)
+            first, later = (SCALED_SIZES, LATER_SCALED_SIZES) if scaled else (SIZES, LATER_SIZES)
+            sizes = dict(later if i else first)
             if not run.misaligned:
                 del sizes["misaligned"]
             params = []

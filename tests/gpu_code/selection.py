@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 
-from ci.codegen.builds import CODECS, DTYPES, FORMATS, TARGETS, Build
+from ci.codegen.builds import FORMATS, TARGETS, Build
 from ci.codegen.rules import RULES
 
 # failures of the past in ``python -m ci.codegen --all``: ptxas spilled to use fewer registers than
@@ -20,25 +20,20 @@ FOUND = [
 ]
 
 
-# targets whose code Triton makes alike
-FAMILIES = [
-    ("sm_80", "sm_86", "sm_89"),
-    ("sm_90",),
-    ("sm_100", "sm_120"),
-    ("gfx90a", "gfx942"),
-    ("gfx1100",),
-]
+# targets of NVIDIA, and of AMD
+MAKERS = [[name for name in TARGETS if name.startswith(maker)] for maker in ("sm_", "gfx")]
+# the formats that take the most registers, on the GPUs of each maker
+DEMANDING = (("master-fp32", "fp32-ema", "split-bf16"), ("kahan-fp8", "split24-int8"))
 
 
-def _pairs() -> Iterator[Build]:
-    """Yield every rule in every codec and for every family of targets, the dtypes in turn."""
-    plain = ["fp32", *DTYPES]
+def _updates() -> Iterator[Build]:
+    """Yield every rule in a demanding format, and every format for each maker."""
     for i, rule in enumerate(RULES):
-        for j, name in enumerate(CODECS):
-            # a rule visits a target of each family in five steps
-            family = FAMILIES[(i + j) % len(FAMILIES)]
-            target = family[(i + j) // len(FAMILIES) % len(family)]
-            yield Build(rule, plain[i % len(plain)] if name == "fp32" else name, target)
+        targets, formats = MAKERS[i % 2], DEMANDING[i % 2]
+        yield Build(rule, formats[i // 2 % len(formats)], targets[i // 2 % len(targets)])
+    for i, name in enumerate(FORMATS):
+        for targets in MAKERS:
+            yield Build("adam", name, targets[i % len(targets)])
 
 
 def _found(kernel: str, aligned: bool) -> list[Build]:
@@ -69,26 +64,18 @@ def aligned_builds(every: bool = False) -> list[Build]:
     """Return updates of aligned rows: ``every`` rule, format and target, or a selection."""
     if every:
         return [Build(*one) for one in product(RULES, FORMATS, TARGETS)]
-    found = list(_pairs())
-    seen = {(build.format, build.target) for build in found}
-    found += [
-        Build("adam", name, target)
-        for name in FORMATS
-        for target in TARGETS
-        if (name, target) not in seen
-    ]
-    return sorted({*found, *_found("update", aligned=True)})
+    return sorted({*_updates(), *_found("update", aligned=True)})
 
 
 def unaligned_builds(every: bool = False) -> list[Build]:
     """Return updates of rows that are only element-aligned: each rule, format and target."""
     if every:
         return [build._replace(aligned=False) for build in aligned_builds(every)]
-    formats, targets = list(FORMATS), list(TARGETS)
-    found = [
-        Build(rule, formats[i % len(formats)], targets[i % len(targets)], aligned=False)
-        for i, rule in enumerate(RULES)
-    ]
+    formats, found = list(FORMATS), []
+    for i, rule in enumerate(RULES):
+        targets = MAKERS[(i + 1) % 2]  # not the maker for which the rule is built aligned
+        target = targets[i // 2 % len(targets)]
+        found.append(Build(rule, formats[i % len(formats)], target, aligned=False))
     return sorted({*found, *_found("update", aligned=False)})
 
 
@@ -107,15 +94,15 @@ def _others() -> Iterator[Build]:
         yield Build(measured[i % len(measured)], name, targets[i % len(targets)], kernel="reduce")
     for i, target in enumerate(targets):
         yield Build(measured[i % len(measured)], "fp32", target, kernel="finalize")
-    kinds = {name: Build("adam", name, "").kind for name in FORMATS}
-    for target in targets:
-        yield Build("adam", "fp64", target, kernel="prepare")
+    for targets in MAKERS:
+        yield Build("adam", "fp64", targets[0], kernel="prepare")
     # the norm reads one column, in vectors of the widest column
+    kinds = {name: Build("adam", name, "").kind for name in FORMATS}
     norms = {(kind.dtypes[kind.first[1]], kind.vector): name for name, kind in kinds.items()}
-    for i, (name, family) in enumerate(product(norms.values(), FAMILIES)):
-        yield Build("adam", name, family[i % len(family)], kernel="norm")
-        if i % len(norms) == 0:
-            yield Build("adam", name, family[i % len(family)], False, "norm")
+    for i, name in enumerate(norms.values()):
+        for targets in MAKERS:
+            yield Build("adam", name, targets[i % len(targets)], kernel="norm")
+    yield from (Build("adam", "bf16", targets[-1], False, "norm") for targets in MAKERS)
 
 
 def other_builds(every: bool = False) -> list[Build]:

@@ -4,12 +4,12 @@ Triton's interpreter accepts code that the compiler refuses, such as an annotati
 function. ``test_codegen.py`` checks the compiled code of the selected builds.
 """
 
-from itertools import combinations, product
+from itertools import product
 
 import pytest
 import torch
 from gpu_code.selection import (
-    FAMILIES,
+    MAKERS,
     aligned_builds,
     few_builds,
     other_builds,
@@ -17,7 +17,7 @@ from gpu_code.selection import (
 )
 from helpers.versions import NEEDS_AMD_LINKER
 
-from ci.codegen.builds import CODECS, FORMATS, KERNELS, TARGETS, compiled, make_bucket_key
+from ci.codegen.builds import FORMATS, KERNELS, TARGETS, compiled, make_bucket_key
 from ci.codegen.rules import RULES
 from fused_optim.backends.constexprs import constants
 from fused_optim.backends.triton import GEOMETRY
@@ -43,21 +43,16 @@ def test_the_assembly_of_amd_is_linked(target):
     assert compiled(make_bucket_key(RULES["adam"], torch.float32), "update", target).asm["hsaco"]
 
 
-def test_every_pair_is_built():
-    """Check the pairs of rule, codec and family of targets, and of format and target."""
+def test_the_selected_builds_have_everything():
+    """Check that every rule, format and target is built, each rule and format for both makers."""
+    assert sorted(target for targets in MAKERS for target in targets) == sorted(TARGETS)
+    maker = {target: i for i, targets in enumerate(MAKERS) for target in targets}
     aligned, unaligned = aligned_builds(), unaligned_builds()
-    assert sorted(target for family in FAMILIES for target in family) == sorted(TARGETS)
-    families = {target: family for family in FAMILIES for target in family}
-    plain = set(FORMATS) - set(CODECS)  # dtypes alone, which take turns with fp32
-    triples = [
-        (b.rule, "fp32" if b.format in plain else b.format, families[b.target]) for b in aligned
-    ]
-    for axes in combinations(enumerate((RULES, CODECS, FAMILIES)), 2):
-        pairs = {tuple(triple[i] for i, _ in axes) for triple in triples}
-        assert pairs >= set(product(*(every for _, every in axes)))
-    assert {(b.format, b.target) for b in aligned} == set(product(FORMATS, TARGETS))
-    for axis, every in {"rule": RULES, "format": FORMATS, "target": TARGETS}.items():
-        assert {getattr(build, axis) for build in unaligned} == set(every)
+    assert {(b.rule, maker[b.target]) for b in aligned + unaligned} == set(product(RULES, (0, 1)))
+    assert {(b.format, maker[b.target]) for b in aligned} == set(product(FORMATS, (0, 1)))
+    for builds in (aligned, unaligned):
+        for axis, every in {"rule": RULES, "format": FORMATS, "target": TARGETS}.items():
+            assert {getattr(build, axis) for build in builds} == set(every)
 
 
 def test_few_builds_have_everything_once():

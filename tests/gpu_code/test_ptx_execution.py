@@ -108,7 +108,8 @@ def train(backend, device, dtype, formats):
     return [tensor.detach().cpu() for tensor in (*losses, *params, *states)]
 
 
-@pytest.mark.parametrize("name", scenario.FORMATS)
+# scaled states, which small tensors do not have, and a weight with 8 more bits
+@pytest.mark.parametrize("name", ["fp32", "split24-int8", "kahan-fp8"])
 def test_training_through_the_compiled_kernels(device, name):
     """Guard against a wrong bit in a step, on which the gradients of later steps depend."""
     with device.on():

@@ -44,6 +44,9 @@ NEEDS_DENORMALS = refused(
 
 # ---- torch
 
+NEEDS_TORCH_MUON = refused(
+    not hasattr(torch.optim, "Muon"), f"there is no torch.optim.Muon in torch {torch.__version__}"
+)
 NEEDS_GRAD_DTYPE = refused(
     not hasattr(torch.Tensor, "grad_dtype"),
     f"gradients have the dtype of the parameter in torch {torch.__version__}",
