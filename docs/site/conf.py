@@ -19,7 +19,13 @@ extensions = [
     "sphinx-mathjax-offline",  # MathJax from a package: the pages need no network to be read
 ]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "benchmarks/results/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [
+    "docs/**",
+    "benchmarks/results/*.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "examples/recipes/README.md",
+]
 exclude_patterns = [".*", "**/__pycache__", "docs/_build", "build", "dist"]
 
 # torch and Python are named without their inventories, which need the network: no nitpicky

@@ -6,8 +6,8 @@ Python blocks of a page are one program. A comment before a block changes that:
 - ``<!-- raises -->``: the block raises what the next block has, where ``...`` is any text;
 - ``<!-- needs: ... -->``: the block is not run, for the reason that is given.
 
-A block in ``bash`` is a list of commands, one in ``console`` has their output too. Those of ``fused-optim`` are run,
-all others need a reason.
+A block in ``bash`` is a list of commands, one in ``console`` has their output too. Those of
+``fused-optim`` are run, all others need a reason.
 """
 
 import builtins
