@@ -101,7 +101,7 @@ def test_page(path, tmp_path, monkeypatch):
         run_page(path)
     for block in blocks:
         where = f"{path}:{block.line}"
-        if block.language in ("bash", "console", "sh"):
+        if block.language in ("bash", "console"):
             run_commands(block, where)
     for target, anchor in list_links(path):
         assert target.exists(), (path, target)

@@ -245,8 +245,11 @@ def test_types_of_an_installation(checker, archives, venv):
     install(venv, archives["pure"])
     (venv / "good.py").write_text(GOOD)
     (venv / "bad.py").write_text(BAD)
-    options = {"mypy": ["--strict"], "basedpyright": ["--level", "error"]}[checker]
     python = venv / "bin" / "python"
+    options = {
+        "mypy": ["--strict"],
+        "basedpyright": ["--level", "error", "--pythonpath", python],
+    }[checker]
     result = run(python, "-m", checker, *options, "good.py", "bad.py", cwd=venv, check=False)
     printed = result.stdout + result.stderr
     lines = sorted({int(line) for line in re.findall(r"bad\.py:(\d+).*error", printed)})

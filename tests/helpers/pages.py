@@ -6,8 +6,8 @@ Python blocks of a page are one program. A comment before a block changes that:
 - ``<!-- raises -->``: the block raises what the next block has, where ``...`` is any text;
 - ``<!-- needs: ... -->``: the block is not run, for the reason that is given.
 
-A block in ``bash`` is a list of commands. Those of ``fused-optim`` are run,
-all others need a reason.
+A block in ``bash`` is a list of commands, one in ``console`` has their output too. Those of
+``fused-optim`` are run, all others need a reason.
 """
 
 import builtins
@@ -97,6 +97,8 @@ def read_message(block: Block) -> tuple[type[BaseException], str]:
 
 
 def list_commands(block: Block) -> list[list[str]]:
-    """Return the commands of a ``bash`` block, each as its words, without comments."""
+    """Return the commands of a block, each as its words; in a ``console`` they follow a ``$``."""
     lines = block.code.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line[2:] for line in lines if line.startswith("$ ")]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
