@@ -273,7 +273,7 @@ def muon(rows: list[Row]) -> Iterator[str]:
     for group in by_group(rows, "muon").values():
         other, first = best(group, "other"), group[0]
         cut = f", {first['cut']}" if first["cut"] else ""
-        yield f"### Muon with AdamW, clipped: {first['model']}{cut}, " + plural(
+        yield f"## Muon with AdamW, clipped: {first['model']}{cut}, " + plural(
             first["threads"], "thread"
         )
         yield ""
