@@ -78,9 +78,11 @@ def row_bytes(kind: Any, row: Any, needs_norm: bool) -> int:
     """Return the bytes of a row of the plan; those of the products of matrices are not counted."""
     columns = columns_of(kind, row)
     total = moved(columns, 1 + needs_norm, measured=kind.rule.reduction is not None)
-    if kind.rule.matrix_step is not None:
+    step = kind.rule.matrix_step
+    if step is not None:
         # one pass reads the weights and writes the directions, which the second reads
-        total += columns.weights + 2 * row.columns[0].numel() * direction_dtype(kind).itemsize
+        direction = row.columns[0].numel() * direction_dtype(step, kind.device).itemsize
+        total += columns.weights + 2 * direction
     return total
 
 

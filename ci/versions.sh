@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-[ -x .venv/bin/python ] || bash ci/setup.sh cpu,cli,bench,dev
+[ -x .venv/bin/python ] || bash ci/setup.sh cpu,cli,recipes,bench,dev
 exec .venv/bin/python ci/versions_run.py "$@"

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from fused_optim.backends.matrix_runner import list_passes
+from fused_optim.backends.base import BucketKey
+from fused_optim.backends.matrix_batches import count_workspace
+from fused_optim.backends.matrix_runner import direction_dtype, list_passes, matrix_step_of
+from fused_optim.backends.rows import Row
 from fused_optim.dtensors import is_dtensor, to_local, wrap_like
 from fused_optim.optimizers.adam import AdamW
 from fused_optim.optimizers.base import FusedOptimizer
@@ -23,6 +26,7 @@ class Memory(NamedTuple):
         gradients: bytes of the gradients, one for each parameter that requires one.
         states: bytes of the optimizer's state after the first step.
         moved: bytes that one step reads and writes, including the norm.
+        workspace: bytes of the temporary tensors of a step on matrices, as of Muon; 0 for others.
     """
 
     numel: int
@@ -30,6 +34,7 @@ class Memory(NamedTuple):
     gradients: int
     states: int
     moved: int
+    workspace: int = 0
 
     @property
     def total(self) -> int:
@@ -38,7 +43,8 @@ class Memory(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{'':12}{'GiB':>10}{'bytes a parameter':>20}"]
-        for name in ("parameters", "gradients", "states", "total", "moved"):
+        names = ["parameters", "gradients", "states", "total", "moved"]
+        for name in names + ["workspace"] * (self.workspace > 0):
             size = getattr(self, name)
             each = size / self.numel if self.numel else 0.0
             lines.append(f"{name:12}{size / 2**30:10.3f}{each:20.2f}")
@@ -102,7 +108,21 @@ def estimate_memory(
         sum(grad.nbytes for grad in gradients),
         sum(_nbytes(tensor) for tensor in states if isinstance(tensor, Tensor)),
         round(moved),
+        sum(_count_workspace(rows)),
     )
+
+
+def _count_workspace(rows: list[tuple[BucketKey, Row]]) -> Iterator[int]:
+    """Yield the bytes of the temporary tensors of each bucket with a step on matrices."""
+    buckets: dict[BucketKey, list[Row]] = {}
+    for key, row in rows:
+        if key.rule.matrix_step is not None:
+            buckets.setdefault(key, []).append(row)
+    for key, members in buckets.items():
+        step = matrix_step_of(key)
+        layouts = [row.layout for row in members]
+        numels = [row.columns[0].numel() for row in members]
+        yield count_workspace(layouts, numels, step, direction_dtype(step, key.device))
 
 
 def _make_gradient(param: Tensor, sparse: bool) -> Tensor:

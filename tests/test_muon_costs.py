@@ -8,8 +8,9 @@ import pytest
 import torch
 from helpers.models import KERNELS, parameters, set_grads, values
 
+from benchmarks.allocation import peak, tensor_allocations
 from benchmarks.bytes_moved import step_bytes
-from fused_optim import Muon, memory
+from fused_optim import AdamW, Muon, memory
 from fused_optim.backends import kernel_runner
 
 
@@ -63,3 +64,22 @@ def test_bytes_of_the_elementwise_passes(options, moved, capsys):
     set_grads([param], [torch.ones_like(param)])
     assert step_bytes(Muon([param], backend="reference", **options)) == moved * 6400
     assert memory([param], Muon, **options).moved == moved * 6400
+
+
+@pytest.mark.parametrize("algorithm", ["standard", "gram"])
+@pytest.mark.parametrize("most", [None, 2])
+def test_the_workspace_is_what_a_step_allocates(algorithm, most, capsys):
+    """Guard against temporary tensors that ``memory()`` does not count, and against all at once."""
+    params = parameters(values([(96, 256)] * 6 + [(64, 64)], torch.bfloat16))
+    options = {"ns_algorithm": algorithm, "ns_max_batch": most, "ns_dtype": torch.float32}
+    optimizer = Muon(params, **options)
+    set_grads(params, values([(96, 256)] * 6 + [(64, 64)], torch.bfloat16))
+    optimizer.step()  # with its states and tables
+    sizes = tensor_allocations(optimizer.step)
+    estimate = memory(params, Muon, **options)
+    assert 0.6 * estimate.workspace < peak(sizes) < 1.1 * estimate.workspace
+    assert "workspace" in capsys.readouterr().out
+    bounded = memory(params, Muon, **{**options, "ns_max_batch": 1}).workspace
+    assert bounded < estimate.workspace
+    assert memory(params[:1], AdamW).workspace == 0
+    assert "workspace" not in capsys.readouterr().out.split("moved")[-1]

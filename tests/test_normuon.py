@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from helpers.models import BACKENDS, parameters, set_grads, values
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_optim import Muon, NorMuon, memory
 from fused_optim.testing.closeness import assert_as_accurate, assert_same_bits
@@ -136,3 +137,26 @@ def test_states_that_do_not_fit_are_refused(capsys):
         NorMuon(params, beta2=1)
     assert memory(params, NorMuon).states == memory(params, Muon).states + 16
     capsys.readouterr()
+
+
+class NoReads(TorchDispatchMode):
+    """A mode in which reading a value on the host, which waits for a GPU, is an error."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise AssertionError("the host reads a value of a tensor")
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8)])
+def test_the_products_do_not_wait_for_the_device(shape):
+    optimizers = [Muon(parameters([torch.ones(shape)])), NorMuon(parameters([torch.ones(shape)]))]
+    for optimizer in optimizers:
+        step = optimizer.rule(optimizer.param_groups[0]).matrix_step
+        states = tuple(torch.zeros(3, shape[0], 1) for _ in step.row_states)
+        given = torch.stack(values([shape] * 3, torch.float32))
+        with NoReads():
+            result, _ = step.transform(given, states, step.settings)
+        assert result.shape == given.shape
+        with pytest.raises(AssertionError, match="the host reads"), NoReads():
+            result.max().item()

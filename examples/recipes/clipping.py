@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from fused_optim import SGD
 
-from .common import Split, iterate_batches, load_digits, print_table, save_plot, start
+from .common import Split, iterate_batches, load_digits, print_table, save, start
 
 STEPS, BATCH, RATE, GAIN, PIXELS = 120, 32, 0.03, 1.8, 4
 WAYS: dict[str, dict[str, float]] = {
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "least factor",
     )
     print_table("A recurrent net with exploding gradients", columns, rows)
-    save_plot(draw(runs), options, "clipping")
+    save(draw(runs), options, "clipping")
     return runs
 
 

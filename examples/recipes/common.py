@@ -109,7 +109,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console().print(table)
 
 
-def save_plot(figure: Figure, options: argparse.Namespace, name: str) -> Path:
+def save(figure: Figure, options: argparse.Namespace, name: str) -> Path:
     """Save the figure as ``<name>.png`` in the folder of ``--out``, and print where."""
     options.out.mkdir(parents=True, exist_ok=True)
     path: Path = options.out / f"{name}.png"

@@ -29,16 +29,7 @@ from torch import Tensor, nn
 
 import fused_optim as fo
 
-from .common import (
-    Split,
-    evaluate,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    start,
-    train_epoch,
-)
+from .common import Split, evaluate, load_digits, make_net, print_table, save, start, train_epoch
 
 EPOCHS, STEPS = 4, 300
 START = {"Rosenbrock": (-1.5, 1.5), "saddle": (-1.0, 0.01)}
@@ -123,7 +114,7 @@ def train_net(name: str, data: Split, seed: int) -> tuple[list[float], float]:
 
 def draw(paths: dict[str, dict[str, Tensor]], nets: dict[str, tuple[list[float], float]]) -> Figure:
     """Draw the paths on the contours of both functions, and the losses of the net."""
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    figure = Figure(figsize=(12.5, 4.5), layout="constrained")
     valley, ridge, curves = figure.subplots(1, 3)
     window = {"Rosenbrock": (-1.9, 1.9, -0.9, 2.2), "saddle": (-1.15, 0.9, -0.15, 1.35)}
     for axes, (function, f) in zip((valley, ridge), FUNCTIONS.items(), strict=True):
@@ -133,7 +124,7 @@ def draw(paths: dict[str, dict[str, Tensor]], nets: dict[str, tuple[list[float],
         )
         heights = f(torch.stack(grid))
         heights = (heights - heights.min()).sqrt()
-        axes.contour(*grid, heights, levels=14, colors="0.8", linewidths=0.7)
+        axes.contour(*grid, heights, levels=8, antialiased=False, colors="0.8", linewidths=0.7)
         for i, (name, path) in enumerate(paths[function].items()):
             axes.plot(*path.T, color=f"C{i}", lw=1.4, label=name)
             axes.plot(*path[-1], "o", color=f"C{i}", ms=6)
@@ -162,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rows.append((name, ends[0], ends[1], leaves, sum(losses[-10:]) / 10, right))
     columns = ("", "Rosenbrock", "saddle", "left at step", "loss of the net", "right, held out")
     print_table("Ends of the paths, and the net", columns, rows)
-    save_plot(draw(paths, nets), options, "compare_optimizers")
+    save(draw(paths, nets), options, "compare_optimizers")
     return {"paths": paths, "nets": nets, "rows": {row[0]: row[1:] for row in rows}}
 
 

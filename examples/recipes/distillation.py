@@ -27,16 +27,7 @@ from torch import Tensor, nn
 
 from fused_optim import AdamW
 
-from .common import (
-    Split,
-    evaluate,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    start,
-    train_epoch,
-)
+from .common import Split, evaluate, load_digits, make_net, print_table, save, start, train_epoch
 
 EPOCHS, EXAMPLES, RATE, WIDTH, USES = 60, 60, 3e-3, 32, 3
 TEMPERATURE, TEMPERATURES = 4.0, (1.0, 2.0, 4.0, 8.0)
@@ -150,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     by_temperature = {t: run["right"][-1] for t, run in distilled.items()}
     columns = ("temperature", "right, held out")
     print_table("Temperatures", columns, [(f"{t:g}", v) for t, v in by_temperature.items()])
-    save_plot(draw(runs, by_temperature, taught), options, "distillation")
+    save(draw(runs, by_temperature, taught), options, "distillation")
     return {"teacher": taught, "runs": runs, "by_temperature": by_temperature}
 
 

@@ -27,16 +27,7 @@ from torch import Tensor, nn
 
 from fused_optim import SGD
 
-from .common import (
-    Split,
-    evaluate,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    start,
-    train_epoch,
-)
+from .common import Split, evaluate, load_digits, make_net, print_table, save, start, train_epoch
 
 DEPTH, WIDTH, RATE = 10, 64, 0.01
 ACTIVATIONS = {"tanh": nn.Tanh, "ReLU": nn.ReLU}
@@ -117,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, str], dict[str, A
     ]
     columns = ("", "last activation", "first gradient", "loss before", "after an epoch", "right")
     print_table("Initialization of ten layers", columns, rows)
-    save_plot(draw(results), options, "initialization")
+    save(draw(results), options, "initialization")
     return results
 
 

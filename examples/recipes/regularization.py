@@ -8,9 +8,9 @@ them by heart.
   within a few steps of it, so the share of weights below 0.01 is what to look at (first plot).
 - **L2 against decoupled decay** with Adam. ``Adam(weight_decay=)`` adds the penalty to the
   gradient, and Adam divides the sum by its size: a weight with large gradients hardly decays.
-  ``AdamW`` takes ``lr * weight_decay * p`` from every weight alike. The second plot has weights that
-  start at 1 and whose gradients alternate between plus and minus some size: nothing but decay moves
-  them.
+  ``AdamW`` takes ``lr * weight_decay * p`` from every weight alike. The second plot has weights
+  that start at 1 and whose gradients alternate between plus and minus some size: nothing but decay
+  moves them.
 - **Dropout** and **early stopping** (third plot): the loss on held-out digits falls and rises again
   as the net learns by heart. Early stopping keeps the weights of the best epoch, and ends after ten
   epochs without a better one. Dropout trains another part of the net at each step: its loss
@@ -27,16 +27,7 @@ from torch import Tensor, nn
 
 from fused_optim import Adam, AdamW
 
-from .common import (
-    Split,
-    evaluate,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    start,
-    train_epoch,
-)
+from .common import Split, evaluate, load_digits, make_net, print_table, save, start, train_epoch
 
 EPOCHS, PATIENCE, RATE, NEAR_ZERO = 50, 10, 3e-3, 0.01
 DECAY, DECAY_STEPS, DECAY_RATE = 1.0, 500, 2e-3
@@ -137,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     decayed = {"Adam (L2)": decay_weights(sizes, Adam), "AdamW": decay_weights(sizes, AdamW)}
     ends = [(name, weights[0].item(), weights[-1].item()) for name, weights in decayed.items()]
     print_table("A weight of 1 after decay", ("", "gradients 0.001", "gradients 10"), ends)
-    save_plot(draw(runs, sizes, decayed), options, "regularization")
+    save(draw(runs, sizes, decayed), options, "regularization")
     return {"runs": runs, "shares": shares, "decayed": decayed}
 
 

@@ -24,20 +24,12 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 from torch.optim import lr_scheduler as lrs
 
 from fused_optim import SGD
 
-from .common import (
-    Split,
-    evaluate,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    start,
-    train_epoch,
-)
+from .common import Split, evaluate, load_digits, make_net, print_table, save, start, train_epoch
 
 EPOCHS, BATCH, RATE = 12, 32, 0.2
 JUDGED = (1e-5, 0.05, 3.0)  # rates for the range test
@@ -61,17 +53,20 @@ SCHEDULES: dict[str, Callable[[SGD, int], lrs.LRScheduler]] = {
     "cyclic": lambda optimizer, steps: lrs.CyclicLR(
         optimizer, RATE / 100, RATE, steps // 6, cycle_momentum=False
     ),
-    "on a metric": lambda optimizer, steps: lrs.ReduceLROnPlateau(
-        optimizer, factor=0.1, patience=1
-    ),
+    "on a metric": lambda optimizer, steps: lrs.ReduceLROnPlateau(optimizer, patience=1),
 }
+
+
+def make_net_and_optimizer(rate: float, seed: int) -> tuple[nn.Module, SGD]:
+    """Return a net with weights drawn by the seed, and its optimizer."""
+    torch.manual_seed(seed)
+    net = make_net(64, 64, 10)
+    return net, SGD(net.parameters(), lr=rate, momentum=0.9)
 
 
 def run(name: str, data: Split, seed: int) -> dict[str, list[float]]:
     """Train with a schedule; return the rate of each step, and the held-out loss by epoch."""
-    torch.manual_seed(seed)
-    net = make_net(64, 64, 10)
-    optimizer = SGD(net.parameters(), lr=RATE, momentum=0.9)
+    net, optimizer = make_net_and_optimizer(RATE, seed)
     steps = EPOCHS * math.ceil(len(data.targets) / BATCH)
     schedule = SCHEDULES[name](optimizer, steps)
     by_metric = isinstance(schedule, lrs.ReduceLROnPlateau)
@@ -105,16 +100,14 @@ class RangeTest(NamedTuple):
         if rate < lowers:
             return "too small"
         bottom = self.losses.index(best)
-        rises = (r for r, loss in zip(*self, strict=True) if loss > best + tenth)
-        limit = next((r for r in rises if r > self.rates[bottom]), math.inf)
+        later = zip(self.rates[bottom:], self.losses[bottom:], strict=True)
+        limit = next((r for r, loss in later if not loss <= best + tenth), math.inf)  # NaN too
         return "right" if rate < limit else "too large"
 
 
 def run_range_test(data: Split, seed: int) -> RangeTest:
     """Train while the rate grows from 1e-6 to 10 by the same factor at each step."""
-    torch.manual_seed(seed)
-    net = make_net(64, 64, 10)
-    optimizer = SGD(net.parameters(), lr=1e-6, momentum=0.9)
+    net, optimizer = make_net_and_optimizer(1e-6, seed)
     rates, losses = [], []
 
     def after_step() -> None:
@@ -132,10 +125,7 @@ def run_range_test(data: Split, seed: int) -> RangeTest:
 
 def train_at(rate: float, data: Split, seed: int) -> float:
     """Return the mean loss of the last ten batches of an epoch at a constant rate."""
-    torch.manual_seed(seed)
-    net = make_net(64, 64, 10)
-    optimizer = SGD(net.parameters(), lr=rate, momentum=0.9)
-    return sum(train_epoch(net, optimizer, data, BATCH)[-10:]) / 10
+    return sum(train_epoch(*make_net_and_optimizer(rate, seed), data, BATCH)[-10:]) / 10
 
 
 def draw(runs: dict[str, dict[str, list[float]]], test: RangeTest) -> Figure:
@@ -177,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     judged = {rate: (test.judge(rate), train_at(rate, data, options.seed)) for rate in JUDGED}
     rows = [(f"{rate:g}", *result) for rate, result in judged.items()]
     print_table("Range test", ("rate", "judged", "loss after an epoch"), rows)
-    save_plot(draw(runs, test), options, "schedules")
+    save(draw(runs, test), options, "schedules")
     return {"runs": runs, "judged": judged}
 
 

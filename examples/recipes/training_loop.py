@@ -26,16 +26,7 @@ from torch.optim import lr_scheduler
 
 from fused_optim import AdamW
 
-from .common import (
-    Split,
-    iterate_batches,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    split,
-    start,
-)
+from .common import Split, iterate_batches, load_digits, make_net, print_table, save, split, start
 
 EPOCHS, BREAK, RATE, BATCH = 20, 8, 1e-2, 64
 
@@ -155,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         rows.append((name, *whole[0], *whole[-1], "the same" if whole == resumed else "others"))
     columns = ("loss", "training, first", "held out", "training, last", "held out", "resumed")
     print_table(f"Losses of {EPOCHS} epochs, and of a training resumed at {BREAK}", columns, rows)
-    save_plot(draw(runs), options, "training_loop")
+    save(draw(runs), options, "training_loop")
     return runs
 
 

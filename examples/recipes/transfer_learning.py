@@ -27,16 +27,7 @@ from torch import Tensor, nn
 
 from fused_optim import AdamW
 
-from .common import (
-    Split,
-    evaluate,
-    load_digits,
-    make_net,
-    print_table,
-    save_plot,
-    start,
-    train_epoch,
-)
+from .common import Split, evaluate, load_digits, make_net, print_table, save, start, train_epoch
 
 STAGES, EPOCHS, RATE, EXAMPLES = 3, 20, 3e-3, 40
 LOWER, UPPER, HEAD = 0, 2, 4  # indices of the linear layers
@@ -140,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rows.append((stage + 1, layers, result["right"][end], result["random"][end]))
     columns = ("stage", "changed layers", "right, transferred", "from random weights")
     print_table("Frozen and trained layers", columns, rows)
-    save_plot(draw(result["right"], result["random"]), options, "transfer_learning")
+    save(draw(result["right"], result["random"]), options, "transfer_learning")
     return result
 
 

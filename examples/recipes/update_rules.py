@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 import fused_optim
 
-from .common import print_table, save_plot, start
+from .common import print_table, save, start
 
 Array = NDArray[np.float64]
 
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[list[float], floa
     ]
     columns = ("rule", "MSE at first", "after 20", f"after {STEPS}", "difference")
     print_table("Weights by hand and by fused_optim", columns, rows)
-    save_plot(draw(curves, ours), options, "update_rules")
+    save(draw(curves, ours), options, "update_rules")
     return results
 
 

@@ -115,6 +115,33 @@ class Layout:
         self.batches = group_ragged(found)
 
 
+def count_workspace(
+    layouts: Sequence[Any], numels: Sequence[int], step: MatrixStep, dtype: torch.dtype
+) -> int:
+    """Return the bytes of the temporary tensors of a bucket: directions, and the largest batch.
+
+    For each matrix m x n, m <= n, of a batch, normalization in float64 takes up to 10 bytes an
+    element, and then the products two tensors m x n and four m x m: bounds for both iterations.
+
+    Args:
+        layouts: shape and strides of each parameter.
+        numels: number of elements of each parameter.
+        step: operation on the matrices.
+        dtype: dtype of the directions.
+    """
+    layout = Layout(layouts, numels, step.cut)
+    largest = 0
+    for group in layout.batches:
+        shapes = [batch.shape for batch in group]
+        rows, columns = min(map(min, shapes)), max(map(max, shapes))
+        count = sum(len(batch.places) for batch in group)
+        if step.settings.max_batch is not None:
+            count = min(count, step.settings.max_batch)
+        products = rows * (2 * columns + 4 * rows) * dtype.itemsize
+        largest = max(largest, count * max(10 * rows * columns, products))
+    return layout.numel * dtype.itemsize + largest
+
+
 def transform_batches(
     workspace: Tensor,
     batches: Sequence[list[Batch]],

@@ -95,7 +95,7 @@ def iterate(matrices: Tensor, settings: NewtonSchulz) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float64)
     wide = torch.promote_types(x.dtype, torch.float32)
     scale = (1.0 / norm.clamp(min=settings.eps)).to(wide)
-    x = (x * scale).to(x.dtype)
+    x = torch.mul(x, scale, out=torch.empty_like(x))  # rounded at once, without a wide copy
     aspect = max(rows, columns) / min(rows, columns)
     gram = settings.algorithm == "gram" or (settings.algorithm == "auto" and aspect > GRAM_ASPECT)
     iteration = iterate_gram if gram else iterate_standard
