@@ -23,7 +23,7 @@ from fused_optim.optimizers.base import FusedOptimizer
 
 DOCS = ROOT / "docs"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/recipes/README.md")),
     *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts),
 ]
 LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)")
