@@ -202,7 +202,7 @@ def lines(rows: list[Row]) -> Iterator[str]:
     found = [(goal, values) for goal, values in found if values]
     if not found:
         return
-    yield "### Goals"
+    yield "## Goals"
     yield ""
     yield "| goal | at most | measured | |"
     yield "|---|---:|---|---|"

@@ -1,8 +1,8 @@
 """Results as Markdown and as plots: ``python -m benchmarks.report [RESULTS.json ...]``.
 
 Every ``NAME.json`` that ``pytest benchmarks --benchmark-json=benchmarks/results/NAME.json`` wrote
-gives a ``NAME.md`` and plots ``NAME-*.png`` beside it. With ``--summary`` only the table of the
-README is printed.
+gives a ``NAME.md`` and plots ``NAME-*.png`` beside it. With ``--summary`` only the table of
+docs/benchmarks.md is printed.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def steps(rows: list[Row]) -> Iterator[str]:
         other, top, first = best(group, "other"), roofline(group), group[0]
         clip = ", clipped" if first["clip"] else ""
         case = f"{first['optimizer']}, {first['format']}{clip}: {first['model']}"
-        yield f"### {case}, {plural(first['threads'], 'thread')}"
+        yield f"## {case}, {plural(first['threads'], 'thread')}"
         yield ""
         sizes = [f"tensors: {first['tensors']:,}", f"groups: {first['groups']:,}", first["cut"]]
         sizes.append(f"parameters: {first['parameters']:,}")
@@ -145,7 +145,7 @@ def formats(rows: list[Row]) -> Iterator[str]:
     for group in by_group(rows, "formats").values():
         first, top = group[0], roofline(group)
         plain = [r["median"] for r in group if r["role"] == "ours" and r["format"] == "fp32"]
-        yield f"### Storage formats of AdamW, clipped: {first['model']}, " + plural(
+        yield f"## Storage formats of AdamW, clipped: {first['model']}, " + plural(
             first["threads"], "thread"
         )
         yield ""
@@ -192,7 +192,7 @@ def host(rows: list[Row]) -> Iterator[str]:
                 times = [seconds(row["median"]) for row in own]
                 lines.append([name, str(groups), *times, seconds(slope(own)), *allocated(own[-1])])
     if lines:
-        yield "### Many tensors of 16 elements: AdamW with clipping"
+        yield "## Many tensors of 16 elements: AdamW with clipping"
         yield ""
         yield from table(heads, lines)
         yield (
@@ -222,7 +222,7 @@ def first_step(rows: list[Row]) -> Iterator[str]:
     for group in by_group(rows, "first step").values():
         first = group[0]
         size = f"{first['model']}, {first['parameters']:,} parameters"
-        yield f"### First step in a fresh process: AdamW with clipping, {size}"
+        yield f"## First step in a fresh process: AdamW with clipping, {size}"
         yield ""
         lines = []
         for row in sorted(group, key=lambda row: str(row["name"])):
@@ -241,7 +241,7 @@ def dtensors(rows: list[Row]) -> Iterator[str]:
             times = [seconds(row["median"]), beside, seconds(row["first_step"])]
             lines.append([row["name"], f"{row['tensors']:,}", *times])
     if lines:
-        yield "### Many DTensors of 256 elements: AdamW with clipping, one process"
+        yield "## Many DTensors of 256 elements: AdamW with clipping, one process"
         yield ""
         yield from table(["", "tensors", "median", BESIDE, "first step"], lines)
 
@@ -251,7 +251,7 @@ def training(rows: list[Row]) -> Iterator[str]:
     heads = ["", "tokens/s", "step", "IQR", BESIDE, "peak memory"]
     for group in by_group(rows, "training").values():
         other = best(group, "other")
-        yield f"### Training with {group[0]['optimizer']}: {group[0]['model']}"
+        yield f"## Training with {group[0]['optimizer']}: {group[0]['model']}"
         yield ""
         lines = (
             [
@@ -273,7 +273,7 @@ def muon(rows: list[Row]) -> Iterator[str]:
     for group in by_group(rows, "muon").values():
         other, first = best(group, "other"), group[0]
         cut = f", {first['cut']}" if first["cut"] else ""
-        yield f"### Muon with AdamW, clipped: {first['model']}{cut}, " + plural(
+        yield f"## Muon with AdamW, clipped: {first['model']}{cut}, " + plural(
             first["threads"], "thread"
         )
         yield ""
@@ -306,7 +306,7 @@ def absent(content: Row) -> Iterator[str]:
         for name, why in found.items():
             reasons[name].add(why)
     if reasons:
-        yield "### Not measured"
+        yield "## Not measured"
         yield ""
         yield from (f"- {name}: {'; '.join(sorted(whys))}" for name, whys in reasons.items())
         yield ""
@@ -322,7 +322,7 @@ def markdown(content: Row, rows: list[Row], plots: list[str]) -> str:
 
 
 def summary(content: Row, rows: list[Row]) -> Iterator[str]:
-    """Yield the table of the README: clipped AdamW, times relative to torch's fused step.
+    """Yield the table of docs/benchmarks.md: clipped AdamW, times relative to torch's fused step.
 
     Raises:
         KeyError: the results lack a model or a variant of the table.
@@ -347,7 +347,9 @@ def summary(content: Row, rows: list[Row]) -> Iterator[str]:
 def main(arguments: Iterable[str] | None = None) -> int:
     """Write a page and plots for each file of results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--summary", action="store_true", help="print the table of the README")
+    parser.add_argument(
+        "--summary", action="store_true", help="print the table of docs/benchmarks.md"
+    )
     parser.add_argument("results", nargs="*", type=Path, help="default: benchmarks/results/*.json")
     options = parser.parse_args(None if arguments is None else list(arguments))
     for path in options.results or sorted(RESULTS.glob("*.json")):

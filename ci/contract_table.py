@@ -96,19 +96,17 @@ def table(found: Counts) -> str:
 
 
 def summary(found: Counts) -> str:
-    """Return the row for the README: optimizers, number of features and tests, failures."""
+    """Return the row for docs/compatibility.md: optimizers, features and tests, failures."""
     failed = sorted({feature for (feature, _), outcomes in found.items() if not all(outcomes)})
     optimizers = ", ".join(f"`{name}`" for name in names(found))
     features = len({feature for feature, _ in found})
     tests = sum(map(len, found.values()))
     met = f"not met: {', '.join(failed)}" if failed else "all met"
-    return (
-        f"| {optimizers} | {features} features, {tests} tests | {met} | [table](docs/contract.md) |"
-    )
+    return f"| {optimizers} | {features} features, {tests} tests | {met} | [table](contract.md) |"
 
 
 def main() -> int:
-    """Write the table and print the README's row; return 1 if a feature differs."""
+    """Write the table and print the row of docs/compatibility.md; return 1 if a feature differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what pytest --junitxml wrote")
     parser.add_argument("--output", type=Path, default=TABLE_FILE)

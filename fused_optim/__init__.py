@@ -27,6 +27,8 @@ from fused_optim.optimizers.to_torch import to_torch
 from fused_optim.options import Additions
 from fused_optim.step_in_backward import StepInBackward, step_in_backward
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ASGD",
     "LAMB",

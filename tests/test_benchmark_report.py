@@ -44,7 +44,7 @@ def test_steps_are_compared_with_the_fastest_other_and_the_best_roofline():
         row("step", "fused_optim reference", "ours", 6e-3, bytes=32e6),
     ]
     lines = list(report.steps([*rooflines("step"), *rows]))
-    assert lines[0] == "### AdamW, fp32, clipped: one-50m, 2 threads"
+    assert lines[0] == "## AdamW, fp32, clipped: one-50m, 2 threads"
     assert [line for line in lines if line.startswith("| ")][1:] == [
         "| fused_optim native | 2 ms | 100 µs | 0.50 | 32.0 | 16.0 | 80% |",
         "| torch fused | 4 ms | 200 µs |  | 40.0 | 10.0 | 50% |",

@@ -3,10 +3,12 @@
 With a C compiler the wheel has the C module and is for one platform, without one it is for all.
 
 Faults tried by hand: a package left out of pyproject.toml, an extension that is not optional, a
-wheel that keeps its platform or has no stable ABI, csrc/ left out of the sdist.
+wheel that keeps its platform or has no stable ABI, csrc/ left out of the sdist; py.typed left out,
+``backend: Any`` among the additions, a description in a format that is not declared.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from helpers.c_module import HAS_COMPILER
+
+import fused_optim
 
 ROOT = Path(__file__).parent.parent
 # the package on PyPI whose import name is that of our folder
@@ -58,6 +62,43 @@ if triton == "blocked":
     del sys.modules["triton"]
 for name in names:
     print(importlib.import_module(name).__file__)
+"""
+
+# programs of a user, for type checkers: one that is right, one with a mistake in each statement
+GOOD = """
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fused_optim
+from fused_optim import SGD, AdamW, Muon
+
+model = nn.Linear(8, 4)
+groups: list[dict[str, Any]] = [{"params": [model.weight], "lr": 1e-3}, {"params": [model.bias]}]
+optimizer = AdamW(groups, lr=3e-4, max_grad_norm=1.0, states="int8", backend="auto")
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+norm: Tensor | None = optimizer.grad_norm
+theirs = torch.optim.SGD(model.parameters(), lr=0.1)
+ours: torch.optim.Optimizer = fused_optim.from_torch(theirs, nonfinite="skip")
+total: int = fused_optim.memory(model, SGD, momentum=0.9).total
+muon = Muon(fused_optim.param_groups_for_muon(model), lr=1e-3)
+with optimizer.swap_ema():
+    pairs: list[tuple[Tensor, Tensor]] = list(optimizer.ema_pairs())
+with fused_optim.step_in_backward(model, muon) as handle, handle.accumulate():
+    model(torch.ones(2, 8)).sum().backward()
+version: str = fused_optim.__version__
+"""
+BAD = """
+from torch import nn
+
+from fused_optim import AdamW
+
+model = nn.Linear(8, 4)
+AdamW(model.parameters(), lr="fast")
+AdamW(model.parameters(), backend="gpu")
+AdamW(model.parameters(), max_grad_nom=1.0)
+print(AdamW(model.parameters()).grad_nrm)
 """
 
 
@@ -187,6 +228,34 @@ def test_names_of_wheels(archives):
         assert built.count("fused_optim/_host.pyi") == 1
         assert len(built) == 1 + (kind == "wheel" and HAS_COMPILER)
         assert not [name for name in files if name.endswith(".c") or "csrc" in name]
+
+
+@pytest.mark.slow
+def test_what_a_registry_checks(archives):
+    files = [archives[kind] for kind in ("sdist", "wheel", "pure")]
+    run(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=ROOT)
+    metadata = zipfile.ZipFile(archives["wheel"])
+    (name,) = (name for name in metadata.namelist() if name.endswith("METADATA"))
+    assert f"\nVersion: {fused_optim.__version__}\n" in metadata.read(name).decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
+def test_types_of_an_installation(checker, archives, venv):
+    """Type checkers read the annotations of the wheel, and report each mistake of a user."""
+    install(venv, archives["pure"])
+    (venv / "good.py").write_text(GOOD)
+    (venv / "bad.py").write_text(BAD)
+    python = venv / "bin" / "python"
+    options = {
+        "mypy": ["--strict"],
+        "basedpyright": ["--level", "error", "--pythonpath", python],
+    }[checker]
+    result = run(python, "-m", checker, *options, "good.py", "bad.py", cwd=venv, check=False)
+    printed = result.stdout + result.stderr
+    lines = sorted({int(line) for line in re.findall(r"bad\.py:(\d+).*error", printed)})
+    assert lines == [7, 8, 9, 10], printed
+    assert not re.findall(r"good\.py:\d+.*error", printed), printed
 
 
 @pytest.mark.slow
