@@ -127,15 +127,18 @@ def counts() -> Iterator[Count]:
 def directions(optimizer: FusedOptimizer) -> int:
     """Return the bytes of the directions of matrices, written and read in float32 on a CPU.
 
-    The pass that writes them reads the weights once more, with their extra bits.
+    The pass that writes them reads the weights once more, with their extra bits. Less the states of
+    rows, which are read and written beside the products.
     """
-    if optimizer.rule(optimizer.param_groups[0]).matrix_step is None:
+    step = optimizer.rule(optimizer.param_groups[0]).matrix_step
+    if step is None:
         return 0
     extra = ("master", "remainder", "compensation")
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [optimizer.state[param] for param in params]
     weights = [*params, *(state[key] for state in states for key in extra if key in state)]
-    return sum(weight.nbytes for weight in weights) + sum(2 * 4 * p.numel() for p in params)
+    rows = sum(2 * state[key].nbytes for state in states for key in step.row_states)
+    return sum(weight.nbytes for weight in weights) + sum(8 * p.numel() for p in params) - rows
 
 
 def differences(found: dict[str, int], committed: dict[str, int]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from benchmarks.machine import thread_counts
 from benchmarks.shapes import MODELS, Shape, count
 from benchmarks.threads import threads
 from benchmarks.variants import MAX_GRAD_NORM, Groups, Step, copied, parameters, reason
-from fused_optim.backends.matrix_runner import MatrixRunner
+from fused_optim.backends import matrix_runner
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 
@@ -75,7 +75,7 @@ def build_ours(groups: Groups, dtype: torch.dtype | None) -> Variant:
         max_grad_norm=MAX_GRAD_NORM,
     )
     facts = facts_of(step_bytes(optimizer), held(optimizer))
-    share = share_of(optimizer.step, MatrixRunner, "_transform")
+    share = share_of(optimizer.step, matrix_runner, "transform_batches")
     name = f"fused_optim {optimizer.backend_used}" + (", bf16 products" if dtype else "")
     return Variant(name, "ours", optimizer.step, {**facts, "products": share})
 

@@ -216,7 +216,9 @@ def test_torch_arguments_come_first_and_in_order():
         assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [
             (p.name, p.default, p.kind) for p in theirs
         ]
-        assert [p.name for p in ours[len(theirs) :]] == ["additions"]
+        more = ours[len(theirs) :]
+        assert more[-1].name == "additions"
+        assert all(p.kind is p.KEYWORD_ONLY for p in more[:-1])
         for flag in ("foreach", "fused", "capturable"):
             if flag in {p.name for p in theirs}:
                 for value in (True, False):
@@ -232,6 +234,7 @@ REFUSED_BY_TORCH = [
     {"betas": (0.9, -0.5)},
     {"weight_decay": -0.1},
     {"momentum": -0.9},
+    {"adjust_lr_fn": "x"},
     {"momentum_decay": -1.0},
     {"alpha": -0.1},
     {"rho": 1.5},
@@ -248,7 +251,7 @@ def test_messages_begin_with_those_of_torch(options):
     seen = 0
     for cls in (getattr(fused_optim, n) for n in fused_optim.__all__ if hasattr(torch.optim, n)):
         torch_class = getattr(torch.optim, cls.__name__)
-        params = [torch.zeros(1, requires_grad=True)]
+        params = [torch.zeros(1, 1, requires_grad=True)]  # a matrix, for Muon
         try:
             torch_class(params, **options)
         except ValueError as error:

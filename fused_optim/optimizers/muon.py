@@ -24,11 +24,23 @@ from fused_optim.private_api import is_fsdp1_flat
 from fused_optim.rules import muon
 from fused_optim.rules.common import MatrixStep, Rule
 from fused_optim.tensor_checks import describe_param
-from fused_optim.validation import Check, nonnegative, one_of, optional, to_number
+from fused_optim.validation import Check, all_of, finite, nonnegative, one_of, optional, to_number
 
 Triple = tuple[float, float, float]
 Coefficients = Triple | Sequence[Triple] | Literal["polar_express"]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def _should_be_nonnegative(words: str) -> Check:
+    """Return a check that raises ValueError unless a value is >= 0, with torch's words first."""
+
+    def check(name: str, value: Any) -> None:
+        if not to_number(name, value) >= 0:
+            raise ValueError(
+                f"{words} should be >= 0 but is: {value}: {name} must be >= 0, got {value!r}"
+            )
+
+    return check
 
 
 def _check_coefficients(name: str, value: Any) -> None:
@@ -119,7 +131,9 @@ class Muon(MixedOptimizer):
     WEIGHT_DECAY = "decoupled"
     REFUSAL = "Muon does not support sparse gradients"
     OWN_BOUNDS: ClassVar = {
-        "momentum": nonnegative,
+        "lr": _should_be_nonnegative("Learning rate"),
+        "momentum": _should_be_nonnegative("momentum"),
+        "weight_decay": all_of(_should_be_nonnegative("weight decay"), finite),
         "ns_coefficients": _check_coefficients,
         "eps": nonnegative,
         "ns_steps": _count_from(0, 99),
