@@ -16,18 +16,26 @@ def muon_scalars(hparams: MuonHparams, step: Tensor) -> MuonScalars:
     return MuonScalars(momentum=hparams.momentum, weight=1.0 - hparams.momentum)
 
 
+def muon_direction(
+    g: Tensor, momentum_buffer: Tensor, s: MuonScalars, nesterov: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the direction before its orthogonalization, and the new momentum."""
+    momentum_buffer = s.momentum * momentum_buffer + s.weight * g
+    if nesterov:
+        return s.momentum * momentum_buffer + s.weight * g, momentum_buffer
+    return momentum_buffer, momentum_buffer
+
+
 def muon(p: Tensor, g: Tensor, state: State, s: MuonScalars) -> tuple[Tensor, State]:
     """Muon's momentum, Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/)."""
-    (momentum_buffer,) = state
-    momentum_buffer = s.momentum * momentum_buffer + s.weight * g
-    return momentum_buffer, (momentum_buffer,)
+    direction, momentum_buffer = muon_direction(g, state[0], s, nesterov=False)
+    return direction, (momentum_buffer,)
 
 
 def muon_nesterov(p: Tensor, g: Tensor, state: State, s: MuonScalars) -> tuple[Tensor, State]:
     """Muon's Nesterov momentum, Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/)."""
-    (momentum_buffer,) = state
-    momentum_buffer = s.momentum * momentum_buffer + s.weight * g
-    return s.momentum * momentum_buffer + s.weight * g, (momentum_buffer,)
+    direction, momentum_buffer = muon_direction(g, state[0], s, nesterov=True)
+    return direction, (momentum_buffer,)
 
 
 def muon_apply_scalars(hparams: MuonApplyHparams, step: Tensor) -> MuonApplyScalars:

@@ -1,6 +1,7 @@
 """Muon: the Triton counterpart of fused_optim/rules/muon.py."""
 
 import triton
+import triton.language as tl
 
 from fused_optim.kernels.rules.common import decay
 from fused_optim.kernels.rules.signatures import (
@@ -19,19 +20,28 @@ def muon_scalars(hparams, step):
 
 
 @triton.jit
+def muon_direction(g, momentum_buffer, s, NESTEROV: tl.constexpr):
+    """Return the direction before its orthogonalization, and the new momentum."""
+    s = MuonScalars(*s)
+    momentum_buffer = s.momentum * momentum_buffer + s.weight * g
+    if NESTEROV:
+        return s.momentum * momentum_buffer + s.weight * g, momentum_buffer
+    else:
+        return momentum_buffer, momentum_buffer
+
+
+@triton.jit
 def muon(p, g, state, s):
     """Muon's momentum, Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/)."""
-    s = MuonScalars(*s)
-    momentum_buffer = s.momentum * state[0] + s.weight * g
-    return momentum_buffer, (momentum_buffer,)
+    direction, momentum_buffer = muon_direction(g, state[0], s, False)
+    return direction, (momentum_buffer,)
 
 
 @triton.jit
 def muon_nesterov(p, g, state, s):
     """Muon's Nesterov momentum, Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/)."""
-    s = MuonScalars(*s)
-    momentum_buffer = s.momentum * state[0] + s.weight * g
-    return s.momentum * momentum_buffer + s.weight * g, (momentum_buffer,)
+    direction, momentum_buffer = muon_direction(g, state[0], s, True)
+    return direction, (momentum_buffer,)
 
 
 @triton.jit
