@@ -21,6 +21,7 @@ OTHER = {
     "l1": 0.125,
     "nonfinite": "skip",
     "ema_decay": 0.5,
+    "cautious_decay": True,
     "backend": "reference",
     "weights": "split",
     "states": "bf16",

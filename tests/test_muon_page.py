@@ -37,6 +37,7 @@ def test_muon_page_runs(capsys):
     assert steps == {1: None, 3: torch.tensor(2.0)}
     names = next(blocks)  # two state dicts
     check_merged(**{key: names[key] for key in ("optimizer", "muon", "adamw", "model")})
+    assert isinstance(next(blocks)["optimizer"], fused_optim.NorMuon)
     assert next(blocks, None) is None
 
 

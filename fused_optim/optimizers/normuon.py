@@ -42,6 +42,7 @@ class NorMuon(Muon):
     Source: Li et al. 2025, algorithm 1, https://arxiv.org/abs/2510.05491
     """
 
+    REFUSAL = "NorMuon does not support sparse gradients"
     OWN_BOUNDS: ClassVar = {**Muon.OWN_BOUNDS, "beta2": unit_interval}
 
     def __init__(

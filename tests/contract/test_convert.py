@@ -79,6 +79,7 @@ OWN = {
     "l1": 0.5,
     "nonfinite": "skip",
     "ema_decay": 0.5,
+    "cautious_decay": True,
     "weights": "split",
     "states": "fp32",
     "seed": 1,
