@@ -74,7 +74,13 @@ def start(*arguments, **options):
     env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm"}
     env |= options.pop("env", {})
     command = [sys.executable, "-m", "fused_optim", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=env, **options)
+    # what runs in the background of a shell ignores SIGINT, and hands that down
+    return subprocess.Popen(command, cwd=ROOT, env=env, preexec_fn=heed_interrupts, **options)
+
+
+def heed_interrupts():
+    """Let SIGINT end this process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
