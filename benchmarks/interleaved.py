@@ -132,7 +132,7 @@ def interleave(runs: Sequence[int], seed: int = 0) -> list[int]:
 
 
 class Stopwatch:
-    """What :func:`compare` needs of pytest-benchmark's fixture, without pytest.
+    """A stand-in for pytest-benchmark's fixture, with the members that :func:`compare` uses.
 
     Args:
         on_run: called after each run with the number of runs done, and of all runs.

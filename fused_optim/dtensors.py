@@ -149,7 +149,7 @@ def sharding_groups(param: Any) -> list[Any]:
 
 
 class MatrixSharding(NamedTuple):
-    """How the ranks of a process group share the matrices of a parameter.
+    """The parts of a parameter's matrices that the ranks of a process group have.
 
     Attributes:
         group: process group.

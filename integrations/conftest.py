@@ -1,4 +1,4 @@
-"""What every test of a trainer needs: one thread, no network, a folder of its own."""
+"""The surroundings of every test of a trainer: one thread, no network, a folder of its own."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the recipes share: their options, the digits, the loop of an epoch, tables and plots."""
+"""The parts that the recipes share: options, digits, the loop of an epoch, tables and plots."""
 
 import argparse
 import io

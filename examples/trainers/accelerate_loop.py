@@ -33,7 +33,7 @@ def train(
         optimizer: class of the optimizer.
         options: its keyword arguments.
         clip: bound of ``accelerator.clip_grad_norm_``; None to leave clipping to the optimizer.
-        folder: where the state is saved after half of the epochs; None to save nothing.
+        folder: folder in which the state is saved after half of the epochs; None to save none.
         resume: True to load that state and go on from it.
         precision: ``mixed_precision`` of the Accelerator.
 

@@ -1,4 +1,4 @@
-"""What these examples train: a small model of the next byte, on a source file of Python's own."""
+"""A small model of the next byte, which these examples train on a source file of Python."""
 
 import argparse
 from collections.abc import Iterable

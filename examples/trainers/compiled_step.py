@@ -22,7 +22,7 @@ def make_step(
     """Return the step of a training, which takes blocks of bytes and returns the loss.
 
     Args:
-        model: what to train.
+        model: model to train.
         optimizer: its optimizer.
         clip: bound of ``clip_grad_norm_``; None to leave clipping to the optimizer.
     """

@@ -27,7 +27,7 @@ def train(
     """Train on this rank's share of each batch; return the losses of the share.
 
     Args:
-        model: what to train, wrapped or not; if not, on whole batches.
+        model: model to train, wrapped or not; if not, on whole batches.
         optimizer: its optimizer.
         clip: bound of ``clip_grad_norm_``; None to leave clipping to the optimizer.
         start: step to begin with; if not 0, ``file`` is loaded.

@@ -35,8 +35,8 @@ def make_trainer(folder: str | Path, model: Any, optimizer: dict[str, Any], **ar
     """Return a Trainer of 20 steps.
 
     Args:
-        folder: where checkpoints go, every 10 steps.
-        model: what to train.
+        folder: folder of the checkpoints, one every 10 steps.
+        model: model to train.
         optimizer: keyword arguments of Trainer that choose the optimizer.
         args: further arguments of TrainingArguments.
     """

@@ -51,8 +51,8 @@ def fit(module: Training, folder: str, ckpt_path: str | None = None, **options: 
     """Train for 2 epochs of 16 batches, with a checkpoint after each; return the Trainer.
 
     Args:
-        module: what to train.
-        folder: where the checkpoints go: epoch=0.ckpt, epoch=1.ckpt.
+        module: module to train.
+        folder: folder of the checkpoints: epoch=0.ckpt, epoch=1.ckpt.
         ckpt_path: checkpoint to go on from.
         options: further options of the Trainer.
     """

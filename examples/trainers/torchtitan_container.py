@@ -30,7 +30,7 @@ class FusedOptimizers(OptimizersContainer):
 
     @dataclass(kw_only=True, slots=True)
     class Config(OptimizersContainer.Config):
-        """What ``TrainerConfig.optimizer`` is set to."""
+        """The value of ``TrainerConfig.optimizer``."""
 
     @staticmethod
     def _resolve_optimizer_factory(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -63,7 +63,7 @@ def train(
     """Train as torchtitan's trainer does, on one process; return the losses and the container.
 
     Args:
-        model: what to train.
+        model: model to train.
         config: configuration of the optimizers.
         max_norm: bound of torchtitan's own clipping, ``training.max_norm``.
         start: step to begin with; if not 0, ``folder`` is loaded.

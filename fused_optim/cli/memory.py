@@ -60,7 +60,7 @@ class Bytes(NamedTuple):
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """What is kept, in the order of :data:`PARTS`."""
+        """The bytes of each part, in the order of :data:`PARTS`."""
         return (
             self.parameters,
             self.gradients,

@@ -1,4 +1,4 @@
-"""What all commands write: tables, JSON, progress bars, plots, and errors of one line."""
+"""The output of all commands: tables, JSON, progress bars, plots, and errors of one line."""
 
 import json
 import math

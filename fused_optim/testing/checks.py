@@ -38,7 +38,7 @@ FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeErro
 
 
 class Settings(NamedTuple):
-    """What all checks of a run share.
+    """The settings that all checks of a run share.
 
     Attributes:
         device: device of the parameters.

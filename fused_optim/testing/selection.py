@@ -49,7 +49,7 @@ class Check(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the user asks for; what is empty is chosen by ``amount``.
+    """The checks that the user asks for; a field that is empty is chosen by ``amount``.
 
     Attributes:
         optimizers: names of classes or of cases.
