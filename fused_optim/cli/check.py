@@ -3,6 +3,7 @@
 import importlib.metadata
 import math
 import platform
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,10 +32,10 @@ from fused_optim.testing.checks import (
     Result,
     Settings,
     describe_result,
-    run_checks,
 )
 from fused_optim.testing.comparisons import rank
 from fused_optim.testing.junit import write_junit
+from fused_optim.testing.processes import choose_processes, run_in_processes
 from fused_optim.testing.reports import compare_reports, read_report
 from fused_optim.testing.selection import AGAINST, Wanted, list_checks
 
@@ -51,15 +52,18 @@ Names = list[str] | None
 def check(
     device: Annotated[str, typer.Option(help="cpu or cuda; default: the accelerator.")] = "",
     backend: Annotated[str, typer.Option(help="auto, triton, native or reference.")] = "auto",
-    optimizer: Annotated[Names, typer.Option(help="Class, or case such as adamw-decay.")] = None,
-    weights: Annotated[Names, typer.Option(help="Format of weights, as split.")] = None,
-    states: Annotated[Names, typer.Option(help="Format of states, as int8.")] = None,
-    dtype: Annotated[Names, typer.Option(help="Dtype of parameters, as bfloat16.")] = None,
+    optimizer: Annotated[Names, typer.Option(help="Classes, or cases such as adamw-decay.")] = None,
+    weights: Annotated[Names, typer.Option(help="Formats of weights, as split,master.")] = None,
+    states: Annotated[Names, typer.Option(help="Formats of states, as int8,fp8.")] = None,
+    dtype: Annotated[Names, typer.Option(help="Dtypes of parameters, as bfloat16.")] = None,
     against: Annotated[Names, typer.Option(help="reference, float64 or torch.")] = None,
     shapes: Annotated[str, typer.Option(help="edges, gpt2, or a JSON file.")] = EDGES,
     quick: Annotated[bool, typer.Option("--quick", help="The usual rules, in seconds.")] = False,
     full: Annotated[bool, typer.Option("--full", help="All rules in all formats.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of values and gradients.")] = 0,
+    processes: Annotated[
+        int, typer.Option(min=0, help="Run checks in parallel.", show_default="cores")
+    ] = 0,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file to write.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
@@ -67,9 +71,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the numerics of this machine: bits, errors, and torch.optim.
-
-    Names may be joined by commas. Exit code 1 if a check fails.
+    """Check bits, errors and torch.optim on this machine; exit code 1 if one fails.
 
     Example: fused-optim check --quick --optimizer AdamW --junit numerics.xml
     """
@@ -93,13 +95,14 @@ def check(
         checks = list_checks(wanted, settings.backend)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    results = []
+    results, start = [], time.perf_counter()
+    count = processes or choose_processes(checks, settings)
     with progress_bar(len(checks)) as bar:
-        for result in run_checks(checks, settings):
+        for result in run_in_processes(checks, settings, count):
             results.append(result)
             bar.advance()
             bar.describe(result.check.name)
-    report = make_report(results, settings, shapes)
+    report = make_report(results, settings, shapes, time.perf_counter() - start)
     if junit is not None:
         write_xml(junit, report)
     if as_json:
@@ -152,18 +155,26 @@ def list_environment(settings: Settings) -> dict[str, str]:
     return {**found, "python": platform.python_version(), "platform": platform.platform()}
 
 
-def make_report(results: Sequence[Result], settings: Settings, shapes: str) -> dict[str, Any]:
-    """Return what ``--json`` prints."""
+def make_report(
+    results: Sequence[Result], settings: Settings, shapes: str, seconds: float
+) -> dict[str, Any]:
+    """Return what ``--json`` prints.
+
+    Args:
+        results: those of all checks.
+        settings: those of the run.
+        shapes: argument of ``--shapes``.
+        seconds: time that the run took.
+    """
     described = [describe_result(result, settings, shapes) for result in results]
     counts = {
         status: sum(result.status == status for result in results)
         for status in ("passed", "failed", "skipped")
     }
-    seconds = round(sum(result.seconds for result in results), 2)
     return {
         "environment": list_environment(settings),
         "settings": {"shapes": shapes, "seed": settings.seed},
-        "summary": {**counts, "seconds": seconds},
+        "summary": {**counts, "seconds": round(seconds, 2)},
         "results": described,
     }
 
