@@ -286,22 +286,20 @@ def check_loading_allocates_nothing_that_stays(world: World) -> None:
         set_optimizer_state_dict,
     )
 
-    for given in ({}, {"weights": "split", "states": "fp32"}):
-        model = shard_model(make_model().to(BF16 if given else torch.float32), world.line)
-        optimizer = fused_optim.AdamW(model.parameters(), **given, **LR)
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
-        optimizer.step()
-        optimizer.zero_grad()
-        saved = get_optimizer_state_dict(model, optimizer)
-        set_optimizer_state_dict(model, optimizer, saved)
-        del saved
-        before = live_bytes()
-        for _ in range(2):
+    model = shard_model(make_model().to(BF16), world.line)
+    optimizer = fused_optim.AdamW(model.parameters(), weights="split", states="fp32", **LR)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.zero_grad()
+    before = 0
+    for loads in (1, 2):  # the first may fill caches of torch
+        for _ in range(loads):
             saved = get_optimizer_state_dict(model, optimizer)
             set_optimizer_state_dict(model, optimizer, saved)
             del saved
-            assert live_bytes() == before, (given, live_bytes(), before)
+        before = before or live_bytes()
+    assert live_bytes() == before, (live_bytes(), before)
 
 
 def check_the_estimate_of_a_rank(world: World) -> None:

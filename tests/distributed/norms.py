@@ -41,7 +41,7 @@ def check_clipping_in_every_layout(world: World) -> None:
         **{n: [x] for n, x in layouts.items()},
         "all": [*layouts.values()],
     }.items():
-        for backend in ("reference", "native"):
+        for backend in ("reference", "native") if name in ("strided", "all") else ("reference",):
             twin = Twin(chosen)
             optimizer = fused_optim.SGD(twin.sharded, lr=0.5, max_grad_norm=0.7, backend=backend)
             copies = [Parameter(p.detach().clone()) for p in twin.sharded]

@@ -22,18 +22,14 @@ FOUND = [
 
 # targets of NVIDIA, and of AMD
 MAKERS = [[name for name in TARGETS if name.startswith(maker)] for maker in ("sm_", "gfx")]
-# the formats that take the most registers, on the GPUs of each maker
-DEMANDING = (("master-fp32", "fp32-ema", "split-bf16"), ("kahan-fp8", "split24-int8"))
 
 
 def _updates() -> Iterator[Build]:
-    """Yield every rule in a demanding format, and every format for each maker."""
+    """Yield every rule for one of both makers, whose rules have every format."""
+    formats = list(FORMATS)
     for i, rule in enumerate(RULES):
-        targets, formats = MAKERS[i % 2], DEMANDING[i % 2]
-        yield Build(rule, formats[i // 2 % len(formats)], targets[i // 2 % len(targets)])
-    for i, name in enumerate(FORMATS):
-        for targets in MAKERS:
-            yield Build("adam", name, targets[i % len(targets)])
+        turn, targets = i // 2, MAKERS[i % 2]
+        yield Build(rule, formats[turn % len(formats)], targets[turn % len(targets)])
 
 
 def _found(kernel: str, aligned: bool) -> list[Build]:
@@ -68,14 +64,14 @@ def aligned_builds(every: bool = False) -> list[Build]:
 
 
 def unaligned_builds(every: bool = False) -> list[Build]:
-    """Return updates of rows that are only element-aligned: each rule, format and target."""
+    """Return updates of rows that are only element-aligned: each format and target."""
     if every:
         return [build._replace(aligned=False) for build in aligned_builds(every)]
-    formats, found = list(FORMATS), []
-    for i, rule in enumerate(RULES):
-        targets = MAKERS[(i + 1) % 2]  # not the maker for which the rule is built aligned
-        target = targets[i // 2 % len(targets)]
-        found.append(Build(rule, formats[i % len(formats)], target, aligned=False))
+    rules, targets = list(RULES), list(TARGETS)
+    found = [
+        Build(rules[2 * i % len(rules)], name, targets[i % len(targets)], aligned=False)
+        for i, name in enumerate(FORMATS)
+    ]
     return sorted({*found, *_found("update", aligned=False)})
 
 
@@ -92,8 +88,8 @@ def _others() -> Iterator[Build]:
         yield Build(rule, "bf16", targets[i], False, "reduce")
     for i, name in enumerate(FORMATS):  # there are more of them than targets
         yield Build(measured[i % len(measured)], name, targets[i % len(targets)], kernel="reduce")
-    for i, target in enumerate(targets):
-        yield Build(measured[i % len(measured)], "fp32", target, kernel="finalize")
+    for rule, targets_of_maker in zip(measured, MAKERS, strict=False):
+        yield Build(rule, "fp32", targets_of_maker[0], kernel="finalize")
     for targets in MAKERS:
         yield Build("adam", "fp64", targets[0], kernel="prepare")
     # the norm reads one column, in vectors of the widest column
