@@ -3,7 +3,8 @@
     python guarded.py LEVEL[,LEVEL...] FORMAT[,FORMAT...]|rows LIE
 
 The columns and tables lie between pages that nothing may touch, so an access out of bounds ends the
-program. What is around them in their own page must not change. With LIE 1 a kernel is told of one
+program. What is around them in their own page must not change. The levels take
+turns with the formats, but for those of EVERY_LEVEL. With LIE 1 a kernel is told of one
 element, or row, more than there is, in a process for each level and format; the program prints the
 signals that ended them.
 """
@@ -24,6 +25,7 @@ from fused_optim.backends.native.executor import GEOMETRY
 from fused_optim.kernels.signatures import CommonOptions, CommonScalars
 
 LENGTHS = [*range(1, 66), 127, 128, 4095, 4096, 4097, 8192 + 77]
+EVERY_LEVEL = ("fp32", "split24-int8", "rows")  # elements of 4, 2 and 1 bytes
 FEWER = [1, 33, 64, 65, 4097]  # before the first element nothing depends on the length
 PAGES = 18  # of data: the longest row in float64, and more
 FILL = 0xA5
@@ -171,10 +173,9 @@ def through_rows(level: str, lie: int, memory: list[Guarded]) -> None:
 
 def through(level: str, formats: list[str], lie: int, memory: list[Guarded]) -> None:
     """Run the kernels of the formats, or those over rows."""
-    if formats == ["rows"]:
+    if "rows" in formats:
         through_rows(level, lie, memory)
-    else:
-        through_elements(level, formats, lie, memory)
+    through_elements(level, [name for name in formats if name != "rows"], lie, memory)
 
 
 def signal_of(level: str, name: str, memory: list[Guarded]) -> int:
@@ -191,11 +192,13 @@ def signal_of(level: str, name: str, memory: list[Guarded]) -> int:
 def main(levels: str, formats: str, lie: str) -> None:
     """Run the kernels, and print that nothing was touched, or the signals."""
     memory = [Guarded() for _ in range(16)]
-    for level in levels.split(","):
+    every, names = levels.split(","), formats.split(",")
+    for turn, level in enumerate(every):
         if lie == "0":
-            through(level, formats.split(","), 0, memory)
+            own = [n for i, n in enumerate(names) if i % len(every) == turn or n in EVERY_LEVEL]
+            through(level, own, 0, memory)
             continue
-        for name in formats.split(","):
+        for name in names:
             sys.stdout.write(f"{level} {name} {signal_of(level, name, memory)}\n")
             sys.stdout.flush()  # or the next process has it too
     if lie == "0":

@@ -10,10 +10,11 @@ from ci.codegen.builds import FORMATS
 from ci.codegen.rules import RULES
 from fused_optim.backends import triton
 from fused_optim.backends.base import BucketKey
-from fused_optim.backends.constexprs import argument_types, constants
+from fused_optim.backends.constexprs import argument_types, constants, describe
+from fused_optim.backends.native import cache as on_disk
 from fused_optim.backends.native import codegen, frontend
 from fused_optim.backends.native.executor import GEOMETRY
-from fused_optim.backends.native.image import Kernel
+from fused_optim.backends.native.image import Image, Kernel
 from fused_optim.backends.native.levels import levels
 from fused_optim.backends.native.lowering import lower
 from fused_optim.backends.native.tree import Function
@@ -61,12 +62,16 @@ def some() -> list[Case]:
 
 def source(key: BucketKey, kernel: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """Return the function, types and constants that the executor asks Triton to compile."""
-    absent = ["state_ptr"] if kernel == "prepare" and key.scalar_state_dtype is None else []
-    absent += ["count_ptr"] if kernel == "update" and not key.count_stalled else []
+    absent = _absent(key, kernel)
     function, types = triton.KERNELS[kernel], argument_types(key.compute)
     names = [p.name for p in function.params if not p.is_constexpr and p.name not in absent]
     consts = triton.resolve(constants(key, GEOMETRY)[kernel])
     return function, {name: types[name] for name in names}, {**dict.fromkeys(absent), **consts}
+
+
+def _absent(key: BucketKey, kernel: str) -> list[str]:
+    absent = ["state_ptr"] if kernel == "prepare" and key.scalar_state_dtype is None else []
+    return absent + (["count_ptr"] if kernel == "update" and not key.count_stalled else [])
 
 
 @cache
@@ -82,8 +87,16 @@ def ir(function: Function, level: str) -> str:
 
 @cache
 def loaded(case: Case, level: str) -> Kernel:
-    """Return a kernel that is ready to run."""
-    return by_hand(text(case), level)
+    """Return a kernel that is ready to run, from the executor's cache on disk if it is there."""
+    absent = tuple(_absent(case.key, case.kernel))
+    constexprs = constants(case.key, GEOMETRY)[case.kernel]
+    key = on_disk.key(case.kernel, f"{describe(constexprs)} without {absent}", level)
+    code = on_disk.load(key)
+    if code is None:
+        function = parse(text(case))
+        code = codegen.make_code(ir(function, level), function.name, level).pack()
+        on_disk.store(key, code)
+    return Kernel(Image.unpack(code))
 
 
 def by_hand(ttir: str, level: str) -> Kernel:

@@ -10,15 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from native.kernels import HERE
 
 from ci.codegen.builds import FORMATS
 
 TESTS = Path(__file__).parents[1]
-# the widths of elements are 1 (int8), 2, 4 and 8 bytes
-NARROW = [name for name in FORMATS if "8" in name]
-WIDE = [name for name in FORMATS if "8" not in name]
 
 
 def guarded(formats, lie=0):
@@ -33,16 +29,15 @@ def guarded(formats, lie=0):
     )
 
 
-@pytest.mark.parametrize("formats", [NARROW, WIDE, ["rows"]], ids=["narrow", "wide", "rows"])
-def test_every_length_at_both_ends_of_memory(formats):
-    done = guarded(formats)
+def test_every_length_at_both_ends_of_memory():
+    done = guarded([*FORMATS, "rows"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "nothing was touched\n"
 
 
 def test_one_element_too_many_is_seen():
     """Guard against protection without effect: one element too many must crash."""
-    names = ["fp32", "bf16", "fp64", "split24-int8", "rows"]
+    names = ["fp32", "split24-int8", "rows"]
     done = guarded(names, lie=1)
     expected = [f"{level} {name} {signal.SIGSEGV.value}" for level in HERE for name in names]
     assert done.stdout.splitlines() == expected, done.stderr[-2000:]
