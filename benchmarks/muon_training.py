@@ -13,14 +13,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import fused_optim
+from benchmarks.gpt_formats import Format
 from benchmarks.machine import cpu_model
 from examples.gpt.corpus import Corpus, standard_library
 from examples.gpt.model import GPT
@@ -34,19 +34,6 @@ ADAMW = {"lr": 2e-3, "betas": (0.9, 0.99)}
 MUON = {"lr": 0.02, "weight_decay": 0.1}
 OTHERS = {"lr": 4e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 BASE = "Muon, fp32"
-
-
-class Format(NamedTuple):
-    """A storage format of Muon.
-
-    Attributes:
-        dtype: dtype of the parameters.
-        options: options that select the format.
-    """
-
-    dtype: torch.dtype
-    options: dict[str, str]
-
 
 FORMATS = {
     BASE: Format(torch.float32, {}),
@@ -84,27 +71,6 @@ class TimedRun(Run):
         self.durations.append(time.process_time() - start)
 
 
-class NarrowGPT(GPT):
-    """A GPT with parameters in bf16 that are multiplied in float32, as a CPU emulates bf16."""
-
-    skeleton: tuple[GPT]  # in a tuple, so that it is no submodule
-
-    @classmethod
-    def of(cls, weights: GPT) -> "NarrowGPT":
-        """Return a copy of a model, with its parameters rounded."""
-        model = copy.deepcopy(weights).bfloat16()
-        model.__class__ = cls
-        assert isinstance(model, NarrowGPT)
-        model.skeleton = (copy.deepcopy(weights).to("meta"),)
-        return model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits."""
-        wide = {name: param.float() for name, param in self.named_parameters()}
-        logits: Tensor = functional_call(self.skeleton[0], wide, (tokens,))
-        return logits
-
-
 def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return the groups of Muon; the gains of the norms do not decay, as in the example."""
     return fused_optim.param_groups_for_muon(
@@ -119,10 +85,11 @@ def start(task: Task) -> dict[str, TimedRun]:
     model = copy.deepcopy(weights)
     adamw = fused_optim.AdamW(groups(model, 0.1), **ADAMW, max_grad_norm=MAX_GRAD_NORM)
     runs = {"AdamW": TimedRun(model, adamw, step_alone, task)}
-    for name, (dtype, options) in FORMATS.items():
-        wide = dtype is torch.float32
-        model = copy.deepcopy(weights) if wide else NarrowGPT.of(weights)
-        muon = fused_optim.Muon(muon_groups(model), **MUON, **options, max_grad_norm=MAX_GRAD_NORM)
+    for name, form in FORMATS.items():
+        model = form.copy_of(weights)
+        muon = fused_optim.Muon(
+            muon_groups(model), **MUON, **form.options, max_grad_norm=MAX_GRAD_NORM
+        )
         runs[name] = TimedRun(model, muon, step_alone, task)
     return runs
 

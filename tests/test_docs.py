@@ -4,9 +4,11 @@ helpers/pages.py says how a block is hidden, expected to fail, or left out. The 
 by ci/docs.sh, for which a warning is an error.
 
 Faults tried by hand: a name misspelt in a block, another message, a link to a heading that is not
-there, a figure changed in a page, an optimizer without a page, a command without a reason.
+there, a figure changed in a page, an optimizer without a page, a page of an optimizer with another
+class, without its formula, an option or the link to the paper, a command without a reason.
 """
 
+import inspect
 import re
 
 import pytest
@@ -139,16 +141,42 @@ def test_answers_are_two_clicks_from_the_readme(question):
     assert words in split_sections(ROOT / file)[anchor]
 
 
-def test_every_optimizer_has_a_page():
-    classes = [getattr(fused_optim, name) for name in fused_optim.__all__]
-    names = [c.__name__ for c in classes if isinstance(c, type) and issubclass(c, FusedOptimizer)]
+def list_optimizers():
+    """Return the public optimizer classes."""
+    found = [getattr(fused_optim, name) for name in fused_optim.__all__]
+    return [c for c in found if isinstance(c, type) and issubclass(c, FusedOptimizer)]
+
+
+@pytest.mark.parametrize("optimizer", list_optimizers(), ids=lambda c: c.__name__)
+def test_every_optimizer_has_a_page(optimizer):
+    """Require formula, class, paper, and every option that the notation page does not explain."""
+    page = DOCS / "optimizers" / f"{optimizer.__name__}.md"
+    assert page.exists(), f"write {page.relative_to(ROOT)}: the page of {optimizer.__name__}"
+    text = page.read_text()
+    assert text.startswith(f"# {optimizer.__name__}\n")
+    documented = re.findall(r"^\.\. autoclass:: fused_optim\.(\w+)$", text, re.M)
+    assert documented == [optimizer.__name__]
+    sections = split_sections(page)
+    assert re.search(r"^\$\$\n.+?\n\$\$$", sections["formula"], re.M | re.S)
+    source = re.sub(r"\s+", " ", optimizer.__doc__).partition("Source: ")[2]
+    links = [link.rstrip(".;,") for link in re.findall(r"https://\S+", source)]
+    assert links
+    assert [link for link in links if f"({link})" not in sections["reference"]] == []
+    shared = re.findall(r"`(\w+)`", split_sections(page.parent / "index.md")["options-of-all"])
+    options = set(inspect.signature(optimizer).parameters) - {"additions", *shared}
+    assert [name for name in options if not re.search(rf"`{name}\b", sections["options"])] == []
+
+
+def test_every_public_name_is_on_one_page():
     text = "".join(path.read_text() for path in (DOCS / "optimizers").glob("*.md"))
     documented = re.findall(r"^\.\. auto(?:class|function):: fused_optim\.(\w+)$", text, re.M)
     additions = {"Additions"}  # docs/options.md
     assert sorted(documented) == sorted(set(fused_optim.__all__) - additions)
     table = (DOCS / "choosing.md").read_text()
-    assert [name for name in names if f"`{name}`](optimizers/" not in table] == []
-    assert len(re.findall(r"^\$\$$", text, re.M)) / 2 >= len(names) - 1  # Adam's is AdamW's
+    index = (DOCS / "optimizers" / "index.md").read_text()
+    for name in (optimizer.__name__ for optimizer in list_optimizers()):
+        assert f"[`{name}`](optimizers/{name}.md)" in table
+        assert f"[{name}]({name}.md)" in index
 
 
 def test_every_format_has_a_page():
@@ -165,7 +193,8 @@ def test_formats_have_the_committed_figures(path):
     """Guard against figures that nobody has measured, and against those of an older format."""
     text = path.read_text()
     results = ROOT / "benchmarks" / "results"
-    measured = (results / "formats.md").read_text() + (results / "formats_training.md").read_text()
+    names = ("formats.md", "formats_training.md", "formats_training_1000.md")
+    measured = "".join((results / name).read_text() for name in names)
     measured = {line.replace("states='", "").replace("'", "") for line in measured.splitlines()}
     for line in re.findall(r"^\| \w+ \|(?=.*(?:\+-|%|\d, \d)).*$", text, re.M):
         assert line in measured

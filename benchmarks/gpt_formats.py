@@ -1,0 +1,47 @@
+"""The example's GPT in a storage format: what the trainings that compare formats share."""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from examples.gpt.model import GPT
+
+
+class NarrowGPT(GPT):
+    """A GPT with parameters in bf16 that are multiplied in float32, as a CPU emulates bf16."""
+
+    skeleton: tuple[GPT]  # in a tuple, so that it is no submodule
+
+    @classmethod
+    def of(cls, weights: GPT) -> "NarrowGPT":
+        """Return a copy of a model, with its parameters rounded."""
+        model = copy.deepcopy(weights).bfloat16()
+        model.__class__ = cls
+        assert isinstance(model, NarrowGPT)
+        model.skeleton = (copy.deepcopy(weights).to("meta"),)
+        return model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits."""
+        wide = {name: param.float() for name, param in self.named_parameters()}
+        logits: Tensor = functional_call(self.skeleton[0], wide, (tokens,))
+        return logits
+
+
+class Format(NamedTuple):
+    """A storage format of an optimizer.
+
+    Attributes:
+        dtype: dtype of the parameters, float32 or bfloat16.
+        options: options that select the format.
+    """
+
+    dtype: torch.dtype
+    options: dict[str, Any]
+
+    def copy_of(self, weights: GPT) -> GPT:
+        """Return a copy of a model in float32, with parameters of this dtype."""
+        return copy.deepcopy(weights) if self.dtype is torch.float32 else NarrowGPT.of(weights)
