@@ -25,7 +25,7 @@ SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 3.4e38, -3e3
 @pytest.mark.parametrize("case", ONE_PER_CLASS, ids=get_name)
 def test_split_is_a_float32_master(case):
     """Guard against split weights that differ from a float32 master rounded half up."""
-    steps = 200 if case.fused is AdamW else 60
+    steps = 80 if case.fused is AdamW else 30
     options = {**case.options, **case.additions, "states": "fp32", "backend": "reference"}
     special = torch.tensor(SPECIAL, dtype=BF16)
     start = torch.cat([values([50], BF16)[0], special.repeat_interleave(len(SPECIAL))])
@@ -88,8 +88,8 @@ def test_decay_survives(name):
     """Guard against a decay of 1e-4 a step lost below half an ulp of bf16."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-3, "weight_decay": 0.1, "weights": name, "backend": "reference"}
-    params, optimizer = trained(start, [[torch.zeros(4096)]] * 400, options)
-    expected = (1 - 1e-4) ** 400  # 0.9608
+    params, optimizer = trained(start, [[torch.zeros(4096)]] * 200, options)
+    expected = (1 - 1e-4) ** 200  # 0.9802
     result = weight(optimizer, params[0])
     assert abs(result.mean() - expected) < (2e-3 if name == "stochastic" else 3e-5)
     within = {"stochastic": 0.1, "split24": 2e-3, "kahan": 1e-3}.get(name, 1e-5)
@@ -108,13 +108,13 @@ def test_tiny_updates_add_up(name):
     """Guard against steps of 1e-5 lost, each 1/200 of half an ulp."""
     start = [torch.ones(4096, dtype=BF16)]
     options = {"lr": 1e-5, "weights": name, "backend": "reference"}
-    params, optimizer = trained(start, [[torch.ones(4096)]] * 500, options, fused=fused_optim.SGD)
+    params, optimizer = trained(start, [[torch.ones(4096)]] * 250, options, fused=fused_optim.SGD)
     moved = 1.0 - weight(optimizer, params[0])
     if name in ("stochastic", "split24", "kahan"):
-        assert abs(moved.mean() - 0.005) < 3 * moved.std() / 64 + 1e-4
+        assert abs(moved.mean() - 0.0025) < 3 * moved.std() / 64 + 1e-4
         assert moved.std() < {"stochastic": 1e-2, "split24": 1e-3, "kahan": 2e-4}[name]
     else:
-        assert (moved - 0.005).abs().max() < 1e-4
+        assert (moved - 0.0025).abs().max() < 1e-4
     plain, _ = trained(start, [[torch.ones(4096)]] * 10, {"lr": 1e-5}, fused=fused_optim.SGD)
     assert torch.equal(plain[0], start[0])
 
@@ -122,13 +122,13 @@ def test_tiny_updates_add_up(name):
 def test_bf16_squares_decay():
     """Guard against rounding to nearest, under which exp_avg_sq cannot decay."""
     start = [torch.ones(4096, dtype=BF16)]
-    grads = [[torch.ones(4096)], *[[torch.zeros(4096)]] * 300]
+    grads = [[torch.ones(4096)], *[[torch.zeros(4096)]] * 150]
     means = {}
     for states in ("param", "bf16", "fp32", "int8", "fp8"):
         _, optimizer = trained(start, grads, {"states": states, "backend": "reference"})
         packed = optimizer.state_dict(format="torch")["state"][0]
         means[states] = packed["exp_avg_sq"].mean().item()
-    expected = 1e-3 * 0.999**300
+    expected = 1e-3 * 0.999**150
     assert means["fp32"] == pytest.approx(expected, rel=1e-4)
     for states in ("bf16", "int8", "fp8"):
         assert means[states] == pytest.approx(expected, rel=0.03)
@@ -263,7 +263,7 @@ def test_no_update_explodes():
         optimizer = AdamW([param], lr=1.0, weight_decay=0, states=states, backend="reference")
         generator = torch.Generator().manual_seed(1)
         updates = []
-        for _ in range(100):
+        for _ in range(40):
             before = param.detach().clone()
             param.grad = 1e-3 * scale * torch.randn(1 << 16, generator=generator)
             optimizer.step()

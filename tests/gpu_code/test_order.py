@@ -37,12 +37,11 @@ def expected():
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         # batches of few blocks, or the order of the batches would be that of nothing
         {"order": 7, "threads_at_once": 128 * 64},
         {"multiprocessors": 3},
     ],
-    ids=["again", "order", "multiprocessors"],
+    ids=["order", "multiprocessors"],
 )
 def test_the_same_bits(device, options, expected):
     name = str(vars(device))
