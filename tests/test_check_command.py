@@ -22,7 +22,7 @@ from fused_optim.kernels.rules.signatures import AdamScalars
 from fused_optim.kernels.signatures import CommonScalars
 from fused_optim.step import plan
 from fused_optim.testing import closeness
-from fused_optim.testing.checks import Settings, _judge, run_checks
+from fused_optim.testing.checks import Settings, _judge, drop_rows, run_checks
 from fused_optim.testing.comparisons import TORCH_FORMATS
 from fused_optim.testing.selection import AGAINST, Wanted, first_of_rules, list_checks
 
@@ -111,9 +111,9 @@ def check(capsys):
     return run
 
 
-def results_of(**wanted):
+def results_of(case="adamw-decay", **wanted):
     settings = Settings(torch.device("cpu"), "native")
-    checks = list_checks(Wanted(["adamw-decay"], dtypes=["float32"], **wanted), "native")
+    checks = list_checks(Wanted([case], dtypes=["float32"], **wanted), "native")
     return list(run_checks(checks, settings))
 
 
@@ -124,6 +124,33 @@ def test_each_fault_fails_each_comparison(fault, break_backend):
     assert [result.check.against for result in results] == list(AGAINST)
     assert all(result.status == "failed" for result in results)
     assert not any(result.worst.close for result in results)
+
+
+@pytest.mark.parametrize("fault", [NoBiasCorrection, SwappedStates])
+def test_faults_of_sparse_rows_fail(fault, break_backend):
+    assert {result.status for result in results_of("sparse-adam")} == {"passed"}
+    break_backend(fault)
+    assert {result.status for result in results_of("sparse-adam")} == {"failed"}
+
+
+def test_sparse_gradients_lack_rows_and_repeat_one():
+    dense = torch.arange(1.0, 21).view(10, 2)
+    rows = []
+    for step in range(3):
+        sparse = drop_rows(dense, step)
+        assert not sparse.is_coalesced()
+        rows.append((sparse.to_dense() != 0).any(1))
+        assert sparse._nnz() == 1 + rows[-1].sum()
+    assert torch.stack(rows).any(0).all(), "each row has a gradient in some step"
+    assert len({tuple(row.tolist()) for row in rows}) == 3
+
+
+def test_a_long_message_is_cut(monkeypatch):
+    def fail(key):
+        raise RuntimeError("no " * 1000)
+
+    monkeypatch.setattr(plan, "make_runner", fail)
+    assert all(len(result.message) <= 300 for result in results_of())
 
 
 def test_the_intact_backend_passes(check):

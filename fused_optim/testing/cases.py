@@ -22,6 +22,7 @@ class Case:
         options: constructor arguments of both classes.
         additions: constructor arguments of ours alone; ``step_torch`` does the same in torch.
         matrices: True if the optimizer updates matrices only.
+        sparse: True if the gradients are sparse, as of an embedding with ``sparse=True``.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     additions: dict[str, Any] = field(default_factory=dict)
     matrices: bool = False
+    sparse: bool = False
 
     @property
     def fused(self) -> Callable[..., FusedOptimizer]:
@@ -143,6 +145,11 @@ MATRIX_CASES = [
     Case("normuon", "NorMuon", {"lr": 0.02}, matrices=True),
 ]
 
+SPARSE_CASES = [
+    Case("sparse-adam", "SparseAdam", {"lr": 0.1, "eps": 1e-3}, sparse=True),
+    Case("sparse-adagrad", "Adagrad", {"lr": 0.1, "eps": 1e-2}, sparse=True),
+]
+
 # the first case of each class, for tests that do not depend on the options
 ONE_PER_CLASS = list({case.class_name: case for case in reversed(CASES)}.values())[::-1]
 
@@ -161,15 +168,16 @@ def step_torch(optimizer: torch.optim.Optimizer, additions: dict[str, Any]) -> N
     """Take a step of torch.optim, with the effect of our additions spelled out around it."""
     groups = optimizer.param_groups
     params: list[Tensor] = [p for g in groups for p in g["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    if additions.get("nonfinite") == "skip" and not math.isfinite(norm):
-        return
+    if additions.get("nonfinite") == "skip":
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        if not math.isfinite(norm):
+            return
     if "max_grad_norm" in additions:
         torch.nn.utils.clip_grad_norm_(params, additions["max_grad_norm"])
     if "max_grad_value" in additions:
         torch.nn.utils.clip_grad_value_(params, additions["max_grad_value"])
     for group in groups:
-        sign = -1 if group["maximize"] else 1
+        sign = -1 if group.get("maximize") else 1
         for p in group["params"]:
             if "l1" in additions and p.grad is not None:
                 p.grad += sign * additions["l1"] * p.detach().sign()

@@ -228,7 +228,7 @@ def compare_all_steps(
 
 def _check_names_and_dtypes(variant: Variant, ours: _Stepper, baseline: AlgorithmRun) -> None:
     """Check that the states are those of torch, which checkpoints rely on."""
-    extra = {"step"} if variant.case.options.get("dampening") else set()
+    extra = {"step"} if variant.case.options.get("dampening") or variant.case.sparse else set()
     for param, theirs in zip(ours.params, baseline.states, strict=True):
         mine = state_of(ours.optimizer, param)
         if mine.keys() != theirs.keys() | extra:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -61,7 +62,9 @@ class TorchRun(AlgorithmRun):
         self.params = parameters(start, dtype)
         exact = dtype is torch.float64
         options = to_numbers(case.options) if exact else copy.deepcopy(case.options)
-        self.optimizer = case.torch_class(self.params, **options, foreach=False)
+        if "foreach" in inspect.signature(case.torch_class).parameters:
+            options["foreach"] = False
+        self.optimizer = case.torch_class(self.params, **options)
 
     @property
     @override
@@ -71,7 +74,9 @@ class TorchRun(AlgorithmRun):
     @property
     @override
     def states(self) -> list[Tensors]:
-        return [state_of(self.optimizer, param) for param in self.params]
+        states = (state_of(self.optimizer, param).items() for param in self.params)
+        # the step count of SparseAdam is an int
+        return [{k: v for k, v in state if isinstance(v, Tensor)} for state in states]
 
     @override
     def step(self, grads: Sequence[Tensor]) -> None:
@@ -98,9 +103,14 @@ class TorchRun(AlgorithmRun):
             i: {name: value for name, value in state.items() if name != "master"}
             for i, state in packed["state"].items()
         }
+        counted = [isinstance(state.get("step"), int) for state in self.optimizer.state.values()]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        for state in self.optimizer.state.values():  # loading shares what it does not cast
+        loaded = list(self.optimizer.state.values())
+        for state in loaded:  # loading shares what it does not cast
             state.update({k: v.clone() for k, v in state.items() if isinstance(v, Tensor)})
+        for state, is_int in zip(loaded, counted, strict=False):
+            if is_int:  # the powers of a float32 tensor have too few digits
+                state["step"] = int(state["step"])
 
 
 class PaperRun(AlgorithmRun):

@@ -24,8 +24,8 @@ DTYPES |= {"float16": torch.float16, "float64": torch.float64}
 FORMAT_PAIRS = [
     (weights or "plain", states or "param") for weights, states in zip_longest(WEIGHTS, STATES)
 ]
-CASES = [*cases.CASES, *cases.MATRIX_CASES]
-QUICK_CLASSES = ("AdamW", "Adam", "SGD", "RMSprop", "Lion")
+CASES = [*cases.CASES, *cases.MATRIX_CASES, *cases.SPARSE_CASES]
+QUICK_CLASSES = ("AdamW", "Adam", "SGD", "Lion")
 QUICK_FORMATS = ("split24", "int8")
 
 
@@ -134,7 +134,7 @@ def _list_variants(wanted: Wanted, backend: str) -> Iterator[Variant]:
             pairs = list(product(wanted.weights or WEIGHTS, wanted.states or STATES))
             dtypes = dtypes or ("float32", "bfloat16")
         for dtype, pair in product(dtypes, pairs) if dtypes else usual:
-            if _is_stored(DTYPES[dtype], pair[0]):
+            if _can_store(case, DTYPES[dtype], pair):
                 yield Variant(case, DTYPES[dtype], backend, *pair)
 
 
@@ -161,16 +161,21 @@ def _list_usual(case: Case, wanted: Wanted) -> list[tuple[str, tuple[str, str]]]
     if named or case is CASES[0]:
         return result + [("bfloat16", pair) for pair in FORMAT_PAIRS]
     if case in rules:
-        stored = FORMAT_PAIRS[1:][rules.index(case) % len(FORMAT_PAIRS[1:])]
-        result += [("bfloat16", stored)]
+        pairs = [pair for pair in FORMAT_PAIRS[1:] if _can_store(case, torch.bfloat16, pair)]
+        result += [("bfloat16", pairs[rules.index(case) % len(pairs)])]
     if case is next(other for other in CASES if other.class_name == case.class_name):
         result += [("bfloat16", TORCH_FORMATS)]
     return result
 
 
-def _is_stored(dtype: torch.dtype, weights: str) -> bool:
-    """Return True if a parameter of the dtype can be stored in the format."""
-    return weights == "plain" or dtype in WEIGHTS[weights].dtypes
+def _can_store(case: Case, dtype: torch.dtype, formats: tuple[str, str]) -> bool:
+    """Return True if a parameter of the dtype, and the states, can be stored in the formats."""
+    weights, states = formats
+    if weights != "plain" and dtype not in WEIGHTS[weights].dtypes:
+        return False
+    # the rows of a sparse gradient are not rounded stochastically
+    codecs = [WEIGHTS[weights].codec, *STATES[states]]
+    return not case.sparse or not any(codec.stochastic for codec in codecs)
 
 
 def _can_compare(variant: Variant, against: Against) -> bool:
