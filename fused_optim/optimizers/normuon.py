@@ -9,14 +9,12 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from fused_optim import options
-from fused_optim.dtensors import is_dtensor
 from fused_optim.matrix.newton_schulz import DEFAULT_COEFFICIENTS
 from fused_optim.matrix.row_normalization import RowNormalization, normalize_rows
 from fused_optim.optimizers.base import Group
 from fused_optim.optimizers.mixed import MixedOptimizer
 from fused_optim.optimizers.muon import Coefficients, Muon
 from fused_optim.rules.common import Rule
-from fused_optim.tensor_checks import describe_param
 from fused_optim.validation import unit_interval
 
 
@@ -82,12 +80,3 @@ class NorMuon(Muon):
         step = rule.matrix_step._replace(transform=normalize_rows, settings=settings)
         step = step._replace(row_states=("row_second_moment",), factor=None)
         return rule._replace(matrix_step=step)
-
-    @override
-    def own_check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
-        super().own_check_param(param, name, group_index)
-        if is_dtensor(param):
-            raise ValueError(
-                "NorMuon does not support DTensors, whose ranks would have to share the moments of "
-                f"rows: got the {describe_param(param, group_index, name)}; use Muon"
-            )
