@@ -2,7 +2,8 @@
 
 The plan, the kernels and the codecs see the local tensors of this rank only. The states of a
 DTensor are DTensors with its mesh, its placements and its global shape, so that
-``torch.distributed.checkpoint`` reshards them with it; its step count is a plain tensor.
+``torch.distributed.checkpoint`` reshards them with it; its step count is a plain tensor. A state of
+rows is placed as the rows are.
 
 Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
 """

@@ -35,7 +35,7 @@ class NorMuon(Muon):
         additions: see :class:`fused_optim.Additions`.
 
     State: ``momentum_buffer`` in the parameter's dtype, 4 bytes per element in fp32;
-    ``row_second_moment``, 4 bytes per row.
+    ``row_second_moment``, float32, 4 bytes per row: ``[..., rows, 1]``.
 
     Source: Li et al. 2025, algorithm 1, https://arxiv.org/abs/2510.05491
     """
