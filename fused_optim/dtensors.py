@@ -1,9 +1,8 @@
 """Distributed tensors (DTensor): their local tensors, their states and the groups that shard them.
 
 The plan, the kernels and the codecs see the local tensors of this rank only. The states of a
-DTensor are DTensors with its mesh, its placements and its global shape, so that
-``torch.distributed.checkpoint`` reshards them with it; its step count is a plain tensor. A state of
-rows is placed as the rows are.
+DTensor are DTensors with its mesh, its placements and its shape, those of rows as its rows, so that
+``torch.distributed.checkpoint`` reshards them with it; its step count is a plain tensor.
 
 Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
 """
@@ -83,7 +82,7 @@ def _wrap(local: Tensor, mesh: Any, placements: Any, shape: Any, stride: tuple[i
 def place_rows(param: Any, dims: int) -> tuple[Any, ...]:
     """Return the placements of a state with the first ``dims`` dims of a DTensor ``param``."""
     whole = sys.modules["torch.distributed.tensor"].Replicate()
-    return tuple(p if p.is_replicate() or p.dim < dims else whole for p in param.placements)
+    return tuple(p if getattr(p, "dim", 0) < dims else whole for p in param.placements)
 
 
 class LocalState(MutableMapping[str, Any]):

@@ -13,7 +13,7 @@ from distributed.engines import BF16, shard_model
 from distributed.layouts import Twin, for_dims, make_layouts, shard, take_local
 from distributed.norms import assert_on_all_ranks, make_model
 from distributed.processes import World, covers
-from distributed.updates import raised, train
+from distributed.updates import no_zeros_in_new_memory, raised, train
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -290,14 +290,6 @@ def assert_same_formats(what: str, twin: Twin, optimizers) -> None:
                 local = theirs[name].to_local()
                 wrong = (take_local(value.detach(), *layout) != local).double().mean()
                 assert wrong < 1e-3, (what, name, wrong)
-
-
-@contextlib.contextmanager
-def no_zeros_in_new_memory():
-    """Fill memory that nothing was written to with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @no_zeros_in_new_memory()

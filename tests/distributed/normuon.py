@@ -20,11 +20,10 @@ from distributed.muon import (
     assert_same_formats,
     count_exchanges,
     make_groups,
-    no_zeros_in_new_memory,
 )
 from distributed.norms import make_model
 from distributed.processes import World, covers
-from distributed.updates import raised, train
+from distributed.updates import no_zeros_in_new_memory, raised, train
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
