@@ -31,7 +31,7 @@ class NorMuon(Muon):
             or that of Muon with ``"original"``.
         nesterov, ns_coefficients, eps, ns_steps, maximize, ns_algorithm, ns_dtype: see
             :class:`fused_optim.Muon`.
-        ns_max_batch, batch_dims, split, heads: see :class:`fused_optim.Muon`.
+        ns_max_batch, ns_products, batch_dims, split, heads: see :class:`fused_optim.Muon`.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``momentum_buffer`` in the parameter's dtype, 4 bytes per element in fp32;
@@ -60,6 +60,7 @@ class NorMuon(Muon):
         ns_algorithm: Literal["auto", "standard", "gram"] = "auto",
         ns_dtype: torch.dtype | None = None,
         ns_max_batch: int | None = None,
+        ns_products: Literal["torch", "quack"] = "torch",
         batch_dims: int | None = None,
         split: Sequence[int] | None = None,
         heads: int = 1,
@@ -69,6 +70,7 @@ class NorMuon(Muon):
         defaults |= dict(nesterov=nesterov, ns_coefficients=ns_coefficients, eps=eps)
         defaults |= dict(ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn, maximize=maximize)
         defaults |= dict(ns_algorithm=ns_algorithm, ns_dtype=ns_dtype, ns_max_batch=ns_max_batch)
+        defaults |= dict(ns_products=ns_products)
         defaults |= dict(batch_dims=batch_dims, split=split, heads=heads)
         MixedOptimizer.__init__(self, params, defaults, additions)
 
