@@ -139,7 +139,7 @@ def test_what_is_refused(quack, monkeypatch):
 
 def test_devices_that_are_refused(quack, monkeypatch, capsys):
     params = parameters([torch.ones(4, 6)])
-    monkeypatch.setattr(symmetric_products, "find_capability", lambda device: 7)
+    monkeypatch.setattr(symmetric_products, "find_capability", lambda device: 8)
     group = {"params": params, "ns_products": "quack", "ns_dtype": torch.float16}
     with pytest.raises(ValueError, match="in group 0 must be on an NVIDIA GPU of compute cap"):
         Muon([group])

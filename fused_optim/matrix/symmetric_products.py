@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 QUACK_DTYPES = (torch.bfloat16, torch.float16)
-QUACK_CAPABILITIES = (8, 9, 10, 11, 12)  # major compute capabilities that its kernel is for
+QUACK_CAPABILITIES = (9, 10, 11, 12)  # major compute capabilities; its kernel for 8 is a stub
 QUACK_MIN_SIZE = 256  # of both dims; gram-newton-schulz leaves smaller ones to torch as well
 QUACK_ALIGNMENT = 16  # in bytes: its kernel reads rows that begin at a multiple of it
 
@@ -71,7 +71,7 @@ def _describe_unsupported_by_quack(device: torch.device, dtype: torch.dtype) -> 
         )
     if device.type != "meta" and find_capability(device) not in QUACK_CAPABILITIES:
         return (
-            "be on an NVIDIA GPU of compute capability 8 to 12 for ns_products='quack', got "
+            "be on an NVIDIA GPU of compute capability 9 to 12 for ns_products='quack', got "
             f"{device}: use ns_products='torch'"
         )
     return None
