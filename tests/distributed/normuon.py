@@ -16,6 +16,7 @@ from distributed.muon import (
     ONE_PROCESS,
     OPTIONS,
     SHAPES,
+    Recorder,
     assert_close,
     assert_same_formats,
     count_exchanges,
@@ -87,15 +88,17 @@ def check_blocks_of_parameters(world: World) -> None:
 
 
 def check_what_is_sent(world: World) -> None:
-    """Two collectives for each process group, with 4 bytes more for each row."""
+    """Two collectives for each process group, with 4 bytes more for each row; no value is read."""
     layouts = make_layouts(world)
     twin = Twin([layouts["rows"], layouts["columns"]], torch.float32, ((16, 8), (12, 16)))
     optimizers = [kind(twin.sharded, backend="reference") for kind in (Muon, NorMuon)]
     twin.set_grads()
     sent = []
     for optimizer in optimizers:
-        with count_exchanges() as exchanges:
+        with count_exchanges() as exchanges, Recorder() as mode:
             optimizer.step()
+        assert "alltoall_base_" in mode.called, mode.called
+        assert not {"_local_scalar_dense", "nonzero", "is_nonzero", "item"} & {*mode.called}
         assert len(exchanges) == 2, exchanges
         sent.append(exchanges[0][1])
     # 4 of 16 rows; all 12 rows, of which a rank has columns
@@ -233,6 +236,12 @@ def check_checkpoints(world: World) -> None:
             dcp.load({"optimizer": template}, checkpoint_id=path)
             set_optimizer_state_dict(other, resumed, template)
             resume(f"{source} to {target}", twin, copied, [one, resumed])
+        alone = Model([Parameter(param.detach().clone()) for param in twin.whole])
+        single = NorMuon(alone.parameters(), **{**OPTIONS, "ns_dtype": None})
+        set_optimizer_state_dict(alone, single, copy.deepcopy(gathered), options=FULL)
+        for param, whole in zip(alone.parameters(), twin.whole, strict=True):
+            moments = [o.state[p][MOMENT] for o, p in ((single, param), (one, whole))]
+            torch.testing.assert_close(*moments, rtol=TOLERANCE, atol=TOLERANCE)
         again = Twin([layouts["rows"]], F64, SHAPES)
         copy_weights(twin, again)
         other = Model(again.sharded)
