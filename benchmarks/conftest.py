@@ -27,8 +27,16 @@ def counts(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def positive(text: str) -> int:
+    """Convert ``"2"`` to 2."""
+    found = counts(text)
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError(f"must be one number, got {text!r}")
+    return found[0]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--full``, ``--smoke`` and ``--threads``."""
+    """Add ``--full``, ``--smoke``, ``--threads``, ``--layers`` and ``--rounds``."""
     group = parser.getgroup("fused_optim")
     group.addoption("--full", action="store_true", help="all models, formats and optimizers")
     group.addoption("--smoke", action="store_true", help="each benchmark once, on tiny tensors")
@@ -38,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N[,N...]",
         help="numbers of threads that steps are timed with (default: torch's)",
     )
+    group.addoption("--layers", type=positive, help="layers of the models of test_muon.py")
+    group.addoption("--rounds", type=positive, help="runs of each variant of test_muon.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

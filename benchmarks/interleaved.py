@@ -169,6 +169,7 @@ def compare(
     variants: Sequence[Variant],
     evict: Callable[[], object],
     budget: float,
+    rounds: int | None = None,
 ) -> None:
     """Time ``variants`` in interleaved rounds; put the durations into ``benchmark.extra_info``.
 
@@ -178,12 +179,14 @@ def compare(
         variants: functions to compare; each has run before, so states and kernels exist.
         evict: function that fills the caches with other data.
         budget: total seconds, exceeded if ``MIN_RUNS`` runs of each take longer; 0 for one run.
+        rounds: number of runs of each variant, whatever the budget; None to follow the budget.
     """
     estimates = [seconds_of(variant) for variant in variants]
     if benchmark.disabled:
         benchmark.pedantic(synchronize)
         return
-    order = interleave(runs_of(estimates, budget))
+    runs = runs_of(estimates, budget) if rounds is None else [rounds] * len(variants)
+    order = interleave(runs)
     upcoming = iter(order)
 
     def next_run() -> tuple[tuple[Variant], dict[str, Any]]:

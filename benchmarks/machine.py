@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.interleaved import DEVICE
+from benchmarks.muon_libraries import LIBRARIES
 from benchmarks.third_party import THIRD_PARTY
 from fused_optim.cli.machine import cpu_model, distribution_version
 
@@ -39,7 +40,7 @@ def describe(threads: list[int], program: str = "pytest") -> dict[str, Any]:
         program: first word of the command.
     """
     packages = ["torch", "triton", "llvmlite", "numpy", "fused-optim"]
-    packages += [*(library.package for library in THIRD_PARTY), "pytorch_optimizer"]
+    packages += [library.package for library in (*THIRD_PARTY, *LIBRARIES)]
     versions = {package: distribution_version(package) for package in dict.fromkeys(packages)}
     found: dict[str, Any] = {
         "device": DEVICE.type,

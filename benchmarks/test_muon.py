@@ -2,6 +2,7 @@
 
 Two variants are ours: with the products in the default dtype of the device, and in bf16 as torch's.
 A CPU without instructions for bf16 emulates its products, so that the default there is float32.
+``--layers 12 --rounds 1`` times whole models in few runs; ``-k gpt2`` chooses one.
 """
 
 import time
@@ -16,10 +17,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch.optim import _muon
 
 import fused_optim
-from benchmarks.bytes_moved import held, moved, step_bytes
+from benchmarks.bytes_moved import Columns, held, moved, step_bytes
 from benchmarks.candidates import facts_of
 from benchmarks.interleaved import CLOCK, DEVICE, Roofline, Variant, compare, synchronize
 from benchmarks.machine import thread_counts
+from benchmarks.muon_libraries import LIBRARIES, MuonLibrary
 from benchmarks.shapes import MODELS, Shape, count
 from benchmarks.threads import threads
 from benchmarks.variants import MAX_GRAD_NORM, Groups, Step, copied, parameters, reason
@@ -110,25 +112,32 @@ def torch_temporaries(weights: int) -> int:
     return weights // 4 * (12 + 6 + 6 + 8 + 2)
 
 
-def build_pytorch_optimizer(groups: Groups) -> Variant:
-    """Create the optimizer of pytorch_optimizer, which has both rules.
+def build_library(groups: Groups, library: MuonLibrary) -> Variant:
+    """Create the optimizers of another library, with clipping before them.
 
-    Its bytes are the minimum, without temporaries.
+    Their bytes are the minimum: one state for the hidden matrices, two for the rest.
     """
-    from pytorch_optimizer import Muon
-
-    hidden, rest = groups
-    optimizer = Muon([{**hidden, "use_muon": True}, {**rest, "use_muon": False}], lr=LR)
+    own_step = library.create_step(*groups, LR)
     params = [param for group in groups for param in group["params"]]
 
     def step() -> None:
         torch.nn.utils.clip_grad_norm_(params, MAX_GRAD_NORM, foreach=True)
-        optimizer.step()
+        own_step()
 
     step()
-    columns = held(optimizer)
-    facts = {**facts_of(moved(columns, 3, 1), columns), "products": None}
-    return Variant("pytorch_optimizer", "other", step, facts)
+    sizes = [sum(param.nbytes for param in group["params"]) for group in groups]
+    both = [Columns(n, n, states * n) for n, states in zip(sizes, (1, 2), strict=True)]
+    columns = Columns(*map(sum, zip(*both, strict=True)))
+    facts = facts_of(sum(moved(part, 3, 1) for part in both), columns)
+    return Variant(library.name, "other", step, {**facts, "products": None})
+
+
+def find_absent(library: MuonLibrary, full: bool) -> str | None:
+    """Return the reason why a library is not timed here, or None."""
+    if KIND == "cpu" and library.slow_on_cpu and not full:
+        return library.slow_on_cpu
+    small = parameters([[(16, 8), (8, 24)], [(5,)]], "fp32", DEVICE.type)
+    return reason(lambda: build_library(small, library))
 
 
 BUILDERS: list[Callable[[Groups], Variant]] = [
@@ -148,18 +157,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_muon(
-    benchmark: BenchmarkFixture, roofline: Roofline, smoke: bool, model: str, thread_count: int
+    benchmark: BenchmarkFixture,
+    roofline: Roofline,
+    pytestconfig: pytest.Config,
+    model: str,
+    thread_count: int,
 ) -> None:
-    """Time a clipped step of a whole model."""
+    """Time a clipped step of a model."""
+    smoke, asked, rounds = map(pytestconfig.getoption, ("smoke", "layers", "rounds"))
     whole = MODELS[model].layers
-    layers = 1 if smoke else min(LAYERS[KIND], whole) if model != "gpt-1m" else whole
+    layers = 1 if smoke else whole if model == "gpt-1m" else min(asked or LAYERS[KIND], whole)
     hidden, rest = divide(model, MODELS[model].tensors(layers))
     with threads(thread_count):
         groups = parameters([hidden, rest], "fp32", DEVICE.type)
-        builders = list(BUILDERS)
-        absent = reason(lambda: __import__("pytorch_optimizer"))
-        if absent is None:
-            builders.append(build_pytorch_optimizer)
+        full = pytestconfig.getoption("full")
+        absent = {library.name: find_absent(library, full) for library in LIBRARIES}
+        found = [library for library in LIBRARIES if absent[library.name] is None]
+        builders = [*BUILDERS, *(partial(build_library, library=one) for one in found)]
         benchmark.extra_info.update(
             suite="muon",
             model=model,
@@ -169,8 +183,8 @@ def test_muon(
             hidden=count(hidden),
             tensors=len(hidden) + len(rest),
             parameters=count(hidden + rest),
-            absent={} if absent is None else {"pytorch_optimizer": absent},
+            absent={name: why for name, why in absent.items() if why is not None},
         )
         variants = [build(copied(groups)) for build in builders]
         budget = 0.0 if smoke else SECONDS[KIND]
-        compare(benchmark, [*variants, *roofline.variants()], roofline.evict, budget)
+        compare(benchmark, [*variants, *roofline.variants()], roofline.evict, budget, rounds)

@@ -1,7 +1,7 @@
 """Distributed tensors (DTensor): their local tensors, their states and the groups that shard them.
 
 The plan, the kernels and the codecs see the local tensors of this rank only. The states of a
-DTensor are DTensors with its mesh, its placements and its global shape, so that
+DTensor are DTensors with its mesh, its placements and its shape, those of rows as its rows, so that
 ``torch.distributed.checkpoint`` reshards them with it; its step count is a plain tensor.
 
 Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
@@ -9,7 +9,7 @@ Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
 
 import math
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -46,22 +46,43 @@ def wrap_like(local: Tensor, param: Any) -> Any:
             of its blocks, ``[rows, blocks of a row]``.
         param: the DTensor whose state it is.
     """
-    from torch.distributed.tensor import DTensor
-
     shape, stride = param.shape, param.stride()
     if local.shape != to_local(param).shape:
-        blocks = local.shape[1] * (math.prod(shape[1:]) // max(1, math.prod(_local_shape(param))))
+        own = math.prod(to_local(param).shape[1:])  # elements of a row of dim 0
+        blocks = local.shape[1] * (math.prod(shape[1:]) // max(1, own))
         shape, stride = torch.Size((shape[0], blocks)), (blocks, 1)
+    return _wrap(local, param.device_mesh, param.placements, shape, stride)
+
+
+def wrap_rows(local: Tensor, param: Any, dims: int) -> Any:
+    """Return ``local`` as a DTensor if ``param`` is one; each rank has the rows of its elements.
+
+    Args:
+        local: local tensor of a state with the first ``dims`` dims of ``param``, and one element in
+            each of the others.
+        param: the parameter whose state it is.
+        dims: number of dims.
+    """
+    if not is_dtensor(param):
+        return local
+    shape = torch.Size((*param.shape[:dims], *local.shape[dims:]))
+    stride = torch.empty(shape, device="meta").stride()
+    return _wrap(local, param.device_mesh, place_rows(param, dims), shape, stride)
+
+
+def _wrap(local: Tensor, mesh: Any, placements: Any, shape: Any, stride: tuple[int, ...]) -> Any:
+    """Return ``local`` as a DTensor, without communication."""
+    from torch.distributed.tensor import DTensor
+
+    layout = {"shape": shape, "stride": stride}
     with torch.no_grad():
-        return DTensor.from_local(
-            local, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride
-        )
+        return DTensor.from_local(local, mesh, placements, run_check=False, **layout)
 
 
-def _local_shape(param: Any) -> torch.Size:
-    """Return the shape of a row of dim 0 of the local tensor."""
-    shape: torch.Size = to_local(param).shape[1:]
-    return shape
+def place_rows(param: Any, dims: int) -> tuple[Any, ...]:
+    """Return the placements of a state with the first ``dims`` dims of a DTensor ``param``."""
+    whole = sys.modules["torch.distributed.tensor"].Replicate()
+    return tuple(p if getattr(p, "dim", 0) < dims else whole for p in param.placements)
 
 
 class LocalState(MutableMapping[str, Any]):
@@ -85,7 +106,7 @@ class LocalState(MutableMapping[str, Any]):
         if isinstance(value, Tensor) and value.dim() > 0:
             if to_local(self.entry.get(name)) is value:
                 return
-            value = wrap_like(value, self.param)
+            value = value if is_dtensor(value) else wrap_like(value, self.param)
         self.entry[name] = value
 
     @override
@@ -319,20 +340,12 @@ def view_as(tensor: Any, dtype: torch.dtype, dims: int) -> Tensor:
         dtype: dtype of the result.
         dims: number of dims of the result, by dims of one element after the others.
     """
-    local = to_local(tensor).view(dtype)
     more = (1,) * (dims - tensor.dim())
+    local = _with_dims(to_local(tensor).view(dtype), more, dims)
     if not is_dtensor(tensor):
-        return _with_dims(local, more, dims)
-    shape = torch.Size((*tensor.shape, *more)[:dims])
-    layout = {"shape": shape, "stride": (*tensor.stride(), *more)[:dims]}
-    with torch.no_grad():
-        whole: Tensor = type(tensor).from_local(
-            _with_dims(local, more, dims),
-            tensor.device_mesh,
-            tensor.placements,
-            run_check=False,
-            **layout,
-        )
+        return local
+    shape, stride = torch.Size((*tensor.shape, *more)[:dims]), (*tensor.stride(), *more)[:dims]
+    whole: Tensor = _wrap(local, tensor.device_mesh, tensor.placements, shape, stride)
     return whole
 
 
@@ -363,16 +376,24 @@ def are_placed_alike(params: list[Any], gradients: list[Any]) -> bool:
     return read(params) == read(gradients)
 
 
-def misplaced_state(entry: dict[str, Any], param: Any) -> str | None:
-    """Return the name of a state whose mesh or placements are not those of a DTensor ``param``."""
+def find_misplaced_state(
+    entry: dict[str, Any], param: Any, dims: Mapping[str, int]
+) -> tuple[str, Any] | None:
+    """Return name and right placements of a state with other ones or another mesh; None for none.
+
+    Args:
+        entry: states of ``param``.
+        param: a DTensor.
+        dims: number of dims of ``param`` that a state has, for those that do not have all.
+    """
     for name, value in entry.items():
-        if isinstance(value, Tensor) and value.dim() > 0 and not _is_placed_as(value, param):
-            return name
+        if isinstance(value, Tensor) and value.dim() > 0:
+            expected = place_rows(param, dims[name]) if name in dims else param.placements
+            if not _is_placed(value, param.device_mesh, expected):
+                return name, expected
     return None
 
 
-def _is_placed_as(tensor: Any, param: Any) -> bool:
-    if not is_dtensor(tensor) or tensor.device_mesh != param.device_mesh:
-        return False
-    same: bool = tensor.placements == param.placements
-    return same
+def _is_placed(tensor: Any, mesh: Any, placements: Any) -> bool:
+    same = is_dtensor(tensor) and tensor.device_mesh == mesh and tensor.placements == placements
+    return bool(same)

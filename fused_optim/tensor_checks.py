@@ -161,11 +161,13 @@ def check_gradient(param: Tensor, group: int, name: str | None = None) -> tuple[
 def check_states(param: Any, state: Any, rule: Rule, group: int, name: str | None = None) -> None:
     """Raise ValueError unless each state is missing or matches ``param``."""
     if is_dtensor(param):
-        misplaced = dtensors.misplaced_state(state, param)
+        step = rule.matrix_step
+        rows = dict.fromkeys(step.row_states, step.row_dims) if step is not None else {}
+        misplaced = dtensors.find_misplaced_state(state, param, rows)
         if misplaced is not None:
             raise ValueError(
-                f"the state {misplaced!r} of the {describe_param(param, group, name)} must be a "
-                f"DTensor with its mesh and placements {param.placements}, as "
+                f"the state {misplaced[0]!r} of the {describe_param(param, group, name)} must be a "
+                f"DTensor with its mesh and placements {misplaced[1]}, as "
                 "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict loads it"
             )
         state = dtensors.local_state(state, param)

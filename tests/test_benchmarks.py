@@ -163,6 +163,17 @@ def test_slow_variants_run_less_often(benchmarks):
     assert interleaved.runs_of([1e-6, 100.0], 0.0) == [1, 1]
 
 
+def test_the_number_of_rounds_can_be_chosen(benchmarks):
+    interleaved, ran = benchmarks.interleaved, []
+    variants = [
+        interleaved.Variant(name, "ours", lambda name=name: ran.append(name)) for name in "ab"
+    ]
+    watch = interleaved.Stopwatch(lambda done, runs: None)
+    interleaved.compare(watch, variants, lambda: None, 10.0, rounds=2)
+    assert sorted(ran) == ["a"] * 3 + ["b"] * 3  # one more, for the estimate
+    assert [len(found["durations"]) for found in watch.extra_info["variants"]] == [2, 2]
+
+
 def test_threads_are_set_and_set_back(benchmarks, monkeypatch):
     """In torch and in every OpenMP library of the process."""
     threads = benchmarks.threads

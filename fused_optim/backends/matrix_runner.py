@@ -5,7 +5,7 @@ workspace in place of the parameters, and the second reads them as gradients.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,6 +78,20 @@ def list_passes(key: BucketKey) -> list[BucketKey]:
     if key.rule.matrix_step is None:
         return [key]
     return [make_first_key(key), make_second_key(key)]
+
+
+class Direction(NamedTuple):
+    """What the step on matrices takes of one parameter.
+
+    Attributes:
+        values: direction, replaced by its transform.
+        row_states: states of the rows of its matrices.
+        skip: 0-dim tensor that is True if these states stay, or None.
+    """
+
+    values: Tensor
+    row_states: tuple[Tensor, ...]
+    skip: Tensor | None
 
 
 class MatrixRunner(BucketRunner):
@@ -157,13 +171,14 @@ class MatrixRunner(BucketRunner):
     def sum_rows(self) -> Tensor:
         raise NotImplementedError("a rule with a step on matrices has no reduction")
 
-    def form_directions(self) -> list[Tensor]:
+    def form_directions(self) -> list[Direction]:
         """Run the first pass; return the direction of each row, for the step to transform."""
         self.first.update()
         places = zip(self.layouts, self.layout.offsets, strict=True)
-        return [
+        formed = [
             self.workspace.as_strided(shape, strides, offset) for (shape, strides), offset in places
         ]
+        return [Direction(*row) for row in zip(formed, self.row_states, self.skips, strict=True)]
 
     @override
     def update(self, sums: Tensor | None = None, numels: list[int] | None = None) -> Tensor | None:

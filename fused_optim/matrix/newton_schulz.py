@@ -7,12 +7,15 @@ Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fused_optim.matrix.symmetric_products import PRODUCTS, multiply_by_torch
+
+Multiply = Callable[..., Tensor]
 Coefficients = tuple[float, float, float]
 DEFAULT_COEFFICIENTS: Coefficients = (3.4445, -4.775, 2.0315)
 # Amsel et al. 2025, "The Polar Express", https://arxiv.org/abs/2505.16932: polynomials of degree 5
@@ -45,6 +48,8 @@ class NewtonSchulz(NamedTuple):
             ``"original"`` or ``"match_rms_adamw"``.
         dtype: dtype of the products; None for bf16, float32 on the CPU.
         max_batch: maximum number of matrices that are multiplied at once, or None.
+        products: what forms the symmetric products, a key of
+            :data:`fused_optim.matrix.symmetric_products.PRODUCTS`.
     """
 
     coefficients: tuple[Coefficients, ...]
@@ -53,6 +58,7 @@ class NewtonSchulz(NamedTuple):
     adjust_lr: str
     dtype: torch.dtype | None
     max_batch: int | None
+    products: str = "torch"
 
 
 def lr_factor(rows: int, columns: int, adjust_lr: str) -> float:
@@ -99,42 +105,62 @@ def iterate(matrices: Tensor, settings: NewtonSchulz) -> Tensor:
     aspect = max(rows, columns) / min(rows, columns)
     gram = settings.algorithm == "gram" or (settings.algorithm == "auto" and aspect > GRAM_ASPECT)
     iteration = iterate_gram if gram else iterate_standard
-    x = iteration(x, settings.coefficients)
+    x = iteration(x, settings.coefficients, PRODUCTS[settings.products].multiply)
     return x.mT if rows > columns else x
 
 
-def iterate_standard(x: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
-    """Apply each step to ``x`` [k, m, n] itself, with two products of m x n and one of m x m."""
+def iterate_standard(
+    x: Tensor, coefficients: Sequence[Coefficients], multiply: Multiply = multiply_by_torch
+) -> Tensor:
+    """Apply each step to ``x`` [k, m, n] itself, with two products of m x n and one of m x m.
+
+    Args:
+        x: matrices.
+        coefficients: coefficients of each step.
+        multiply: function that forms symmetric products.
+    """
     for a, b, c in coefficients:
-        gram = torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        gram = multiply(x, x.mT)
+        polynomial = multiply(gram, gram, gram, alpha=c, beta=b)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
 
 
-def iterate_gram(x: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
+def iterate_gram(
+    x: Tensor, coefficients: Sequence[Coefficients], multiply: Multiply = multiply_by_torch
+) -> Tensor:
     """Apply the steps to the Gram matrix of ``x`` [k, m, n]; restart once, for the rounding errors.
 
     A step multiplies x from the left by a polynomial of its Gram matrix. All these commute, so that
     their product is formed from matrices of m x m, and x is multiplied twice.
+
+    Args:
+        x: matrices.
+        coefficients: coefficients of each step.
+        multiply: function that forms symmetric products.
 
     Source: Zhang et al. 2025, https://github.com/Dao-AILab/gram-newton-schulz
     """
     half = (len(coefficients) + 1) // 2
     for part in (coefficients[:half], coefficients[half:]):
         if part:
-            x = torch.bmm(_multiply_polynomials(torch.bmm(x, x.mT), part), x)
+            x = torch.bmm(_multiply_polynomials(multiply(x, x.mT), part, multiply), x)
     return x
 
 
-def _multiply_polynomials(gram: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
-    """Return the product of the polynomials of all steps, from the Gram matrix before them."""
+def _multiply_polynomials(
+    gram: Tensor, coefficients: Sequence[Coefficients], multiply: Multiply
+) -> Tensor:
+    """Return the product of the polynomials of all steps, from the Gram matrix before them.
+
+    All factors are polynomials of one symmetric matrix, so that every product is symmetric too.
+    """
     product = None
     for i, (a, b, c) in enumerate(coefficients):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial = multiply(gram, gram, gram, alpha=c, beta=b)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial if product is None else torch.bmm(polynomial, product)
+        product = polynomial if product is None else multiply(polynomial, product)
         if i + 1 < len(coefficients):
-            gram = torch.bmm(polynomial, torch.bmm(gram, polynomial))
+            gram = multiply(polynomial, multiply(gram, polynomial))
     assert product is not None
     return product

@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from fused_optim import options
+from fused_optim.backends.matrix_runner import direction_dtype
 from fused_optim.dtensors import describe_bad_matrix_sharding
 from fused_optim.matrix.blocks import Cut, describe_misfit
 from fused_optim.matrix.newton_schulz import (
@@ -18,6 +19,7 @@ from fused_optim.matrix.newton_schulz import (
     direction_factor,
     orthogonalize,
 )
+from fused_optim.matrix.symmetric_products import PRODUCTS
 from fused_optim.optimizers.base import Group
 from fused_optim.optimizers.mixed import MixedOptimizer
 from fused_optim.private_api import is_fsdp1_flat
@@ -115,6 +117,8 @@ class Muon(MixedOptimizer):
         ns_dtype: dtype of the products; None for bf16, float32 on the CPU.
         ns_max_batch: maximum number of matrices that are multiplied at once, which bounds the
             memory of the products; None for all of one shape.
+        ns_products: what forms the symmetric products: ``"torch"``, or ``"quack"``, the kernel of
+            quack-kernels for NVIDIA GPUs (``pip install fused-optim[quack]``), which computes half.
         batch_dims: for parameters with more than two dims, the number of dims before those of a
             matrix: 0 flattens all dims after the first, as for convolutions; 1 is for experts.
         split: numbers of rows of the matrices that are stacked in a parameter, as in a fused
@@ -141,6 +145,7 @@ class Muon(MixedOptimizer):
         "ns_algorithm": one_of(("auto", "standard", "gram")),
         "ns_dtype": optional(_check_dtype),
         "ns_max_batch": optional(_count_from(1, 2**62)),
+        "ns_products": one_of(tuple(PRODUCTS)),
         "batch_dims": optional(_count_from(0, 8)),
         "split": optional(_check_split),
         "heads": _count_from(1, 2**62),
@@ -162,6 +167,7 @@ class Muon(MixedOptimizer):
         ns_algorithm: Literal["auto", "standard", "gram"] = "auto",
         ns_dtype: torch.dtype | None = None,
         ns_max_batch: int | None = None,
+        ns_products: Literal["torch", "quack"] = "torch",
         batch_dims: int | None = None,
         split: Sequence[int] | None = None,
         heads: int = 1,
@@ -171,6 +177,7 @@ class Muon(MixedOptimizer):
         defaults |= dict(nesterov=nesterov, ns_coefficients=ns_coefficients, eps=eps)
         defaults |= dict(ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn, maximize=maximize)
         defaults |= dict(ns_algorithm=ns_algorithm, ns_dtype=ns_dtype, ns_max_batch=ns_max_batch)
+        defaults |= dict(ns_products=ns_products)
         defaults |= dict(batch_dims=batch_dims, split=split, heads=heads)
         super().__init__(params, defaults, additions)
 
@@ -209,8 +216,17 @@ class Muon(MixedOptimizer):
         if param.is_complex():
             raise ValueError(f"Muon does not support complex parameters: got {described}")
         problem = describe_bad_matrix_sharding(param, cut.batch_dims or 0)
+        if problem is None:
+            problem = self._describe_bad_products(self.param_groups[group_index], param.device)
         if problem is not None:
             raise ValueError(f"{described} must {problem}")
+
+    def _describe_bad_products(self, group: Group, device: torch.device) -> str | None:
+        """Return the requirement of ``ns_products`` that parameters on ``device`` fail, or None."""
+        step = self.own_rule(group).matrix_step
+        assert step is not None
+        products = PRODUCTS[group["ns_products"]]
+        return products.describe_unsupported(device, direction_dtype(step, device))
 
 
 def _is_for_each_step(coefficients: Any) -> bool:
@@ -238,4 +254,5 @@ def _read_settings(group: Group) -> NewtonSchulz:
         group["adjust_lr_fn"] or "original",
         group["ns_dtype"],
         group["ns_max_batch"],
+        group["ns_products"],
     )

@@ -9,14 +9,12 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from fused_optim import options
-from fused_optim.dtensors import is_dtensor
 from fused_optim.matrix.newton_schulz import DEFAULT_COEFFICIENTS
 from fused_optim.matrix.row_normalization import RowNormalization, normalize_rows
 from fused_optim.optimizers.base import Group
 from fused_optim.optimizers.mixed import MixedOptimizer
 from fused_optim.optimizers.muon import Coefficients, Muon
 from fused_optim.rules.common import Rule
-from fused_optim.tensor_checks import describe_param
 from fused_optim.validation import unit_interval
 
 
@@ -33,11 +31,11 @@ class NorMuon(Muon):
             or that of Muon with ``"original"``.
         nesterov, ns_coefficients, eps, ns_steps, maximize, ns_algorithm, ns_dtype: see
             :class:`fused_optim.Muon`.
-        ns_max_batch, batch_dims, split, heads: see :class:`fused_optim.Muon`.
+        ns_max_batch, ns_products, batch_dims, split, heads: see :class:`fused_optim.Muon`.
         additions: see :class:`fused_optim.Additions`.
 
     State: ``momentum_buffer`` in the parameter's dtype, 4 bytes per element in fp32;
-    ``row_second_moment``, 4 bytes per row.
+    ``row_second_moment``, float32, 4 bytes per row: ``[..., rows, 1]``.
 
     Source: Li et al. 2025, algorithm 1, https://arxiv.org/abs/2510.05491
     """
@@ -62,6 +60,7 @@ class NorMuon(Muon):
         ns_algorithm: Literal["auto", "standard", "gram"] = "auto",
         ns_dtype: torch.dtype | None = None,
         ns_max_batch: int | None = None,
+        ns_products: Literal["torch", "quack"] = "torch",
         batch_dims: int | None = None,
         split: Sequence[int] | None = None,
         heads: int = 1,
@@ -71,6 +70,7 @@ class NorMuon(Muon):
         defaults |= dict(nesterov=nesterov, ns_coefficients=ns_coefficients, eps=eps)
         defaults |= dict(ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn, maximize=maximize)
         defaults |= dict(ns_algorithm=ns_algorithm, ns_dtype=ns_dtype, ns_max_batch=ns_max_batch)
+        defaults |= dict(ns_products=ns_products)
         defaults |= dict(batch_dims=batch_dims, split=split, heads=heads)
         MixedOptimizer.__init__(self, params, defaults, additions)
 
@@ -82,12 +82,3 @@ class NorMuon(Muon):
         step = rule.matrix_step._replace(transform=normalize_rows, settings=settings)
         step = step._replace(row_states=("row_second_moment",), factor=None)
         return rule._replace(matrix_step=step)
-
-    @override
-    def own_check_param(self, param: Tensor, name: str | None, group_index: int) -> None:
-        super().own_check_param(param, name, group_index)
-        if is_dtensor(param):
-            raise ValueError(
-                "NorMuon does not support DTensors, whose ranks would have to share the moments of "
-                f"rows: got the {describe_param(param, group_index, name)}; use Muon"
-            )

@@ -1,6 +1,6 @@
 """Building blocks of the rules: the class Rule, exact functions, gradient preprocessing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,6 +58,15 @@ class MatrixStep(NamedTuple):
     second: Any
     row_states: tuple[str, ...] = ()
     factor: Callable[[int, int, Any], float] | None = None
+
+    @property
+    def row_dims(self) -> int:
+        """Number of dims of a parameter up to the rows of its matrices."""
+        return (self.cut.batch_dims or 0) + 1
+
+    def row_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a state of rows, ``[..., rows, 1]``, of a parameter of ``shape``."""
+        return (*shape[: self.row_dims], *[1] * (len(shape) - self.row_dims))
 
 
 class Rule(NamedTuple):

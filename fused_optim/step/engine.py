@@ -381,7 +381,7 @@ class StepEngine:
         if columns[grad].layout is not torch.strided:
             make = partial(sparse.make_sparse_row, every_row=rule.sparse == "dense")
         row = make(columns, scalars, one.group_index, noise_key, grad=grad)
-        row = row._replace(row_states=get_row_states(state, rule, one.local))
+        row = row._replace(row_states=get_row_states(state, rule, param))
         ema = get_option(group, "ema_decay") is not None
         counts = bool(get_option(group, "count_stalled"))
         cautious = bool(get_option(group, "cautious_decay"))

@@ -1,8 +1,9 @@
 """Matrices that ranks share: each is sent to one rank, transformed there whole, and sent back.
 
 The ranks of a process group exchange all of their parts at once, in one collective each way, whose
-sizes follow from shapes. Every rank takes part for every parameter of the optimizer, also for one
-that has no gradient, in the order of the parameters, so that no rank waits for another for ever.
+sizes follow from shapes; the states of rows go with them. Every rank takes part for every parameter
+of the optimizer, also for one that has no gradient, in the order of the parameters, so that no rank
+waits for another for ever.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fused_optim.backends.matrix_batches import Layout, transform_batches
-from fused_optim.backends.matrix_runner import direction_dtype
+from fused_optim.backends.matrix_runner import Direction, direction_dtype
 from fused_optim.dtensors import (
     MatrixSharding,
     find_matrix_mesh_dims,
@@ -47,11 +48,12 @@ class SharedParam(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
-    def part_shape(self, rank: int) -> tuple[int, ...]:
-        """Return the shape of the part that ``rank`` of the group has."""
+    def list_parts(self, rank: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Return shape and dtype of what ``rank`` has: a part of the direction, of each state."""
         shape = list(self.sharding.shape)
         shape[self.sharding.dim] = self.sharding.spans[rank][1]
-        return tuple(shape)
+        states = [(self.step.row_shape(shape), torch.float32)] * len(self.step.row_states)
+        return [(tuple(shape), self.dtype), *states]
 
 
 def make_layout(params: Sequence[SharedParam]) -> Layout:
@@ -180,29 +182,54 @@ class Buffer:
 
 
 class WholeMatrices:
-    """The parameters with one step and dtype that this rank transforms.
+    """The matrices of parameters with one step and dtype that this rank transforms, in memory.
 
     Attributes:
         params: the parameters.
+        layout: places of their matrices.
+        memory: directions.
+        states: each state of rows, for each parameter: ``[copies, ..., rows, 1]``. Ranks that share
+            the rows have one copy together; ranks that share the columns have one each.
     """
 
-    def __init__(self, params: list[SharedParam]) -> None:
-        self.params = params
-        self.layout = make_layout(params)
+    def __init__(self, params: Sequence[SharedParam], layout: Layout, size: int) -> None:
+        first, names = params[0], params[0].step.row_states
+        self.params, self.layout = params, layout
+        self.memory = torch.empty(layout.numel, dtype=first.dtype, device=first.device)
+        self.states = [[_allocate_rows(param, size) for param in params] for _ in names]
 
-    def allocate(self) -> Tensor:
-        """Return memory for the matrices."""
-        first = self.params[0]
-        return torch.empty(self.layout.numel, dtype=first.dtype, device=first.device)
+    def views(self, rank: int) -> Iterator[Tensor]:
+        """Yield what ``rank`` has of each parameter: see :meth:`SharedParam.list_parts`."""
+        for i, (param, offset) in enumerate(zip(self.params, self.layout.offsets, strict=True)):
+            shape, span = param.sharding.shape, param.sharding.spans[rank]
+            whole = self.memory.as_strided(shape, contiguous_strides(shape), offset)
+            yield whole.narrow(param.sharding.dim, *span)
+            for state in self.states:
+                if _shares_rows(param):
+                    yield state[i][0].narrow(param.sharding.dim, *span)
+                else:
+                    yield state[i][rank]
 
-    def views(self, memory: Tensor, rank: int) -> list[Tensor]:
-        """Return the part that ``rank`` has of each parameter, as a view of ``memory``."""
-        result = []
-        for param, offset in zip(self.params, self.layout.offsets, strict=True):
-            shape = param.sharding.shape
-            whole = memory.as_strided(shape, contiguous_strides(shape), offset)
-            result.append(whole.narrow(param.sharding.dim, *param.sharding.spans[rank]))
-        return result
+    def transform(self) -> None:
+        """Replace the matrices by their transforms, and advance the states of rows."""
+        # the copies of a state are equal, except 0 on a rank that has had no gradient so far
+        states = [[copies.amax(0) for copies in state] for state in self.states]
+        skips = [None] * len(self.params)  # each rank keeps the states of a step that it skips
+        transform_batches(self.memory, self.layout.batches, self.params[0].step, states, skips)
+        for copies, new in zip(self.states, states, strict=True):
+            _copy(copies, [value.expand_as(c) for value, c in zip(new, copies, strict=True)])
+
+
+def _allocate_rows(param: SharedParam, size: int) -> Tensor:
+    """Return memory for the copies of a state of rows: see :class:`WholeMatrices`."""
+    shape = param.step.row_shape(param.sharding.shape)
+    copies = 1 if _shares_rows(param) else size
+    return torch.empty((copies, *shape), dtype=torch.float32, device=param.device)
+
+
+def _shares_rows(param: SharedParam) -> bool:
+    """Return True if ranks share the rows of matrices, not the columns."""
+    return param.sharding.dim < param.step.row_dims
 
 
 class GroupExchange:
@@ -222,54 +249,72 @@ class GroupExchange:
             owned[owner].append(param)
         # those with one step are neighbours in the buffers too
         kinds = [list(group_alike(own).values()) for own in owned]
-        self._wholes = [WholeMatrices(same) for same in kinds[rank]]
+        self._owned = [(same, make_layout(same)) for same in kinds[rank]]
         owned = [list(itertools.chain.from_iterable(own)) for own in kinds]
         self.params = list(itertools.chain.from_iterable(owned))
         self._sent, self._received = Buffer(), Buffer()
         for own in owned:
-            self._sent.add_rank((param.part_shape(rank), param.dtype) for param in own)
+            self._sent.add_rank(part for param in own for part in param.list_parts(rank))
         for source in range(self.size):
-            self._received.add_rank((p.part_shape(source), p.dtype) for p in owned[rank])
+            parts = (part for param in owned[rank] for part in param.list_parts(source))
+            self._received.add_rank(parts)
 
-    def run(self, directions: Mapping[int, Tensor]) -> None:
-        """Replace directions by their transforms.
+    def run(self, directions: Mapping[int, Direction]) -> None:
+        """Replace directions by their transforms, and advance the states of rows.
 
         Args:
             directions: direction of each parameter that has one on this rank, by index; the others
-                are 0 for the transform.
+                and their states are 0 for the transform.
         """
         sent, received = (b.allocate(self.device) for b in (self._sent, self._received))
-        parts = self._sent.views(sent)
-        found = [directions.get(param.param_index) for param in self.params]
-        own = [(part, d) for part, d in zip(parts, found, strict=True) if d is not None]
-        for part, direction in zip(parts, found, strict=True):
-            if direction is None:
-                part.zero_()
-        _copy([part for part, _ in own], [direction for _, direction in own])
+        own = self._match_parts(directions, self._sent.views(sent))
+        _copy([part for _, part, _ in own], [tensor for tensor, _, _ in own])
         sizes = (self._received.sizes, self._sent.sizes)
         torch.distributed.all_to_all_single(received, sent, *sizes, group=self.group)
         self._transform(received)
         torch.distributed.all_to_all_single(sent, received, *sizes[::-1], group=self.group)
-        _copy([direction for _, direction in own], [part for part, _ in own])
+        new = [p if skip is None else torch.where(skip, tensor, p) for tensor, p, skip in own]
+        _copy([tensor for tensor, _, _ in own], new)
+
+    def _match_parts(
+        self, directions: Mapping[int, Direction], parts: Iterable[Tensor]
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Return each tensor of this rank with its part of the buffer; set the other parts to 0.
+
+        The third is a 0-dim tensor that is True if the tensor stays, or None.
+        """
+        unmatched, matched = iter(parts), []
+        for param in self.params:
+            views = list(itertools.islice(unmatched, 1 + len(param.step.row_states)))
+            direction = directions.get(param.param_index)
+            if direction is None:
+                for view in views:
+                    view.zero_()
+                continue
+            values, row_states, skip = direction
+            tensors = [(values, None), *((state, skip) for state in row_states)]
+            matched += [(t, view, stays) for (t, stays), view in zip(tensors, views, strict=True)]
+        return matched
 
     def _transform(self, received: Tensor) -> None:
         """Replace the parts of this rank's parameters by those of their transforms."""
-        memories = [whole.allocate() for whole in self._wholes]
-        pairs = list(zip(self._wholes, memories, strict=True))
-        ranks = range(self.size)
-        views = [view for r in ranks for whole, memory in pairs for view in whole.views(memory, r)]
+        wholes = [WholeMatrices(*same, self.size) for same in self._owned]
+        views = [view for r in range(self.size) for whole in wholes for view in whole.views(r)]
         parts = self._received.views(received)
         _copy(views, parts)
-        for whole, memory in pairs:
-            transform_batches(memory, whole.layout.batches, whole.params[0].step)
+        for whole in wholes:
+            whole.transform()
         _copy(parts, views)
 
 
 def _copy(destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each tensor that has elements."""
-    pairs = [(d, s) for d, s in zip(destinations, sources, strict=True) if d.numel()]
-    if pairs:
-        copy_all([d for d, _ in pairs], [s for _, s in pairs])
+    pairs: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for destination, source in zip(destinations, sources, strict=True):
+        if destination.numel():
+            pairs.setdefault(destination.dtype, []).append((destination, source))
+    for same in pairs.values():  # tensors of several dtypes would be copied one by one
+        copy_all([d for d, _ in same], [s for _, s in same])
 
 
 class MatrixExchange:
@@ -283,8 +328,8 @@ class MatrixExchange:
         # in an order that all ranks have
         self._exchanges = [GroupExchange(by_group[key]) for key in sorted(by_group)]
 
-    def run(self, directions: Mapping[int, Tensor]) -> None:
+    def run(self, directions: Mapping[int, Direction]) -> None:
         """Replace directions by their transforms: see :meth:`GroupExchange.run`."""
-        if all(map(has_data, directions.values())):
+        if all(has_data(direction.values) for direction in directions.values()):
             for exchange in self._exchanges:
                 exchange.run(directions)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fused_optim.backends.base import AmpState, Bucket, BucketKey, BucketRunner, GroupOptions
-from fused_optim.backends.matrix_runner import MatrixRunner
+from fused_optim.backends.matrix_runner import Direction, MatrixRunner
 from fused_optim.backends.norm_report import form_report_without_rows
 from fused_optim.backends.rows import Row, RowTemplate
 from fused_optim.backends.select import make_runner
@@ -202,9 +202,9 @@ class Plan:
         self.stalled = [count for count in counts if count is not None]
         return report
 
-    def _form_directions(self) -> dict[int, Tensor]:
+    def _form_directions(self) -> dict[int, Direction]:
         """Return the direction of each parameter with shared matrices, by its index."""
-        directions: dict[int, Tensor] = {}
+        directions: dict[int, Direction] = {}
         for key, bucket in self.buckets.items():
             if key.exchanged:
                 assert isinstance(bucket.runner, MatrixRunner)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_optim.dtensors import to_local, wrap_rows
 from fused_optim.rules.common import Rule
 
 State = MutableMapping[str, Any]
@@ -17,7 +18,8 @@ def get_row_states(state: State, rule: Rule, param: Tensor) -> tuple[Tensor, ...
     Args:
         state: state entries of the parameter, changed in place.
         rule: rule of its group.
-        param: parameter, ``[..., rows, columns]``; a state is ``[..., rows, 1]``.
+        param: parameter, ``[..., rows, columns]``; a state is ``[..., rows, 1]``, and a DTensor if
+            the parameter is one.
 
     Raises:
         ValueError: a state has another shape.
@@ -25,17 +27,19 @@ def get_row_states(state: State, rule: Rule, param: Tensor) -> tuple[Tensor, ...
     step = rule.matrix_step
     if step is None or not step.row_states:
         return ()
-    first = (step.cut.batch_dims or 0) + 1
-    shape = (*param.shape[:first], *[1] * (param.dim() - first))
+    local = to_local(param)
+    shape = step.row_shape(local.shape)
     for name in step.row_states:
-        value = state.get(name)
-        if value is None:
-            state[name] = torch.zeros(shape, dtype=torch.float32, device=param.device)
-        elif tuple(value.shape) != shape:
+        given = state.get(name)
+        if given is None:
+            value = torch.zeros(shape, dtype=torch.float32, device=local.device)
+        elif tuple(given.shape) != shape:
             raise ValueError(
-                f"the state {name!r} of a parameter of shape {tuple(param.shape)} must have shape "
-                f"{shape}, got {tuple(value.shape)}"
+                f"the state {name!r} of a parameter of shape {tuple(local.shape)} must have shape "
+                f"{shape}, got {tuple(given.shape)}"
             )
         else:  # as loading may have left it
-            state[name] = value.to(param.device, torch.float32).contiguous()
+            value = given.to(local.device, torch.float32).contiguous()
+        if value is not given:
+            state[name] = wrap_rows(value, param, step.row_dims)
     return tuple(state[name] for name in step.row_states)

@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed.checkpoints import Model, copy_weights
 from distributed.engines import BF16, shard_model
-from distributed.layouts import Twin, make_layouts, shard, take_local
+from distributed.layouts import Twin, for_dims, make_layouts, shard, take_local
 from distributed.norms import assert_on_all_ranks, make_model
 from distributed.processes import World, covers
-from distributed.updates import raised, train
+from distributed.updates import no_zeros_in_new_memory, raised, train
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -38,14 +38,19 @@ ONE_PROCESS = "Muon as one process"
 def assert_close(what: str, twin: Twin, optimizers, tolerance: float = 1e-12) -> None:
     """Compare this rank's parameters and states of a twin with those parts of the plain ones."""
     one, other = optimizers
+    row_dims = (one.param_groups[0]["batch_dims"] or 0) + 1
     for i, (param, sharded) in enumerate(zip(twin.whole, twin.sharded, strict=True)):
         mine = {"parameter": param, **one.state[param]}
         theirs = {"parameter": sharded, **other.state[sharded]}
         assert mine.keys() == theirs.keys(), what
         for name, value in mine.items():
+            mesh, placements = twin.layouts[i]
+            if name == "row_second_moment":
+                placements = for_dims(placements, row_dims)
+            assert theirs[name].placements == placements, (what, name, theirs[name].placements)
             torch.testing.assert_close(
                 theirs[name].to_local().detach(),
-                take_local(value.detach(), *twin.layouts[i]),
+                take_local(value.detach(), mesh, placements),
                 rtol=tolerance,
                 atol=tolerance,
                 msg=lambda m, where=f"{what}, {name} of {i}": f"{where}: {m}",
@@ -285,14 +290,6 @@ def assert_same_formats(what: str, twin: Twin, optimizers) -> None:
                 local = theirs[name].to_local()
                 wrong = (take_local(value.detach(), *layout) != local).double().mean()
                 assert wrong < 1e-3, (what, name, wrong)
-
-
-@contextlib.contextmanager
-def no_zeros_in_new_memory():
-    """Fill memory that nothing was written to with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @no_zeros_in_new_memory()

@@ -29,6 +29,7 @@ MODULES = (
     "torch_checkpoints",
     "engines",
     "muon",
+    "normuon",
     "backward",
 )
 Check = Callable[["World"], None]

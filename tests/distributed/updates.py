@@ -1,5 +1,6 @@
 """Checks of updates: DTensors in every layout have the bits of plain tensors."""
 
+import contextlib
 import itertools
 import math
 
@@ -262,6 +263,14 @@ def check_averages_and_schedule_free(world: World) -> None:
         twin.assert_same(optimizers, switch)
     train(twin, optimizers)
     twin.assert_same(optimizers, "schedule-free")
+
+
+@contextlib.contextmanager
+def no_zeros_in_new_memory():
+    """Fill memory that nothing was written to with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def raised(error, function, *args, **options) -> str:
