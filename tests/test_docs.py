@@ -13,7 +13,7 @@ import pytest
 from helpers.page import PAGE
 from helpers.page import list_blocks as list_distributed_blocks
 from helpers.pages import list_blocks, list_commands, run_page
-from helpers.processes import ROOT, torchrun
+from helpers.processes import ROOT, start_ranks
 from torch.nn import Parameter
 
 import fused_optim
@@ -77,16 +77,23 @@ def list_links(path):
 
 
 @pytest.mark.slow
-def test_distributed_page_runs():
-    """The code of docs/distributed.md, in 4 processes, clips by the norm of one process."""
+def test_distributed_page_and_example_run():
+    """The code of docs/distributed.md, in 4 processes, clips by the norm of one process.
+
+    The example of DDP, in 2 processes, has its weights. One test, as both need imports of seconds.
+    """
     blocks = list(list_distributed_blocks(PAGE.read_text()))
-    result = torchrun(4, ROOT / "tests" / "helpers" / "page.py")
-    assert result.returncode == 0, result.stderr
+    with start_ranks() as run:
+        result = run(4, ROOT / "tests" / "helpers" / "page.py")
+        example = run(2, ROOT / "examples" / "ddp.py")
+    assert result.returncodes == [0] * 4, result.stderr
     printed = [line for line in result.stdout.splitlines() if line.startswith("line ")]
     assert len(printed) == len(blocks) == 18
     assert "False" not in result.stdout, result.stdout
     # DDP, FSDP2 twice, HSDP, tensor parallelism, FSDP x TP, pipeline stages, ZeRO, FSDP1
     assert result.stdout.count("norm equal: True") == 9
+    assert example.returncodes == [0, 0], example.stderr
+    assert example.stdout == "2 processes equal one within 1e-5: True\n"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_page)

@@ -11,11 +11,12 @@ before the data; the same share of the batch on every process; another bound of 
 
 import json
 import re
+from signal import SIGKILL
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.processes import ROOT, check_end, torchrun
+from helpers.processes import ROOT, start_ranks
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 
 from examples.fsdp2 import checkpoints, main
@@ -23,25 +24,26 @@ from examples.fsdp2 import checkpoints, main
 STEPS = 8
 
 
-def run_killed(count, rank, call, *options):
+def run_killed(run, count, rank, call, *options):
     """Run the example until the process ``rank`` is killed in its second save."""
     script = ROOT / "tests" / "helpers" / "killed_save.py"
-    result = torchrun(count, script, rank, call, *options)
-    assert result.returncode != 0
-    assert "Signal 9 (SIGKILL) received by PID" in result.stderr, result.stderr
+    result = run(count, script, rank, call, *options)
+    assert result.returncodes[rank] == -SIGKILL, result.stderr
 
 
 @pytest.mark.slow
 def test_curve_goes_on_after_kills_and_on_other_numbers_of_processes(tmp_path):
     options = ("--out", tmp_path, "--save-every", 2)
-    run_killed(3, 1, "write_data", "--steps", STEPS, *options)
-    assert checkpoints.find_latest(tmp_path).step == 2
-    assert len(list(tmp_path.glob("step-4-*"))) == 1
-    run_killed(1, 0, "finish", "--resume", *options)
-    assert checkpoints.find_latest(tmp_path).step == 4
-    assert len(list(tmp_path.glob("step-4-*"))) == 1  # and not what the first run left
-    result = torchrun(2, ROOT / "examples" / "train_fsdp2.py", "--resume", "--compare", *options)
-    check_end(result)
+    with start_ranks() as run:
+        run_killed(run, 3, 1, "write_data", "--steps", STEPS, *options)
+        assert checkpoints.find_latest(tmp_path).step == 2
+        assert len(list(tmp_path.glob("step-4-*"))) == 1
+        run_killed(run, 1, 0, "finish", "--resume", *options)
+        assert checkpoints.find_latest(tmp_path).step == 4
+        assert len(list(tmp_path.glob("step-4-*"))) == 1  # and not what the first run left
+        script = ROOT / "examples" / "train_fsdp2.py"
+        result = run(2, script, "--resume", "--compare", *options)
+    assert result.returncodes == [0, 0], result.stderr
     assert checkpoints.find_latest(tmp_path).step == 6
     assert len(json.loads((tmp_path / "losses.json").read_text())) == STEPS
     losses, compared = result.stdout.splitlines()
