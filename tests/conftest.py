@@ -6,6 +6,7 @@ Triton chooses its interpreter when it is imported, so interpreted tests have th
 ``pytest -m gpu`` runs tests on a GPU.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -104,6 +105,11 @@ def pytest_collection_modifyitems(config, items):
     selected = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in selected])
     items[:] = chosen
+
+
+def pytest_collection_finish():
+    """Let no search for garbage see what is there before the first test: most of all objects."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
