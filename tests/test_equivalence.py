@@ -148,30 +148,34 @@ def run_pytest(folder, code):
     return result.stdout + result.stderr
 
 
-def test_the_fixture(tmp_path):
-    code = """
-import torch, fused_optim
+def test_the_fixture_and_the_plugin(tmp_path):
+    """Guard against a plugin that makes every run of pytest import torch, too.
 
-params = [torch.nn.Parameter(torch.ones(3))]
-
-def test_same(assert_optimizers_equivalent):
-    assert_optimizers_equivalent(fused_optim.SGD, torch.optim.SGD, params)
-
-def test_other(assert_optimizers_equivalent):
-    assert_optimizers_equivalent(fused_optim.SGD, torch.optim.Adam, params)
-"""
-    printed = run_pytest(tmp_path, code)
-    assert "1 failed, 1 passed" in printed, printed
-    assert re.search(r"params\[0\] \(3,\) differs after step 1", printed)
-
-
-def test_the_plugin_imports_nothing(tmp_path):
-    """Guard against a plugin that makes every run of pytest import torch."""
+    One test, for a process that imports torch takes seconds.
+    """
     code = """
 import sys
+import pytest
 
-def test_nothing():
+def test_nothing_is_imported():
     assert not {"torch", "fused_optim", "triton"} & sys.modules.keys()
+
+@pytest.fixture
+def setting():
+    from functools import partial
+    import torch, fused_optim
+
+    params = [torch.nn.Parameter(torch.ones(3))]
+    return partial(fused_optim.SGD, backend="reference"), torch.optim, params
+
+def test_same(assert_optimizers_equivalent, setting):
+    ours, theirs, params = setting
+    assert_optimizers_equivalent(ours, theirs.SGD, params)
+
+def test_other(assert_optimizers_equivalent, setting):
+    ours, theirs, params = setting
+    assert_optimizers_equivalent(ours, theirs.Adam, params)
 """
     printed = run_pytest(tmp_path, code)
-    assert "1 passed" in printed, printed
+    assert "1 failed, 2 passed" in printed, printed
+    assert re.search(r"params\[0\] \(3,\) differs after step 1", printed)
