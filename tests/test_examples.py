@@ -1,6 +1,6 @@
 """The short examples run on a CPU and print what they promise.
 
-examples/train_fsdp2.py runs in test_train_fsdp2.py, examples/ddp.py in test_docs.py.
+examples/train_fsdp2.py and examples/ddp.py run in test_torchrun.py.
 """
 
 import re

@@ -1,9 +1,10 @@
-"""The example of FSDP2 resumes on any number of processes, and survives a kill while it saves.
+"""What torchrun starts: docs/distributed.md, and the examples of DDP and of FSDP2.
 
-Three runs in one directory make one curve: 3 processes, of which one is killed while it writes its
-data; 1 process, which is killed while it writes the metadata; and 2 processes to the end, which
-compare it. It must be the curve of torch.optim.AdamW with clip_grad_norm_ in one process, but for
-the rounding that ``examples/gpt/verdict.py`` measures (some 1e-6 of a loss of 3 to 6).
+The example of FSDP2 resumes on any number of processes, and survives a kill while it saves. Three
+runs in one directory make one curve: 3 processes, of which one is killed while it writes its data;
+1 process, which is killed while it writes the metadata; and 2 processes to the end, which compare
+it. It must be the curve of torch.optim.AdamW with clip_grad_norm_ in one process, but for the
+rounding that ``examples/gpt/verdict.py`` measures (some 1e-6 of a loss of 3 to 6).
 
 Faults tried by hand, each found: no optimizer in the checkpoint; no schedule; ``latest`` written
 before the data; the same share of the batch on every process; another bound of the norm.
@@ -16,6 +17,7 @@ from signal import SIGKILL
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.page import PAGE, list_blocks
 from helpers.processes import ROOT, start_ranks
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 
@@ -31,25 +33,50 @@ def run_killed(run, count, rank, call, *options):
     assert result.returncodes[rank] == -SIGKILL, result.stderr
 
 
-@pytest.mark.slow
-def test_curve_goes_on_after_kills_and_on_other_numbers_of_processes(tmp_path):
-    options = ("--out", tmp_path, "--save-every", 2)
-    with start_ranks() as run:
-        run_killed(run, 3, 1, "write_data", "--steps", STEPS, *options)
-        assert checkpoints.find_latest(tmp_path).step == 2
-        assert len(list(tmp_path.glob("step-4-*"))) == 1
-        run_killed(run, 1, 0, "finish", "--resume", *options)
-        assert checkpoints.find_latest(tmp_path).step == 4
-        assert len(list(tmp_path.glob("step-4-*"))) == 1  # and not what the first run left
-        script = ROOT / "examples" / "train_fsdp2.py"
-        result = run(2, script, "--resume", "--compare", *options)
+def check_fsdp2(run, folder):
+    """The curve goes on after kills and on other numbers of processes."""
+    options = ("--out", folder, "--save-every", 2)
+    run_killed(run, 3, 1, "write_data", "--steps", STEPS, *options)
+    assert checkpoints.find_latest(folder).step == 2
+    assert len(list(folder.glob("step-4-*"))) == 1
+    run_killed(run, 1, 0, "finish", "--resume", *options)
+    assert checkpoints.find_latest(folder).step == 4
+    assert len(list(folder.glob("step-4-*"))) == 1  # and not what the first run left
+    result = run(2, ROOT / "examples" / "train_fsdp2.py", "--resume", "--compare", *options)
     assert result.returncodes == [0, 0], result.stderr
-    assert checkpoints.find_latest(tmp_path).step == 6
-    assert len(json.loads((tmp_path / "losses.json").read_text())) == STEPS
+    assert checkpoints.find_latest(folder).step == 6
+    assert len(json.loads((folder / "losses.json").read_text())) == STEPS
     losses, compared = result.stdout.splitlines()
     assert re.fullmatch(r"2 processes: loss 6\.\d{3} to \d\.\d{3}", losses)
     found = re.fullmatch("one process: equal within rounding, (.*) apart, (.*) allowed", compared)
     assert float(found[1]) <= float(found[2]) < 1e-3
+
+
+def check_ddp(run):
+    result = run(2, ROOT / "examples" / "ddp.py")
+    assert result.returncodes == [0, 0], result.stderr
+    assert result.stdout == "2 processes equal one within 1e-5: True\n"
+
+
+def check_page(run):
+    """The code of docs/distributed.md, in 4 processes, clips by the norm of one process."""
+    blocks = list(list_blocks(PAGE.read_text()))
+    result = run(4, ROOT / "tests" / "helpers" / "page.py")
+    assert result.returncodes == [0] * 4, result.stderr
+    printed = [line for line in result.stdout.splitlines() if line.startswith("line ")]
+    assert len(printed) == len(blocks) == 18
+    assert "False" not in result.stdout, result.stdout
+    # DDP, FSDP2 twice, HSDP, tensor parallelism, FSDP x TP, pipeline stages, ZeRO, FSDP1
+    assert result.stdout.count("norm equal: True") == 9
+
+
+@pytest.mark.slow
+def test_programs_in_several_processes(tmp_path):
+    """One test, as the processes share imports of seconds."""
+    with start_ranks() as run:
+        check_fsdp2(run, tmp_path)
+        check_ddp(run)
+        check_page(run)
 
 
 @pytest.fixture
