@@ -227,12 +227,32 @@ def create_venv(path):
 def install(path, *what, **variables):
     """Install in a new environment; return its interpreter and the folder of its packages."""
     python, site = create_venv(path)
-    # a namesake of our folder, which the installation must leave alone
-    (site / "kernels").mkdir()
-    (site / "kernels" / "__init__.py").touch()
     # an installation of this project in the environment of pytest must not be used
     pip(python, "install", "--ignore-installed", "--no-compile", *what, cwd=path, **variables)
     return python, site
+
+
+def unpack(path, wheel):
+    """Unpack a wheel, which is all of its installation but the command; return the folder."""
+    path.mkdir()
+    # a namesake of our folder, which the installation must leave alone
+    (path / "kernels").mkdir()
+    (path / "kernels" / "__init__.py").touch()
+    zipfile.ZipFile(wheel).extractall(path)
+    return path
+
+
+def install_all(source, archives, folder):
+    """Install in every way; return the folder of the modules, and of the packages, by name."""
+    homes, sites = {}, {}
+    for name, kind in {"wheel": "wheel", "sdist_without_c": "pure"}.items():
+        homes[name] = sites[name] = unpack(folder / name, archives[kind])
+    for name, variables in {"editable": {}, "editable_without_c": {"CC": MISSING}}.items():
+        homes[name] = folder / name / "source"
+        ignored = shutil.ignore_patterns("build", "dist")
+        shutil.copytree(source, homes[name], symlinks=True, ignore=ignored)
+        _, sites[name] = install(folder / f"{name}_venv", "--editable", homes[name], **variables)
+    return homes, sites
 
 
 @pytest.mark.slow
@@ -247,24 +267,12 @@ def test_installations(source, archives, tmp_path):
     """
     pytest.importorskip("triton")
     bare, _ = create_venv(tmp_path / "bare")
-    copies = [tmp_path / "copy", tmp_path / "copy_without_c"]
-    for copy in copies:
-        ignored = shutil.ignore_patterns("build", "dist")
-        shutil.copytree(source, copy, symlinks=True, ignore=ignored)
-    ways = {  # what is installed, variables, whether a compiler is there
-        "wheel": ([archives["wheel"]], {}, HAS_COMPILER),
-        "sdist_without_c": ([archives["pure"]], {}, False),
-        "editable": (["--editable", copies[0]], {}, HAS_COMPILER),
-        "editable_without_c": (["--editable", copies[1]], {"CC": MISSING}, False),
-    }
-    jobs, homes = {}, {}
-    names = [*modules(source), "kernels"]
-    for name, (what, variables, has_c) in ways.items():
-        _, site = install(tmp_path / name, *what, **variables)
-        own = [*(["fused_optim._host"] if has_c else []), *names]
-        jobs[name] = (str(site), True, ["auto"], own)
-        homes[name] = what[1] if "--editable" in what else site, site
-    site = str(homes["wheel"][1])
+    homes, sites = install_all(source, archives, tmp_path)
+    has_c = {name: HAS_COMPILER and not name.endswith("without_c") for name in homes}
+    names = {name: ["fused_optim._host"] * has_c[name] + modules(source) for name in homes}
+    jobs = {name: (str(site), True, ["auto"], names[name]) for name, site in sites.items()}
+    jobs["wheel"][3].append("kernels")
+    site = str(sites["wheel"])
     jobs["with_triton"] = (site, False, ["reference"], [])
     jobs["refused"] = (site, True, ["triton"], [])
     found = take_steps(bare, tmp_path, **jobs)
@@ -275,17 +283,16 @@ def test_installations(source, archives, tmp_path):
     assert (code, out) == (1, [])
     assert "RuntimeError" in err[-1]
     assert "triton" in err[-1]
-    for name, (_, _, has_c) in ways.items():
+    for name, home in homes.items():
         code, out, err = found[name]
         assert code == 0, (name, err)
-        assert {line.split()[0] for line in err} == {"C" if has_c else "Python:"}, name
-        bits, files, kernels = out[:2], out[2:-1], out[-1]
-        assert bits == expected, name
-        home, site = homes[name]
-        assert len(files) == len(jobs[name][3]) - 1
-        assert not [file for file in files if not Path(file).is_relative_to(home)], name
-        assert Path(kernels) == site / "kernels" / "__init__.py", name
-        assert not Path(kernels).read_text(), name
+        assert {line.split()[0] for line in err} == {"C" if has_c[name] else "Python:"}, name
+        assert out[:2] == expected, name
+        assert len(out[2:]) == len(names[name])
+        assert not [file for file in out[2:] if not Path(file).is_relative_to(home)], name
+    namesake = sites["wheel"] / "kernels" / "__init__.py"
+    assert Path(found["wheel"][1][-1]) == namesake
+    assert not namesake.read_text()
 
 
 @pytest.mark.slow
