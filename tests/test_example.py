@@ -84,7 +84,7 @@ class NoStep(fused_optim.AdamW):
         pass
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_verdict_accepts_rounding(example, seed):
     verdict = judged(example, *tiny(example, seed=seed))
     assert verdict.within_rounding, verdict
