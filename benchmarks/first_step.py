@@ -1,10 +1,13 @@
-"""First steps of a training, run in a process of its own: ``python -m benchmarks.first_step``.
+"""First steps of a training: ``python -m benchmarks.first_step [--smoke] CACHE...``.
 
-Prints as JSON the seconds of each step, the backend, and the compilers that the steps imported.
-torch itself imports Triton, if it is installed, where any optimizer is constructed.
+Each folder for compiled kernels is that of one process, a child of this one, in which nothing has
+been compiled or read yet. Prints as JSON, a line for each, the seconds of each step, the backend,
+and the compilers that the steps imported. torch itself imports Triton, if it is installed, where
+any optimizer is constructed.
 """
 
 import json
+import os
 import sys
 import time
 
@@ -33,6 +36,26 @@ def measure(shapes: list[Shape]) -> dict[str, object]:
     return {"seconds": seconds, "backend": optimizer.backend_used, "imported": imported}
 
 
+def fork(cache: str, shapes: list[Shape]) -> None:
+    """Take the steps in a child that keeps its compiled kernels in ``cache``.
+
+    Raises:
+        RuntimeError: the child has failed.
+    """
+    child = os.fork()
+    if child == 0:
+        os.environ |= {"FUSED_OPTIM_CACHE": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
+        print(json.dumps(measure(shapes)), flush=True)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise RuntimeError(f"the steps with {cache} failed with status {status}")
+
+
 if __name__ == "__main__":
     model = MODELS[MODEL].tensors(MODELS[MODEL].layers)
-    print(json.dumps(measure(smallest(model, 12) if "--smoke" in sys.argv else model)))
+    smoke = "--smoke" in sys.argv
+    # what torch imports for its first optimizer, once for all children
+    fused_optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    for folder in sys.argv[1 + smoke :]:
+        fork(folder, smallest(model, 12) if smoke else model)

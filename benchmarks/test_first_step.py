@@ -1,4 +1,4 @@
-"""Time to compile at the first step of a small model, in fresh processes.
+"""Time to compile at the first step of a small model, in processes that have compiled nothing.
 
 With a cold cache the kernels are compiled; with a warm one they are read from the files that an
 earlier process left. The reported time is that of the first step minus that of
@@ -6,7 +6,6 @@ the second. The compilers that the first step imported are reported too.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,14 +23,12 @@ ROOT = Path(__file__).parent.parent
 PROCESSES = 3
 
 
-def run(cache: Path, smoke: bool) -> dict[str, Any]:
-    """Take the first steps in a process that keeps its compiled kernels in ``cache``."""
-    caches = {"FUSED_OPTIM_CACHE": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+def run(caches: list[Path], smoke: bool) -> list[dict[str, Any]]:
+    """Take the first steps in one process after another, which keep compiled kernels in these."""
     command = [sys.executable, "-m", "benchmarks.first_step", *(["--smoke"] if smoke else [])]
-    env = {**os.environ, **caches}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command += map(str, caches)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def variant(name: str, runs: list[dict[str, Any]]) -> Variant:
@@ -54,9 +51,9 @@ def test_first_step(benchmark: BenchmarkFixture, smoke: bool, tmp_path: Path) ->
     processes = 1 if smoke else PROCESSES
 
     def measure() -> dict[str, list[dict[str, Any]]]:
-        cold = [run(tmp_path / str(i), smoke) for i in range(processes)]
-        warm = [run(tmp_path / str(i), smoke) for i in range(processes)]
-        return {"cold cache": cold, "warm cache": warm}
+        caches = [tmp_path / str(i) for i in range(processes)]
+        found = run([*caches, *caches], smoke)
+        return {"cold cache": found[:processes], "warm cache": found[processes:]}
 
     found = benchmark.pedantic(measure)
     tensors = MODELS[MODEL].tensors(MODELS[MODEL].layers)

@@ -6,6 +6,7 @@ Triton chooses its interpreter when it is imported, so interpreted tests have th
 ``pytest -m gpu`` runs tests on a GPU.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,7 @@ from pathlib import Path
 import pytest
 
 VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
-COMPILED_ONLY = Path(__file__).parent / "gpu_code"
-COMMAND_LINE = {Path(__file__).parent / name for name in ("cli", "test_numerics_page.py")}
+GPU_CODE = Path(__file__).parent / "gpu_code"
 
 # Triton 3.9 warns where a kernel does not say whether it wants contraction, as those of these tests
 # that compile for its sake; Triton 3.10 will have another default
@@ -69,16 +69,15 @@ def pytest_configure(config):
 def pytest_ignore_collect(collection_path, config):
     """Leave out files of which no test is selected, as importing them takes seconds.
 
-    In the interpreter these have no test that runs there. On a GPU (``-m gpu``) these are the tests
-    of the command line, which import the packages of the extra cli.
+    In the interpreter these have no test that runs there. On a GPU (``-m gpu``) all but gpu_code.
     """
-    if not config.getoption("interpret"):
-        of_commands = collection_path in COMMAND_LINE and config.option.markexpr == "gpu"
-        return True if of_commands else None
     is_test = collection_path.match("test_*.py")
+    if not config.getoption("interpret"):
+        in_vain = is_test and config.option.markexpr == "gpu"
+        return True if in_vain and GPU_CODE not in collection_path.parents else None
     if is_test and "pytest.mark.interpreted" not in collection_path.read_text():
         return True
-    return True if collection_path == COMPILED_ONLY else None
+    return True if collection_path == GPU_CODE else None
 
 
 def _runs(item, interpret):
@@ -106,6 +105,11 @@ def pytest_collection_modifyitems(config, items):
     selected = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in selected])
     items[:] = chosen
+
+
+def pytest_collection_finish():
+    """Let no search for garbage see what is there before the first test: most of all objects."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,6 +4,7 @@ Faults tried by hand: results in the order in which they come; a process that di
 one process always; processes for an accelerator.
 """
 
+import multiprocessing
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
@@ -22,14 +23,24 @@ def list_two_variants():
     return list_checks(Wanted(["sgd", "lion"], dtypes=["float32"]), "native")
 
 
-def test_two_processes_give_the_results_of_one():
-    checks = list_two_variants()
+# torch has threads, none of which matters to children that use one themselves
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_processes_give_the_results_of_one(monkeypatch):
+    """In forked processes: spawned ones, which the command uses, import torch for seconds."""
+    checks, fork, asked = list_two_variants(), multiprocessing.get_context("fork"), []
+
+    def get_context(method):
+        asked.append(method)
+        return fork
+
+    monkeypatch.setattr(processes.multiprocessing, "get_context", get_context)
     expected = [result._replace(seconds=0.0) for result in run_checks(checks, CPU)]
     found = [result._replace(seconds=0.0) for result in run_in_processes(checks, CPU, 2)]
     assert [result.check.name for result in found] == [check.name for check in checks]
     # results hold their checks, which are other objects after the way through a pipe
     assert [result[1:] for result in found] == [result[1:] for result in expected]
     assert any(result.digest for result in found)
+    assert asked == ["spawn"]  # a fork may hang where OpenMP has threads
 
 
 def test_a_process_that_dies_fails_what_it_had_to_check(monkeypatch):

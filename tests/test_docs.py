@@ -1,7 +1,7 @@
 """The documentation: code runs, links lead somewhere, figures are those that were measured.
 
-helpers/pages.py says how a block is hidden, expected to fail, or left out. The site itself is built
-by ci/docs.sh, for which a warning is an error.
+helpers/pages.py says how a block is hidden, expected to fail, or left out. docs/distributed.md runs
+in test_torchrun.py. The site itself is built by ci/docs.sh, for which a warning is an error.
 
 Faults tried by hand: a name misspelt in a block, another message, a link to a heading that is not
 there, a figure changed in a page, an optimizer without a page, a page of an optimizer with another
@@ -13,9 +13,8 @@ import re
 
 import pytest
 from helpers.page import PAGE
-from helpers.page import list_blocks as list_distributed_blocks
 from helpers.pages import list_blocks, list_commands, run_page
-from helpers.processes import ROOT, torchrun
+from helpers.processes import ROOT
 from torch.nn import Parameter
 
 import fused_optim
@@ -76,19 +75,6 @@ def list_links(path):
         if "://" not in target:
             file, _, anchor = target.partition("#")
             yield (path.parent / file).resolve() if file else path, anchor
-
-
-@pytest.mark.slow
-def test_distributed_page_runs():
-    """The code of docs/distributed.md, in 4 processes, clips by the norm of one process."""
-    blocks = list(list_distributed_blocks(PAGE.read_text()))
-    result = torchrun(4, ROOT / "tests" / "helpers" / "page.py")
-    assert result.returncode == 0, result.stderr
-    printed = [line for line in result.stdout.splitlines() if line.startswith("line ")]
-    assert len(printed) == len(blocks) == 18
-    assert "False" not in result.stdout, result.stdout
-    # DDP, FSDP2 twice, HSDP, tensor parallelism, FSDP x TP, pipeline stages, ZeRO, FSDP1
-    assert result.stdout.count("norm equal: True") == 9
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_page)

@@ -6,7 +6,6 @@ whose options are dropped from the copies.
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import fused_optim
 from fused_optim.testing import assert_equivalent
 
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["pytester"]
 
 
 def model(dtype=torch.float32):
@@ -132,37 +132,22 @@ def test_arguments_are_checked(params, more, words):
         assert_equivalent(ours(), theirs(), params, **more)
 
 
-def run_pytest(folder, code):
-    """Run a test file of a user, with the plugin alone."""
-    (folder / "test_user.py").write_text(code)
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "_fused_optim_pytestplugin", folder]
-    result = subprocess.run(
-        [*command, "-c", os.devnull, f"--rootdir={folder}"],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=folder,
-    )
-    return result.stdout + result.stderr
+def test_the_fixture(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile("""
+        import torch, fused_optim
 
+        params = [torch.nn.Parameter(torch.ones(3))]
 
-def test_the_fixture(tmp_path):
-    code = """
-import torch, fused_optim
+        def test_same(assert_optimizers_equivalent):
+            assert_optimizers_equivalent(fused_optim.SGD, torch.optim.SGD, params)
 
-params = [torch.nn.Parameter(torch.ones(3))]
-
-def test_same(assert_optimizers_equivalent):
-    assert_optimizers_equivalent(fused_optim.SGD, torch.optim.SGD, params)
-
-def test_other(assert_optimizers_equivalent):
-    assert_optimizers_equivalent(fused_optim.SGD, torch.optim.Adam, params)
-"""
-    printed = run_pytest(tmp_path, code)
-    assert "1 failed, 1 passed" in printed, printed
-    assert re.search(r"params\[0\] \(3,\) differs after step 1", printed)
+        def test_other(assert_optimizers_equivalent):
+            assert_optimizers_equivalent(fused_optim.SGD, torch.optim.Adam, params)
+    """)
+    result = pytester.runpytest_inprocess("-p", "_fused_optim_pytestplugin")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.re_match_lines([r"E .*params\[0\] \(3,\) differs after step 1"])
 
 
 def test_the_plugin_imports_nothing(tmp_path):
@@ -173,5 +158,14 @@ import sys
 def test_nothing():
     assert not {"torch", "fused_optim", "triton"} & sys.modules.keys()
 """
-    printed = run_pytest(tmp_path, code)
-    assert "1 passed" in printed, printed
+    (tmp_path / "test_user.py").write_text(code)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "_fused_optim_pytestplugin", tmp_path]
+    result = subprocess.run(
+        [*command, "-c", os.devnull, f"--rootdir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
+    assert "1 passed" in result.stdout, result.stdout + result.stderr

@@ -1,13 +1,13 @@
 """The short examples run on a CPU and print what they promise.
 
-examples/train_fsdp2.py runs in test_train_fsdp2.py.
+examples/train_fsdp2.py and examples/ddp.py run in test_torchrun.py.
 """
 
 import re
 import runpy
 
 import pytest
-from helpers.processes import ROOT, check_end, torchrun
+from helpers.processes import ROOT
 
 # name: lines of the output, as regular expressions
 PRINTED = {
@@ -42,9 +42,3 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     lines = iter(printed.splitlines())
     for expected in PRINTED[name]:
         assert any(re.match(expected, line) for line in lines), (expected, printed)
-
-
-def test_data_parallel_example():
-    result = torchrun(2, ROOT / "examples" / "ddp.py")
-    check_end(result)
-    assert result.stdout == "2 processes equal one within 1e-5: True\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 import triton
 
+from ci import gpu_report
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -20,22 +23,29 @@ ROOT = Path(__file__).parent.parent
 def checkout(tmp_path_factory):
     """Copy the files of the project, without git."""
     target = tmp_path_factory.mktemp("bare") / "checkout"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "results", "*.egg-info")
+    ignored = shutil.ignore_patterns(".*", "results", "*.egg-info")
     shutil.copytree(ROOT, target, symlinks=True, ignore=ignored)
     return target
 
 
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory):
-    """Return a Python with torch, triton, numpy and pytest alone."""
-    path = tmp_path_factory.mktemp("python") / "venv"
+def create_bare_python(path):
+    """Return a Python with torch, triton, numpy, pytest and pytest-benchmark alone."""
     venv.create(path, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(path)}))
-    others = ("pytest_benchmark", "pytest_xdist", "xdist", "rich", "matplotlib", "fused_optim")
+    others = ("pytest_xdist", "xdist", "rich", "matplotlib", "fused_optim")
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if not entry.name.startswith((*others, "__editable__")) and entry.suffix != ".pth":
             (site / entry.name).symlink_to(entry)
     return path / "bin" / "python"
+
+
+def create_fake_python(path, refused):
+    """Return a program that notes its arguments, and fails if ``refused`` is one of them."""
+    path.write_text(
+        f'#!/bin/sh\necho "$*" >>{path}.log\ncase "$*" in *"{refused}"*) exit 1 ;; esac\n'
+    )
+    path.chmod(0o755)
+    return path
 
 
 def gpu_script(checkout, out, *arguments, python=sys.executable):
@@ -49,11 +59,15 @@ def gpu_script(checkout, out, *arguments, python=sys.executable):
     return subprocess.run(command, capture_output=True, text=True, env=clean, cwd="/", check=False)
 
 
-def test_without_a_gpu_it_says_so(checkout, tmp_path):
-    result = gpu_script(checkout, tmp_path / "out")
+def test_without_a_gpu_it_says_so(checkout, tmp_path, capsys, monkeypatch):
+    python = create_fake_python(tmp_path / "python", "--check")
+    result = gpu_script(checkout, tmp_path / "out", python=python)
     assert result.returncode == 3
-    assert f"no GPU: torch {torch.__version__}" in result.stdout
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / "python.log").read_text() == "ci/gpu_report.py --check\n"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_report.main(["--check"]) == 1
+    assert f"no GPU: torch {torch.__version__}" in capsys.readouterr().out
 
 
 def test_an_unknown_option_is_refused(checkout, tmp_path):
@@ -62,9 +76,14 @@ def test_an_unknown_option_is_refused(checkout, tmp_path):
     assert "ci/gpu.sh [--dry-run]" in result.stderr
 
 
-def test_a_dry_run_collects_the_tests_and_reports(checkout, bare_python, tmp_path):
-    """Guard against GPU tests that are not collected, others that are, and a need for xdist."""
-    result = gpu_script(checkout, tmp_path, "--dry-run", python=bare_python)
+def test_a_dry_run_collects_everything_and_reports(checkout, tmp_path):
+    """Guard against tests that are not collected, others that are, and a need for xdist.
+
+    Also against options that pytest-benchmark does not have. One test, for two collections and a
+    report in processes of their own take seconds.
+    """
+    python = create_bare_python(tmp_path / "venv")
+    result = gpu_script(checkout, tmp_path, "--dry-run", python=python)
     assert result.returncode == 0, result.stdout + result.stderr
     log = (tmp_path / "tests-0.log").read_text()
     names = [line for line in log.splitlines() if "::" in line]
@@ -76,30 +95,36 @@ def test_a_dry_run_collects_the_tests_and_reports(checkout, bare_python, tmp_pat
     ):
         assert any(name in line for line in names), name
     assert all("cuda" in line or "test_the_gpu_of_the_parameters" in line for line in names)
+    assert "benchmarks/test_steps.py::" in (tmp_path / "benchmarks.log").read_text()
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["machine"]["torch"] == torch.__version__
     assert found["machine"]["triton"] == triton.__version__
     assert found["machine"]["device"] is None
     summary = (tmp_path / "summary.md").read_text()
     assert "# No GPU" in summary
-    assert "No benchmarks: pytest-benchmark is not installed." in summary
+    assert "No benchmarks.\n" in summary
 
 
-def test_a_dry_run_collects_the_benchmarks(checkout, tmp_path):
-    """Guard against options that pytest-benchmark does not have; the tests are left out here."""
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\ncase "$*" in *" -m gpu tests "*) ;; *) exec {sys.executable} "$@" ;; esac\n'
-    )
-    python.chmod(0o755)
-    result = gpu_script(checkout, tmp_path, "--dry-run", python=python)
-    assert "benchmarks: exit status" not in result.stdout, result.stdout
-    log = (tmp_path / "benchmarks.log").read_text()
-    assert "benchmarks/test_steps.py::" in log
-    assert "pytest-benchmark is not installed" not in (tmp_path / "summary.md").read_text()
+def test_gpu_tests_are_in_the_folder_that_is_collected():
+    """Guard against a test for a GPU in a file that ``-m gpu`` leaves out: see conftest.py."""
+    tests = ROOT / "tests"
+    others = [path for path in tests.rglob("test_*.py") if tests / "gpu_code" not in path.parents]
+    marks = re.compile(r"mark\.gpu\b|\bgpu_code\b.* import ")
+    assert [path for path in others if marks.search(path.read_text())] == []
 
 
-def test_the_report_counts_over_shards(checkout, tmp_path):
+def test_without_pytest_benchmark_only_the_tests_run(checkout, tmp_path, monkeypatch):
+    python = create_fake_python(tmp_path / "python", "import pytest_benchmark")
+    assert gpu_script(checkout, tmp_path, "--dry-run", python=python).returncode == 0
+    tests, asked, report = (tmp_path / "python.log").read_text().splitlines()
+    assert "--collect-only -m gpu tests --shard 0/1" in tests
+    assert asked == "-c import pytest_benchmark"
+    assert report.startswith(f"ci/gpu_report.py {tmp_path} ")
+    monkeypatch.setattr(gpu_report, "version", lambda package: None)
+    assert gpu_report.why_no_benchmarks() == "No benchmarks: pytest-benchmark is not installed."
+
+
+def test_the_report_counts_over_shards(tmp_path):
     case = '<testsuites><testsuite><testcase classname="a.b" name="{}" time="1.5">{}</testcase>'
     for i, (name, child) in enumerate({"x": "", "y": "<failure/>", "z": "<skipped/>"}.items()):
         end = "</testsuite></testsuites>"
@@ -109,9 +134,7 @@ def test_the_report_counts_over_shards(checkout, tmp_path):
     stats = {"median": 0.002, "iqr": 0.0001, "rounds": 5}
     item = {"fullname": "benchmarks/test_a.py::test_b", "stats": stats, "extra_info": {"GB": 1.25}}
     (tmp_path / "benchmarks.json").write_text(json.dumps({"benchmarks": [item]}))
-    command = [sys.executable, str(checkout / "ci" / "gpu_report.py"), str(tmp_path), "100"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert gpu_report.main([str(tmp_path), "100"]) == 1
     actual = json.loads((tmp_path / "summary.json").read_text())["tests"]
     assert (actual["passed"], actual["failed"], actual["skipped"]) == (1, ["b::y"], ["b::z"])
     assert actual["unfinished_shards"] == ["tests-3"]

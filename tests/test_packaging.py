@@ -7,6 +7,7 @@ wheel that keeps its platform or has no stable ABI, csrc/ left out of the sdist;
 ``backend: Any`` among the additions, a description in a format that is not declared.
 """
 
+import json
 import os
 import re
 import shutil
@@ -23,25 +24,20 @@ from helpers.c_module import HAS_COMPILER
 import fused_optim
 
 ROOT = Path(__file__).parent.parent
-# the package on PyPI whose import name is that of our folder
-NAMESAKE = "kernels==0.17.2"
 MISSING = "/nowhere/cc"
+TOPS = {"fused_optim", "_fused_optim_command.py", "_fused_optim_pytestplugin.py"}
 
-# arguments: whether triton is blocked, backends with commas between them, modules to import at last
+# One process imports torch once; a child of it takes steps with each installation. A job: folder of
+# the installation, whether triton is blocked, backends, modules to import at last, and the path to
+# write to. The returncodes are printed.
 STEPS = """
-import sys
-triton, backends, *names = sys.argv[1:]
-if triton == "blocked":
-    sys.modules["triton"] = None  # Python's way of saying that there is no such module
-import importlib, logging, torch, fused_optim
+import importlib, json, logging, os, site, sys
+import torch
 
 class Ways(logging.Handler):
     def emit(self, record):
         way = record.getMessage().partition("the tensors of a step are compared in ")[2]
         print(way, file=sys.stderr, end="\\n" if way else "")
-
-logging.getLogger("fused_optim").addHandler(Ways())
-logging.getLogger("fused_optim").setLevel(logging.DEBUG)
 
 def steps(backend, optimizer, **options):
     torch.manual_seed(0)
@@ -55,14 +51,48 @@ def steps(backend, optimizer, **options):
     assert not any(torch.equal(*pair) for pair in zip(weights, before))
     print(optimizer.backend_used, [weight.double().sum().item().hex() for weight in weights])
 
-for backend in backends.split(","):
-    steps(backend, fused_optim.AdamW, weight_decay=0.1)
-    steps(backend, fused_optim.SGD, momentum=0.9)
-if triton == "blocked":
-    del sys.modules["triton"]
-for name in names:
-    print(importlib.import_module(name).__file__)
+def work(folder, blocked, backends, names, written):
+    for descriptor, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(written + suffix, os.O_CREAT | os.O_WRONLY), descriptor)
+    sys.path.insert(0, folder)
+    site.addsitedir(folder)
+    triton = sys.modules.get("triton")
+    if blocked:
+        sys.modules["triton"] = None  # Python's way of saying that there is no such module
+    import fused_optim
+    logging.getLogger("fused_optim").addHandler(Ways())
+    logging.getLogger("fused_optim").setLevel(logging.DEBUG)
+    for backend in backends:
+        steps(backend, fused_optim.AdamW, weight_decay=0.1)
+        steps(backend, fused_optim.SGD, momentum=0.9)
+    if blocked:
+        del sys.modules["triton"]
+        sys.modules |= {} if triton is None else {"triton": triton}
+    for name in names:
+        print(importlib.import_module(name).__file__)
+
+modules, *jobs = json.loads(sys.argv[1])
+for name in modules:
+    importlib.import_module(name)
+codes = []
+for job in jobs:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work(*job)
+            code = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
 """
+# what steps and the modules of an installation import
+COSTLY = ("torch._dynamo", "triton", "llvmlite.binding", "typer", "rich.progress", "numpy.testing")
 
 # programs of a user, for type checkers: one that is right, one with a mistake in each statement
 GOOD = """
@@ -113,8 +143,23 @@ def run(*command, cwd, check=True, **variables):
     return result
 
 
-def python(code, *arguments, cwd, check=True):
-    return run(sys.executable, "-W", "error", "-c", code, *arguments, cwd=cwd, check=check)
+def take_steps(python, cwd, **jobs):
+    """Take steps in children of one process, which imports torch and ``COSTLY`` first.
+
+    Args:
+        python: interpreter, in whose environment this project is not installed.
+        cwd: folder for what the children write.
+        jobs: arguments of ``work`` but the last, by name.
+
+    Returns:
+        For each name the returncode, and the lines of stdout and stderr.
+    """
+    own = [(*job, str(cwd / name)) for name, job in jobs.items()]
+    printed = run(python, "-W", "error", "-c", STEPS, json.dumps([COSTLY, *own]), cwd=cwd).stdout
+    return {
+        name: (code, *((cwd / f"{name}{end}").read_text().splitlines() for end in (".out", ".err")))
+        for name, code in zip(jobs, json.loads(printed), strict=True)
+    }
 
 
 def modules(source):
@@ -143,78 +188,111 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archives(source, tmp_path_factory):
-    """Return the sdist, and wheels built with and without a C compiler, once for all workers."""
+    """Return sdist and wheel, and a wheel of the sdist without a C compiler, for all workers."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all workers
     dist, pure = folder / "dist", folder / "pure"
-    build = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
     with FileLock(folder / "archives.lock"):
         if not pure.exists():
-            run(*build, dist, cwd=source)
-            run(*build, pure, "--wheel", cwd=source, CC=MISSING)
+            build = ("-m", "build", "--no-isolation", "--outdir")
+            run(sys.executable, *build, dist, cwd=source)
+            (sdist,) = dist.glob("*.tar.gz")
+            pip(sys.executable, "wheel", "--wheel-dir", pure, sdist, cwd=folder, CC=MISSING)
     (sdist,), (wheel,), (without,) = map(
         list, (dist.glob("*.tar.gz"), dist.glob("*.whl"), pure.glob("*.whl"))
     )
     return {"sdist": sdist, "wheel": wheel, "pure": without}
 
 
-@pytest.fixture
-def venv(tmp_path):
-    """Return a virtual environment with the packages of this one, without its .pth files.
+def pip(python, command, *arguments, **options):
+    offline = ("--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index")
+    return run(python, "-m", "pip", command, *offline, *arguments, **options)
+
+
+def create_venv(path):
+    """Create an environment with the packages of this one, without its .pth files.
 
     A ``.pth`` file gives it torch and pip; an editable install of this checkout is not followed.
+
+    Returns:
+        Its interpreter, and the folder of its own packages.
     """
-    path = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", "--without-pip", path, cwd=tmp_path)
-    site = sysconfig.get_path("purelib", vars={"base": str(path)})
-    (Path(site) / "parent.pth").write_text(sysconfig.get_path("purelib"))
+    run(sys.executable, "-m", "venv", "--without-pip", path, cwd=path.parent)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(path)}))
+    (site / "parent.pth").write_text(sysconfig.get_path("purelib"))
+    return path / "bin" / "python", site
+
+
+def install(path, *what, **variables):
+    """Install in a new environment; return its interpreter and the folder of its packages."""
+    python, site = create_venv(path)
+    # an installation of this project in the environment of pytest must not be used
+    pip(python, "install", "--ignore-installed", "--no-compile", *what, cwd=path, **variables)
+    return python, site
+
+
+def unpack(path, wheel):
+    """Unpack a wheel, which is all of its installation but the command; return the folder."""
+    path.mkdir()
+    # a namesake of our folder, which the installation must leave alone
+    (path / "kernels").mkdir()
+    (path / "kernels" / "__init__.py").touch()
+    zipfile.ZipFile(wheel).extractall(path)
     return path
 
 
-def pip(venv, *arguments, check=True, **variables):
-    # the version of this checkout that the parent may have installed does not count
-    command = (venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check")
-    return run(*command, *arguments, cwd=venv, check=check, **variables)
-
-
-def install(venv, *what, **variables):
-    # an installation of this project in the environment of pytest must not be used
-    pip(venv, "--no-deps", "--no-build-isolation", "--ignore-installed", *what, **variables)
-
-
-def compares_in(venv, source, home, has_c):
-    """Take steps, and check that all modules import from ``home`` alone.
-
-    Returns:
-        The language in which steps are compared, and the bits of their results.
-    """
-    names = [*modules(source), "fused_optim._host"] if has_c else modules(source)
-    command = (venv / "bin" / "python", "-W", "error", "-c", STEPS, "blocked", "auto", *names)
-    printed = run(*command, cwd=venv)
-    (way,) = {line.split()[0] for line in printed.stderr.splitlines()}
-    lines = printed.stdout.splitlines()
-    bits, files = lines[: -len(names)], lines[-len(names) :]
-    assert len(bits) == 2
-    assert not [file for file in files if not Path(file).is_relative_to(home)]
-    return way, bits
+def install_all(source, archives, folder):
+    """Install in every way; return the folder of the modules, and of the packages, by name."""
+    homes, sites = {}, {}
+    for name, kind in {"wheel": "wheel", "sdist_without_c": "pure"}.items():
+        homes[name] = sites[name] = unpack(folder / name, archives[kind])
+    for name, variables in {"editable": {}, "editable_without_c": {"CC": MISSING}}.items():
+        homes[name] = folder / name / "source"
+        ignored = shutil.ignore_patterns("build", "dist")
+        shutil.copytree(source, homes[name], symlinks=True, ignore=ignored)
+        _, sites[name] = install(folder / f"{name}_venv", "--editable", homes[name], **variables)
+    return homes, sites
 
 
 @pytest.mark.slow
-def test_archives(source, archives, venv):
-    """Install the sdist without a compiler, and then the wheel that was built from it.
+def test_installations(source, archives, tmp_path):
+    """Take steps with the wheel, without a C compiler, and with an editable source.
 
-    Guards against a package missing from the list, which would import from the checkout alone, and
-    against an installation that needs a compiler, or has other bits without one.
+    Guards against a package missing from the list, which would import from the checkout alone,
+    against an installation that needs a compiler, or has other bits without one, against imports of
+    triton outside the backend that needs it, and against a top-level ``kernels``, which would
+    overwrite PyPI's package of that name. One test, as the installations share what is slow: a
+    process that imports torch and triton.
     """
     pytest.importorskip("triton")
-    install(venv, archives["sdist"], CC=MISSING)
-    assert not list(venv.rglob("_host.*so"))
-    way, bits = compares_in(venv, source, venv, has_c=False)
-    assert way == "Python:"
-    install(venv, archives["wheel"])
-    expected = ("C" if HAS_COMPILER else "Python:", bits)
-    assert compares_in(venv, source, venv, HAS_COMPILER) == expected
+    bare, _ = create_venv(tmp_path / "bare")
+    homes, sites = install_all(source, archives, tmp_path)
+    has_c = {name: HAS_COMPILER and not name.endswith("without_c") for name in homes}
+    names = {name: ["fused_optim._host"] * has_c[name] + modules(source) for name in homes}
+    jobs = {name: (str(site), True, ["auto"], names[name]) for name, site in sites.items()}
+    jobs["wheel"][3].append("kernels")
+    site = str(sites["wheel"])
+    jobs["with_triton"] = (site, False, ["reference"], [])
+    jobs["refused"] = (site, True, ["triton"], [])
+    found = take_steps(bare, tmp_path, **jobs)
+    code, expected, err = found["with_triton"]
+    assert code == 0, err
+    assert [line.split()[0] for line in expected] == ["reference"] * 2
+    code, out, err = found["refused"]
+    assert (code, out) == (1, [])
+    assert "RuntimeError" in err[-1]
+    assert "triton" in err[-1]
+    for name, home in homes.items():
+        code, out, err = found[name]
+        assert code == 0, (name, err)
+        assert {line.split()[0] for line in err} == {"C" if has_c[name] else "Python:"}, name
+        assert out[:2] == expected, name
+        assert len(out[2:]) == len(names[name])
+        assert not [file for file in out[2:] if not Path(file).is_relative_to(home)], name
+    namesake = sites["wheel"] / "kernels" / "__init__.py"
+    assert Path(found["wheel"][1][-1]) == namesake
+    assert not namesake.read_text()
 
 
 @pytest.mark.slow
@@ -228,6 +306,9 @@ def test_names_of_wheels(archives):
         assert built.count("fused_optim/_host.pyi") == 1
         assert len(built) == 1 + (kind == "wheel" and HAS_COMPILER)
         assert not [name for name in files if name.endswith(".c") or "csrc" in name]
+        # and no "kernels", which would overwrite PyPI's package of that name
+        tops = {name.partition("/")[0] for name in files}
+        assert {top for top in tops if not top.endswith(".dist-info")} == TOPS
 
 
 @pytest.mark.slow
@@ -239,23 +320,36 @@ def test_what_a_registry_checks(archives):
     assert f"\nVersion: {fused_optim.__version__}\n" in metadata.read(name).decode()
 
 
+# mypy follows torch to its optimizers, modules and tensors; all of it takes half a minute
+MYPY = """
+[mypy]
+strict = true
+cache_dir = /dev/null
+[mypy-torch.*,numpy.*]
+follow_imports = skip
+[mypy-torch,torch._tensor,torch._C.*,torch.nn,torch.nn.modules.*,torch.nn.parameter,torch.optim.*]
+follow_imports = normal
+"""
+CHECKERS = {
+    "mypy": ["--config-file", "mypy.ini"],
+    "basedpyright": ["--level", "error", "--pythonpath", "bin/python"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
-def test_types_of_an_installation(checker, archives, venv):
+def test_types_of_an_installation(archives, tmp_path):
     """Type checkers read the annotations of the wheel, and report each mistake of a user."""
-    install(venv, archives["pure"])
+    venv = tmp_path / "venv"
+    python, _ = install(venv, archives["pure"])
     (venv / "good.py").write_text(GOOD)
     (venv / "bad.py").write_text(BAD)
-    python = venv / "bin" / "python"
-    options = {
-        "mypy": ["--strict"],
-        "basedpyright": ["--level", "error", "--pythonpath", python],
-    }[checker]
-    result = run(python, "-m", checker, *options, "good.py", "bad.py", cwd=venv, check=False)
-    printed = result.stdout + result.stderr
-    lines = sorted({int(line) for line in re.findall(r"bad\.py:(\d+).*error", printed)})
-    assert lines == [7, 8, 9, 10], printed
-    assert not re.findall(r"good\.py:\d+.*error", printed), printed
+    (venv / "mypy.ini").write_text(MYPY)
+    for checker, options in CHECKERS.items():
+        result = run(python, "-m", checker, *options, "good.py", "bad.py", cwd=venv, check=False)
+        printed = f"{checker}: {result.stdout}{result.stderr}"
+        lines = sorted({int(line) for line in re.findall(r"bad\.py:(\d+).*error", printed)})
+        assert lines == [7, 8, 9, 10], printed
+        assert not re.findall(r"good\.py:\d+.*error", printed), printed
 
 
 @pytest.mark.slow
@@ -266,37 +360,6 @@ def test_entry_points(archives):
     text = files.read(name).decode()
     assert "fused-optim = _fused_optim_command:main" in text
     assert "fused_optim = _fused_optim_pytestplugin" in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compiler", [None, MISSING])
-def test_editable(compiler, source, venv, tmp_path):
-    pytest.importorskip("triton")
-    copy = tmp_path / "source"
-    shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
-    install(venv, "--editable", copy, **({} if compiler is None else {"CC": compiler}))
-    has_c = compiler is None and HAS_COMPILER
-    assert compares_in(venv, source, copy, has_c)[0] == ("C" if has_c else "Python:")
-
-
-@pytest.mark.slow
-def test_beside_the_namesake(archives, venv):
-    """Guard against a top-level ``kernels``, which would overwrite PyPI's package."""
-    install(venv, archives["wheel"])
-    result = pip(venv, "--retries=1", "--timeout=20", NAMESAKE, check=False)
-    if "Retrying (" in result.stdout + result.stderr:
-        pytest.skip(f"the registry cannot be reached to install {NAMESAKE}")
-    assert result.returncode == 0, result.stderr
-    code = (
-        "import kernels, fused_optim.kernels\n"
-        "print(kernels.get_kernel.__module__, kernels.__file__, *fused_optim.kernels.__path__)"
-    )
-    module, theirs, ours = run(venv / "bin" / "python", "-c", code, cwd=venv).stdout.split()
-    assert module == "kernels.load"
-    assert Path(theirs).parent.name == "kernels"
-    assert Path(theirs).is_relative_to(venv)
-    assert Path(ours).parent.name == "fused_optim"
-    assert Path(ours).is_relative_to(venv)
 
 
 def test_the_folder_does_not_hide_the_namesake(tmp_path):
@@ -310,15 +373,5 @@ def test_the_folder_does_not_hide_the_namesake(tmp_path):
     path = f"{ROOT}{os.pathsep}{tmp_path}"
     found = run(sys.executable, "-c", code, cwd=ROOT, PYTHONPATH=path).stdout
     assert Path(found.strip()) == tmp_path / "kernels" / "__init__.py"
-    code = "import kernels\nprint(kernels.__file__)"
-    assert python(code, cwd=ROOT).stdout == "None\n"  # a folder, which is no installed package
-
-
-def test_without_triton():
-    """Guard against imports of triton outside the backend that needs it."""
-    with_triton = python(STEPS, "free", "reference", cwd=ROOT).stdout
-    assert with_triton.count("reference") == 2
-    refused = python(STEPS, "blocked", "auto,triton", cwd=ROOT, check=False)
-    assert refused.stdout == with_triton
-    assert "RuntimeError" in refused.stderr.splitlines()[-1]
-    assert "triton" in refused.stderr.splitlines()[-1]
+    found = run(sys.executable, "-c", code, cwd=ROOT).stdout
+    assert found == "None\n"  # a folder, which is no installed package

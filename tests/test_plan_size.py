@@ -1,4 +1,4 @@
-"""Time and memory of a plan for 405 billion parameters that have no memory themselves.
+"""Time and memory of plans for up to 405 billion parameters that have no memory themselves.
 
 The shapes are those of Llama 3.1 405B (https://arxiv.org/abs/2407.21783, table 3).
 """
@@ -17,7 +17,7 @@ HIDDEN, FEED_FORWARD, KEYS, VOCABULARY, LAYERS = 16384, 53248, 1024, 128256, 126
 ATTENTION = [(HIDDEN, HIDDEN), (KEYS, HIDDEN), (KEYS, HIDDEN), (HIDDEN, HIDDEN)]
 MLP = [(FEED_FORWARD, HIDDEN), (FEED_FORWARD, HIDDEN), (HIDDEN, FEED_FORWARD)]
 ENDS = [(VOCABULARY, HIDDEN), (VOCABULARY, HIDDEN), (HIDDEN,)]
-SHAPES = [*ENDS, *(ATTENTION + MLP + [(HIDDEN,), (HIDDEN,)]) * LAYERS]
+LAYER = [*ATTENTION, *MLP, (HIDDEN,), (HIDDEN,)]
 MIB = 1 << 20
 
 
@@ -36,9 +36,10 @@ def cost(record_property):
     return measure
 
 
-def meta_model():
+def meta_model(layers):
     params = [
-        torch.nn.Parameter(torch.empty(s, dtype=torch.bfloat16, device="meta")) for s in SHAPES
+        torch.nn.Parameter(torch.empty(s, dtype=torch.bfloat16, device="meta"))
+        for s in [*ENDS, *LAYER * layers]
     ]
     for param in params:
         param.grad = torch.empty_like(param)
@@ -46,13 +47,15 @@ def meta_model():
 
 
 def test_a_step_on_meta_tensors(cost):
-    """Guard against allocations in the public path: states and checks of meta tensors."""
-    params = meta_model()
-    assert sum(p.numel() for p in params) == 405_853_388_800
+    """Guard against allocations in the public path: states and checks of meta tensors.
+
+    With 8 layers, for operations on meta tensors are slow; one matrix is more than the bound.
+    """
+    params = meta_model(8)
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
     assert cost(optimizer.step) < 256
     assert optimizer.backend_used == "reference"
-    assert optimizer.state[params[0]]["exp_avg"].shape == SHAPES[0]
+    assert optimizer.state[params[0]]["exp_avg"].shape == ENDS[0]
     assert isinstance(optimizer.grad_norm, Tensor)
 
 
@@ -64,7 +67,8 @@ def test_the_tables_of_the_triton_backend(cost, monkeypatch, record_property):
     monkeypatch.setattr(kernel_runner.KernelRunner, "_run", lambda *args, **constants: None)
     monkeypatch.setattr("fused_optim.step.engine.resolve", lambda *arguments: "triton")
     monkeypatch.setattr(triton, "active_target", triton.InterpreterTarget)
-    params = meta_model()
+    params = meta_model(LAYERS)
+    assert sum(p.numel() for p in params) == 405_853_388_800
     optimizer = fused_optim.AdamW(params, max_grad_norm=1.0)
     assert cost(optimizer.step) < 256
     size = sum(array.nbytes for array in uploaded)

@@ -10,6 +10,7 @@ import importlib
 import math
 import re
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from examples.recipes import RECIPES
 
 FOLDER = ROOT / "examples" / "recipes"
 IMAGES = ROOT / "docs" / "images" / "recipes"
+SHORTER = {"compare_optimizers": {"STEPS": 150}}
+# half of the time of a picture, of which no test sees more than that it is one
+LAYOUT = "matplotlib.layout_engine.ConstrainedLayoutEngine.execute"
 
 
 def load(name):
@@ -35,7 +39,10 @@ def results(tmp_path_factory):
 
     def run(name):
         if name not in done:
-            done[name] = load(name).main(["--out", str(folder)])
+            recipe = load(name)
+            shorter = mock.patch.dict(vars(recipe), SHORTER.get(name, {}))
+            with shorter, mock.patch(LAYOUT):
+                done[name] = recipe.main(["--out", str(folder)])
             assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         return done[name]
 

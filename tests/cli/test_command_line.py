@@ -9,19 +9,22 @@ import json
 import os
 import pty
 import re
+import runpy
 import select
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import pytest
 from helpers.command_line import NAMES, PAGE, fails, list_examples, parse, run
+from helpers.models import make_model_small
 from helpers.processes import ROOT
 
 import _fused_optim_command
-from fused_optim.cli import application, main
+from fused_optim.cli import application, checkout, main
 from fused_optim.cli.output import UsageError
 
 COLUMNS, LINES = 80, 24  # a screen
@@ -66,13 +69,14 @@ BAD = {
     "bench --rival torch-optimi": "--rival torch-optimi cannot be timed: ",
     "bench --optimizer Lion": "--optimizer must be one of AdamW, ",
 }
+# torch has threads, none of which matters to a child that computes nothing
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 def start(*arguments, **options):
     """Start ``python -m fused_optim`` as a user does."""
     env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "NO_COLOR")}
     env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm"}
-    env |= options.pop("env", {})
     command = [sys.executable, "-m", "fused_optim", *arguments]
     # what runs in the background of a shell ignores SIGINT, and hands that down
     return subprocess.Popen(command, cwd=ROOT, env=env, preexec_fn=heed_interrupts, **options)
@@ -102,7 +106,8 @@ def test_help_fits_a_screen_and_shows_an_example(name, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_json_is_all_that_is_written(name, capsys, tmp_path):
+def test_json_is_all_that_is_written(name, capsys, tmp_path, monkeypatch):
+    make_model_small(monkeypatch, checkout.load_module("train", "examples.gpt.model"))
     arguments = [tmp_path if argument == "OUT" else argument for argument in QUICK[name]]
     code, out, err = run(capsys, name, *arguments, "--json")
     assert (code, err) == (0, "")
@@ -160,24 +165,65 @@ def test_without_matplotlib(capsys, monkeypatch):
     assert '--plot needs matplotlib: pip install "fused-optim[cli]"' in message
 
 
-def test_nothing_of_the_extra_is_imported_before_it_is_checked():
-    """In a process of its own, in which nothing has imported the packages before."""
-    code = (
-        "import runpy, sys; sys.modules.update(typer=None, rich=None); "
-        "sys.argv = ['fused-optim', 'info']; runpy.run_module('fused_optim', run_name='__main__')"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == 'fused-optim: rich is not installed: pip install "fused-optim[cli]"\n'
+@pytest.fixture
+def run_anew():
+    """Return a function that runs ``python -m fused_optim`` in a child, with pipes.
+
+    The child imports the command line and its packages anew, but not torch, which takes seconds.
+    """
+
+    def run(*arguments, modules=(), **variables):
+        streams = [os.pipe(), os.pipe()]
+        child = os.fork()
+        if child == 0:
+            become(arguments, modules, variables, [write for _, write in streams])
+        texts = []
+        for read, write in streams:
+            os.close(write)
+            with open(read) as file:
+                texts.append(file.read())
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *texts
+
+    return run
 
 
-def test_a_pipe_has_no_colours_and_no_progress_bar():
+def become(arguments, modules, variables, outputs):
+    """Run the command in this child of the process of the tests, and end it."""
+    for descriptor, write in enumerate(outputs, 1):
+        os.dup2(write, descriptor)
+    code = 1
+    with open(1, "w") as sys.stdout, open(2, "w") as sys.stderr:
+        try:
+            os.environ |= variables
+            own = re.compile(r"(rich|typer|fused_optim\.cli|_fused_optim_command)(\.|$)")
+            for name in filter(own.match, [*sys.modules]):
+                del sys.modules[name]
+            # Python's way of saying that there are no such modules
+            sys.modules |= dict.fromkeys(modules)
+            sys.argv = ["fused-optim", *arguments]
+            runpy.run_module("fused_optim", run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+@FORKS
+def test_nothing_of_the_extra_is_imported_before_it_is_checked(run_anew):
+    message = 'fused-optim: rich is not installed: pip install "fused-optim[cli]"\n'
+    assert run_anew("info", modules=("typer", "rich")) == (2, "", message)
+
+
+@FORKS
+def test_a_pipe_has_no_colours_and_no_progress_bar(run_anew):
     """Also where the environment asks for colours; nor is a wide table cut."""
     env = {"FORCE_COLOR": "1", "COLUMNS": "40", "TTY_COMPATIBLE": "1", "GITHUB_ACTIONS": "true"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = start("memory", "--weights", "master", "--model", "gpt2", env=env, **streams)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (0, "")
+    code, out, err = run_anew("memory", "--weights", "master", "--model", "gpt2", **env)
+    assert (code, err) == (0, "")
     assert "\x1b" not in out
     (row,) = (line for line in out.splitlines() if line.startswith("│ master  │ fp32 "))
     cells = [cell.strip() for cell in row.split("│")[1:-1]]

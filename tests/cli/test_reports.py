@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.command_line import fails, run
+from helpers.models import make_model_small
 from helpers.processes import ROOT
 from torch.nn import Parameter
 
@@ -180,6 +181,7 @@ def test_without_a_clone(command, capsys, monkeypatch, tmp_path):
 def test_train_stops_at_the_end_of_a_step(capsys, monkeypatch, tmp_path):
     training = checkout.load_module("train", "examples.gpt.training")
     batch = training.Task.batch
+    make_model_small(monkeypatch, checkout.load_module("train", "examples.gpt.model"))
 
     def interrupt(task, step):
         if step == 1:

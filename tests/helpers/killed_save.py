@@ -1,4 +1,4 @@
-"""Run examples/train_fsdp2.py in a process that is killed while it saves: torchrun FILE RANK CALL.
+"""Run examples/train_fsdp2.py in a process that is killed while it saves: FILE RANK CALL ...
 
 The process of rank RANK gets SIGKILL in its second save, when it enters CALL of the writer of
 ``torch.distributed.checkpoint``, after half the file that CALL would write. The other arguments are

@@ -1,4 +1,4 @@
-"""Run the code blocks of docs/distributed.md as one program: torchrun FILE.
+"""Run the code blocks of docs/distributed.md as one program; helpers/processes.py starts it.
 
 In the sections before Checkpoints, an optimizer that clips must have, in the last step of its
 block, the norm of torch.optim in one process. The first process prints what was run.
