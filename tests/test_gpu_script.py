@@ -90,7 +90,7 @@ def test_a_dry_run_collects_everything_and_reports(checkout, tmp_path):
     for name in (
         "test_ptx_execution.py::test_every_optimizer[AdamW-fp32-cuda",
         "test_large.py::test_offsets_past_two_to_the_31[cuda]",
-        "test_order.py::test_the_same_bits[cuda-again]",
+        "test_order.py::test_the_same_bits[cuda-order]",
         "test_device.py::test_a_graph_of_the_step[cuda]",
     ):
         assert any(name in line for line in names), name

@@ -1,8 +1,9 @@
-"""The code of docs/muon.md runs, and does what the page says.
+"""The code of docs/muon.md runs, and does what the page says; its times are those measured.
 
-Fault tried by hand: the numbers of the second state dict not shifted.
+Faults tried by hand: the numbers of the second state dict not shifted; a time changed.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -11,7 +12,10 @@ from helpers.versions import NEEDS_TORCH_MUON
 
 import fused_optim
 
-PAGE = Path(__file__).parent.parent / "docs" / "muon.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "muon.md"
+RESULT = ROOT / "benchmarks" / "results" / "muon_whole.md"
+MODELS = ("gpt2-124m", "vit-b", "gpt-1m")  # columns of the table of times
 
 
 def run_blocks():
@@ -57,3 +61,16 @@ def check_merged(optimizer, muon, adamw, model):
         # torch's products are in bf16
         scale = (other - start).abs().max()
         torch.testing.assert_close(mine, other.detach(), atol=0.05 * scale.item(), rtol=0)
+
+
+def test_the_times_are_those_of_the_result():
+    sections = re.split(r"^## Muon with AdamW, clipped: ", RESULT.read_text(), flags=re.MULTILINE)
+    measured = {}
+    for section in sections[1:]:
+        model = section.split(",")[0]
+        for name, median in re.findall(r"^\| (\w[^|]*) \| ([\d.]+ m?s) ", section, re.MULTILINE):
+            measured.setdefault(name, {})[model] = median
+    time = r" ([\d.]+ m?s) \|"
+    rows = re.findall(rf"^\| (\w[^|]*) \|{3 * time}$", PAGE.read_text(), re.MULTILINE)
+    assert {name: dict(zip(MODELS, times, strict=True)) for name, *times in rows} == measured
+    assert len(rows) >= 6

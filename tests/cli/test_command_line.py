@@ -201,7 +201,8 @@ def become(arguments, modules, variables, outputs):
             # Python's way of saying that there are no such modules
             sys.modules |= dict.fromkeys(modules)
             sys.argv = ["fused-optim", *arguments]
-            runpy.run_module("fused_optim", run_name="__main__")
+            # not as a module: pytest's loader of a package with a plugin has no code to run
+            runpy.run_path(str(ROOT / "fused_optim" / "__main__.py"), run_name="__main__")
         except SystemExit as stop:
             code = stop.code
         finally:
