@@ -1,10 +1,11 @@
 """Checks in several processes: the same results in the same order, and none is lost.
 
 Faults tried by hand: results in the order in which they come; a process that dies seen as success;
-one process always; processes for an accelerator.
+one process always; processes for an accelerator; SIGINT not ignored.
 """
 
 import multiprocessing
+import signal
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from fused_optim.testing import processes
-from fused_optim.testing.checks import Settings, run_checks
+from fused_optim.testing.checks import Result, Settings, run_checks
 from fused_optim.testing.processes import WORTHWHILE, choose_processes, run_in_processes
 from fused_optim.testing.selection import Wanted, list_checks
 
@@ -23,17 +24,26 @@ def list_two_variants():
     return list_checks(Wanted(["sgd", "lion"], dtypes=["float32"]), "native")
 
 
-# torch has threads, none of which matters to children that use one themselves
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_two_processes_give_the_results_of_one(monkeypatch):
-    """In forked processes: spawned ones, which the command uses, import torch for seconds."""
-    checks, fork, asked = list_two_variants(), multiprocessing.get_context("fork"), []
+@pytest.fixture
+def asked(monkeypatch):
+    """Return the start methods that are asked for; spawned processes import torch for seconds."""
+    fork, methods = multiprocessing.get_context("fork"), []
 
     def get_context(method):
-        asked.append(method)
+        methods.append(method)
         return fork
 
     monkeypatch.setattr(processes.multiprocessing, "get_context", get_context)
+    return methods
+
+
+# torch has threads, none of which matters to children that use one themselves
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+@FORKS
+def test_two_processes_give_the_results_of_one(asked):
+    checks = list_two_variants()
     expected = [result._replace(seconds=0.0) for result in run_checks(checks, CPU)]
     found = [result._replace(seconds=0.0) for result in run_in_processes(checks, CPU, 2)]
     assert [result.check.name for result in found] == [check.name for check in checks]
@@ -41,6 +51,21 @@ def test_two_processes_give_the_results_of_one(monkeypatch):
     assert [result[1:] for result in found] == [result[1:] for result in expected]
     assert any(result.digest for result in found)
     assert asked == ["spawn"]  # a fork may hang where OpenMP has threads
+
+
+@FORKS
+def test_ctrl_c_is_left_to_the_process_that_waits(asked, monkeypatch):
+    """Guard against tracebacks of the others, which a terminal interrupts as well."""
+
+    def describe_handler(checks, settings):
+        handler = str(signal.getsignal(signal.SIGINT))
+        return [Result(check, "passed", message=handler) for check in checks]
+
+    monkeypatch.setattr(processes, "run_checks", describe_handler)
+    before = signal.getsignal(signal.SIGINT)
+    messages = {one.message for one in run_in_processes(list_two_variants(), CPU, 2)}
+    assert messages == {str(signal.SIG_IGN)}
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_process_that_dies_fails_what_it_had_to_check(monkeypatch):

@@ -1,5 +1,6 @@
 """Run checks in several processes at once: most of their time is spent in compiling kernels."""
 
+import contextlib
 import itertools
 import multiprocessing
 import signal
@@ -34,20 +35,32 @@ def run_in_processes(
         return
     # the checks of a variant share their kernels
     groups = [list(group) for _, group in itertools.groupby(checks, lambda one: one.variant)]
+    others = {*multiprocessing.active_children()}
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_start_process
     )
     try:
-        running = [pool.submit(_run_group, group, settings) for group in groups]
+        with _interrupts_ignored():  # the first submissions start the processes
+            running = [pool.submit(_run_group, group, settings) for group in groups]
         for group, future in zip(groups, running, strict=True):
             yield from _await_results(group, future)
     finally:
-        # after Ctrl-C only the groups that run are finished
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in {*multiprocessing.active_children()} - others:
+            process.terminate()  # it has nothing more to do, or nobody waits for it after Ctrl-C
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore SIGINT, as processes that are started do from then on: Ctrl-C is for this one."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     torch.set_num_threads(1)
 
 
