@@ -9,7 +9,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 import fused_optim
-from benchmarks.gpt_formats import Format
-from benchmarks.machine import cpu_model
+from benchmarks.gpt_formats import Format, describe_training
 from examples.gpt.corpus import Corpus, standard_library
 from examples.gpt.model import GPT
 from examples.gpt.training import MAX_GRAD_NORM, Run, Task, groups, step_alone, train
@@ -186,14 +184,7 @@ def main() -> int:
         torch.set_num_threads(given.threads)
         curves = [trained(seed, given.steps) for seed in range(given.seeds)]
         facts = {
-            "steps": given.steps,
-            "seeds": given.seeds,
-            "threads": given.threads,
-            "cpu": cpu_model(),
-            "torch": torch.__version__,
-            "python": sys.version.split()[0],
-            "date": time.strftime("%Y-%m-%d"),
-            "command": "python -m benchmarks.formats_training",
+            **describe_training(given, "benchmarks.formats_training"),
             "rows": summarize(curves),
             "curves": curves,
         }

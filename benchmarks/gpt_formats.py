@@ -1,12 +1,16 @@
 """The example's GPT in a storage format: what the trainings that compare formats share."""
 
+import argparse
 import copy
+import sys
+import time
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from benchmarks.machine import cpu_model
 from examples.gpt.model import GPT
 
 
@@ -45,3 +49,17 @@ class Format(NamedTuple):
     def copy_of(self, weights: GPT) -> GPT:
         """Return a copy of a model in float32, with parameters of this dtype."""
         return copy.deepcopy(weights) if self.dtype is torch.float32 else NarrowGPT.of(weights)
+
+
+def describe_training(given: argparse.Namespace, module: str) -> dict[str, Any]:
+    """Return the arguments ``steps``, ``seeds`` and ``threads``, machine, versions and command."""
+    return {
+        "steps": given.steps,
+        "seeds": given.seeds,
+        "threads": given.threads,
+        "cpu": cpu_model(),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python -m {module}",
+    }

@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fused_optim
-from benchmarks.gpt_formats import Format
-from benchmarks.machine import cpu_model
+from benchmarks.gpt_formats import Format, describe_training
 from examples.gpt.corpus import Corpus, standard_library
 from examples.gpt.model import GPT
 from examples.gpt.training import MAX_GRAD_NORM, Run, Task, groups, step_alone, train
@@ -232,16 +231,7 @@ def main() -> int:
     arguments = [(seed, given.steps, given.threads) for seed in range(given.seeds)]
     with multiprocessing.get_context("spawn").Pool(given.seeds) as pool:
         seeds = pool.starmap(trained, arguments)
-    facts = {
-        "steps": given.steps,
-        "seeds": given.seeds,
-        "threads": given.threads,
-        "cpu": cpu_model(),
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "date": time.strftime("%Y-%m-%d"),
-        "command": "python -m benchmarks.muon_training",
-    }
+    facts = describe_training(given, "benchmarks.muon_training")
     rows = summarize(seeds)
     given.output.mkdir(exist_ok=True, parents=True)
     content = {**facts, "rows": rows, "trainings": seeds}

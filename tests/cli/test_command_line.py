@@ -16,12 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 
 import pytest
 from helpers.command_line import NAMES, PAGE, fails, list_examples, parse, run
 from helpers.models import make_model_small
-from helpers.processes import ROOT
+from helpers.processes import ROOT, end_child
 
 import _fused_optim_command
 from fused_optim.cli import application, checkout, main
@@ -206,11 +205,7 @@ def become(arguments, modules, variables, outputs):
         except SystemExit as stop:
             code = stop.code
         finally:
-            if sys.exc_info()[0] is not None:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            end_child(code)
 
 
 @FORKS

@@ -1,6 +1,6 @@
 """Parameters as plain tensors and as DTensors in every layout, with the same gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -115,3 +115,16 @@ def assert_same_bits(what: str, sharded: Any, whole: Tensor, layout: Layout) -> 
 
 def _cycle(layouts: Sequence[Layout], count: int) -> list[Layout]:
     return [layouts[i % len(layouts)] for i in range(count)]
+
+
+def list_formats(world: World) -> Iterator[tuple[str, Twin, dict[str, Any]]]:
+    """Yield parameters in several layouts, each with options of several formats."""
+    layouts = make_layouts(world)
+    formats: tuple[dict[str, Any], ...] = (
+        {"weights": "split", "states": "int8", "backend": "native"},
+        {"weights": "stochastic", "states": "bf16", "ema_decay": 0.9, "seed": 3},
+    )
+    for given in formats:
+        for name in ("rows", "rows in replicas", "columns"):
+            twin = Twin([layouts[name]], torch.bfloat16, ((130, 256), (24, 256)))
+            yield f"{name}, {given}", twin, given

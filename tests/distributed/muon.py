@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed.checkpoints import Model, copy_weights
-from distributed.engines import BF16, shard_model
-from distributed.layouts import Twin, for_dims, make_layouts, shard, take_local
+from distributed.engines import shard_model
+from distributed.layouts import Twin, for_dims, list_formats, make_layouts, shard, take_local
 from distributed.norms import assert_on_all_ranks, make_model
 from distributed.processes import World, covers
 from distributed.updates import no_zeros_in_new_memory, raised, train
@@ -267,17 +267,10 @@ def check_step_in_backward(world: World) -> None:
 @covers("FSDP2, HSDP, TP", "storage formats")
 def check_formats(world: World) -> None:
     """bf16 parameters with extra bits, kernels, stochastic rounding, states with scales."""
-    layouts = make_layouts(world)
-    formats = (
-        {"weights": "split", "states": "int8", "backend": "native"},
-        {"weights": "stochastic", "states": "bf16", "ema_decay": 0.9, "seed": 3},
-    )
-    for given in formats:
-        for name in ("rows", "rows in replicas", "columns"):
-            twin = Twin([layouts[name]], BF16, ((130, 256), (24, 256)))
-            optimizers = [Muon(p, **{**OPTIONS, **given}) for p in (twin.whole, twin.sharded)]
-            train(twin, optimizers)
-            assert_same_formats(f"{name}, {given}", twin, optimizers)
+    for what, twin, given in list_formats(world):
+        optimizers = [Muon(p, **{**OPTIONS, **given}) for p in (twin.whole, twin.sharded)]
+        train(twin, optimizers)
+        assert_same_formats(what, twin, optimizers)
 
 
 def assert_same_formats(what: str, twin: Twin, optimizers) -> None:

@@ -9,8 +9,8 @@ import copy
 import torch
 import torch.distributed.checkpoint as dcp
 from distributed.checkpoints import BROADCAST, FULL, Model, copy_weights
-from distributed.engines import BF16, shard_model
-from distributed.layouts import Twin, make_layouts
+from distributed.engines import shard_model
+from distributed.layouts import Twin, list_formats, make_layouts
 from distributed.muon import (
     F64,
     ONE_PROCESS,
@@ -192,19 +192,12 @@ def assert_models_are_close(model, plain) -> None:
 @covers("FSDP2, HSDP, TP", "storage formats")
 def check_formats(world: World) -> None:
     """Formats of weights and states, which leave the moments in float32."""
-    layouts = make_layouts(world)
-    formats = (
-        {"weights": "split", "states": "int8", "backend": "native"},
-        {"weights": "stochastic", "states": "bf16", "ema_decay": 0.9, "seed": 3},
-    )
-    for given in formats:
-        for name in ("rows", "rows in replicas", "columns"):
-            twin = Twin([layouts[name]], BF16, ((130, 256), (24, 256)))
-            optimizers = make_both(twin, **given)
-            train(twin, optimizers)
-            moments = [one.state[p].pop(MOMENT) for one, p in all_params(twin, optimizers)]
-            assert all(moment.dtype == torch.float32 for moment in moments)
-            assert_same_formats(f"{name}, {given}", twin, optimizers)
+    for what, twin, given in list_formats(world):
+        optimizers = make_both(twin, **given)
+        train(twin, optimizers)
+        moments = [one.state[p].pop(MOMENT) for one, p in all_params(twin, optimizers)]
+        assert all(moment.dtype == torch.float32 for moment in moments)
+        assert_same_formats(what, twin, optimizers)
 
 
 def all_params(twin: Twin, optimizers):

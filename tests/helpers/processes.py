@@ -63,6 +63,15 @@ def find_port():
         return free.getsockname()[1]
 
 
+def end_child(code):
+    """End this child of a fork; call it in a ``finally``, whose exception it prints."""
+    if sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def work(rank, count, port, command, outputs):
     """Run a script in this process, a child, and end it."""
     for output, stream in zip(outputs, (sys.stdout, sys.stderr), strict=True):
@@ -79,12 +88,8 @@ def work(rank, count, port, command, outputs):
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
-        if sys.exc_info()[0] is not None:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
         # no orderly end: a thread of gloo that frees a tensor while the interpreter exits aborts it
-        os._exit(code)
+        end_child(code)
 
 
 def run_job(count, command):
