@@ -5,7 +5,6 @@
 page and the plot of the committed results again.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,12 +16,11 @@ import torch
 from matplotlib.figure import Figure
 
 import fused_optim
-from benchmarks.gpt_formats import Format, describe_training
+from benchmarks.gpt_formats import Format, describe_training, make_parser
 from examples.gpt.corpus import Corpus, standard_library
 from examples.gpt.model import GPT
 from examples.gpt.training import MAX_GRAD_NORM, Run, Task, groups, step_alone, train
 
-RESULTS = Path(__file__).parent / "results"
 SETTINGS = {"lr": 2e-3, "betas": (0.9, 0.99)}  # those of the example
 DECAY = 0.1
 BASE = "fp32, plain, fp32"
@@ -170,11 +168,7 @@ def plotted(facts: dict[str, Any], path: Path) -> None:
 
 def main() -> int:
     """Run the trainings; return 1 if int8 ends more than ALLOWED above the base, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser = make_parser(__doc__, steps=300)
     parser.add_argument("--draw", action="store_true")
     given = parser.parse_args()
     given.output.mkdir(exist_ok=True, parents=True)

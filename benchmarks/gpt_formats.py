@@ -4,6 +4,7 @@ import argparse
 import copy
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch.func import functional_call
 
 from benchmarks.machine import cpu_model
 from examples.gpt.model import GPT
+
+RESULTS = Path(__file__).parent / "results"
 
 
 class NarrowGPT(GPT):
@@ -49,6 +52,16 @@ class Format(NamedTuple):
     def copy_of(self, weights: GPT) -> GPT:
         """Return a copy of a model in float32, with parameters of this dtype."""
         return copy.deepcopy(weights) if self.dtype is torch.float32 else NarrowGPT.of(weights)
+
+
+def make_parser(page: str | None, steps: int) -> argparse.ArgumentParser:
+    """Return a parser of ``--steps``, ``--seeds``, ``--threads`` and ``--output``."""
+    parser = argparse.ArgumentParser(description=(page or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser
 
 
 def describe_training(given: argparse.Namespace, module: str) -> dict[str, Any]:

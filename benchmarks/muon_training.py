@@ -4,7 +4,6 @@
 and writes ``muon_training.json``, ``.md`` and ``.png`` to benchmarks/results.
 """
 
-import argparse
 import copy
 import json
 import multiprocessing
@@ -20,12 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fused_optim
-from benchmarks.gpt_formats import Format, describe_training
+from benchmarks.gpt_formats import Format, describe_training, make_parser
 from examples.gpt.corpus import Corpus, standard_library
 from examples.gpt.model import GPT
 from examples.gpt.training import MAX_GRAD_NORM, Run, Task, groups, step_alone, train
 
-RESULTS = Path(__file__).parent / "results"
 LOSS = 2.55  # nats a byte, to which the steps are counted
 # the best of 2e-3, 4e-3 and 8e-3 for AdamW (5e-4 and 1e-3 were not better after 100 steps), and of
 # 0.01, 0.02 and 0.04 for Muon, in 200 steps on a seed that is not used here
@@ -222,12 +220,7 @@ def page(rows: dict[str, dict[str, Any]], facts: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run the trainings and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    given = make_parser(__doc__, steps=80).parse_args()
     arguments = [(seed, given.steps, given.threads) for seed in range(given.seeds)]
     with multiprocessing.get_context("spawn").Pool(given.seeds) as pool:
         seeds = pool.starmap(trained, arguments)

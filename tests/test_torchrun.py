@@ -1,4 +1,4 @@
-"""What torchrun starts: docs/distributed.md, and the examples of DDP and of FSDP2.
+"""Programs for torchrun: docs/distributed.md, and the examples of DDP and of FSDP2.
 
 The example of FSDP2 resumes on any number of processes, and survives a kill while it saves. Three
 runs in one directory make one curve: 3 processes, of which one is killed while it writes its data;

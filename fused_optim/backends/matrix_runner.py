@@ -81,7 +81,7 @@ def list_passes(key: BucketKey) -> list[BucketKey]:
 
 
 class Direction(NamedTuple):
-    """What the step on matrices takes of one parameter.
+    """A direction of one parameter, with the states of its rows, for the step on matrices.
 
     Attributes:
         values: direction, replaced by its transform.

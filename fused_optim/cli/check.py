@@ -62,7 +62,7 @@ def check(
     full: Annotated[bool, typer.Option("--full", help="All rules in all formats.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of values and gradients.")] = 0,
     processes: Annotated[
-        int, typer.Option(min=0, help="Run checks in parallel.", show_default="cores")
+        int, typer.Option(min=0, help="Run checks in parallel.", show_default="threads")
     ] = 0,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file to write.")] = None,
     compare: Annotated[
@@ -161,8 +161,8 @@ def make_report(
     """Return what ``--json`` prints.
 
     Args:
-        results: those of all checks.
-        settings: those of the run.
+        results: results of all checks.
+        settings: settings of the run.
         shapes: argument of ``--shapes``.
         seconds: time that the run took.
     """

@@ -48,7 +48,7 @@ class NewtonSchulz(NamedTuple):
             ``"original"`` or ``"match_rms_adamw"``.
         dtype: dtype of the products; None for bf16, float32 on the CPU.
         max_batch: maximum number of matrices that are multiplied at once, or None.
-        products: what forms the symmetric products, a key of
+        products: name of the way to form symmetric products, a key of
             :data:`fused_optim.matrix.symmetric_products.PRODUCTS`.
     """
 

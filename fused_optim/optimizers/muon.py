@@ -117,8 +117,9 @@ class Muon(MixedOptimizer):
         ns_dtype: dtype of the products; None for bf16, float32 on the CPU.
         ns_max_batch: maximum number of matrices that are multiplied at once, which bounds the
             memory of the products; None for all of one shape.
-        ns_products: what forms the symmetric products: ``"torch"``, or ``"quack"``, the kernel of
-            quack-kernels for NVIDIA GPUs (``pip install fused-optim[quack]``), which computes half.
+        ns_products: library that forms the symmetric products: ``"torch"``, or ``"quack"``, the
+            package quack-kernels for NVIDIA GPUs (``pip install fused-optim[quack]``), which
+            computes half of each.
         batch_dims: for parameters with more than two dims, the number of dims before those of a
             matrix: 0 flattens all dims after the first, as for convolutions; 1 is for experts.
         split: numbers of rows of the matrices that are stacked in a parameter, as in a fused

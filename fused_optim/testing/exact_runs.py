@@ -103,13 +103,11 @@ class TorchRun(AlgorithmRun):
             i: {name: value for name, value in state.items() if name != "master"}
             for i, state in packed["state"].items()
         }
-        counted = [isinstance(state.get("step"), int) for state in self.optimizer.state.values()]
+        has_int = any(isinstance(s.get("step"), int) for s in self.optimizer.state.values())
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        loaded = list(self.optimizer.state.values())
-        for state in loaded:  # loading shares what it does not cast
+        for state in self.optimizer.state.values():  # loading shares what it does not cast
             state.update({k: v.clone() for k, v in state.items() if isinstance(v, Tensor)})
-        for state, is_int in zip(loaded, counted, strict=False):
-            if is_int:  # the powers of a float32 tensor have too few digits
+            if has_int:  # the powers of a float32 tensor have too few digits
                 state["step"] = int(state["step"])
 
 

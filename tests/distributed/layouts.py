@@ -117,6 +117,16 @@ def _cycle(layouts: Sequence[Layout], count: int) -> list[Layout]:
     return [layouts[i % len(layouts)] for i in range(count)]
 
 
+def list_matrix_layouts(world: World) -> Iterator[tuple[str, list[Layout]]]:
+    """Yield the layouts in which whole matrices are transformed, one by one and together."""
+    layouts = make_layouts(world)
+    names = ("columns", "rows", "rows in replicas", "replicas")
+    for name in names:
+        yield name, [layouts[name]]
+    yield "all", [layouts[name] for name in names]
+    yield "other order of ranks", [(DeviceMesh("cpu", [2, 0, 3, 1]), (Shard(0),))]
+
+
 def list_formats(world: World) -> Iterator[tuple[str, Twin, dict[str, Any]]]:
     """Yield parameters in several layouts, each with options of several formats."""
     layouts = make_layouts(world)

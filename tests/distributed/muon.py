@@ -10,7 +10,15 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed.checkpoints import Model, copy_weights
 from distributed.engines import shard_model
-from distributed.layouts import Twin, for_dims, list_formats, make_layouts, shard, take_local
+from distributed.layouts import (
+    Twin,
+    for_dims,
+    list_formats,
+    list_matrix_layouts,
+    make_layouts,
+    shard,
+    take_local,
+)
 from distributed.norms import assert_on_all_ranks, make_model
 from distributed.processes import World, covers
 from distributed.updates import no_zeros_in_new_memory, raised, train
@@ -18,7 +26,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
@@ -84,13 +91,10 @@ def count_exchanges():
 
 @covers("FSDP2, HSDP, TP", ONE_PROCESS)
 def check_every_layout(world: World) -> None:
-    layouts = make_layouts(world)
-    for name in ("rows", "columns", "replicas", "rows in replicas"):
-        compare(name, [layouts[name]])
-    compare("all", [layouts[n] for n in ("columns", "rows", "rows in replicas", "replicas")])
-    compare("other order of ranks", [(DeviceMesh("cpu", [2, 0, 3, 1]), (Shard(0),))])
+    for what, chosen in list_matrix_layouts(world):
+        compare(what, chosen)
     options = {"adjust_lr_fn": "match_rms_adamw", "ns_max_batch": 1, "nesterov": False}
-    compare("options", [layouts["rows"]], **options)
+    compare("options", [make_layouts(world)["rows"]], **options)
 
 
 @covers("FSDP2", ONE_PROCESS)

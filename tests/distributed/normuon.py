@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from distributed.checkpoints import BROADCAST, FULL, Model, copy_weights
 from distributed.engines import shard_model
-from distributed.layouts import Twin, list_formats, make_layouts
+from distributed.layouts import Twin, list_formats, list_matrix_layouts, make_layouts
 from distributed.muon import (
     F64,
     ONE_PROCESS,
@@ -29,7 +29,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.nn import Parameter
 
@@ -57,10 +56,8 @@ def compare(what: str, layouts, shapes=SHAPES, **options) -> None:
 @covers("FSDP2, HSDP, TP", ONE_PROCESS)
 def check_every_layout(world: World) -> None:
     layouts = make_layouts(world)
-    for name in ("rows", "columns", "replicas", "rows in replicas"):
-        compare(name, [layouts[name]])
-    compare("all", [layouts[n] for n in ("columns", "rows", "rows in replicas", "replicas")])
-    compare("other order of ranks", [(DeviceMesh("cpu", [2, 0, 3, 1]), (Shard(0),))])
+    for what, chosen in list_matrix_layouts(world):
+        compare(what, chosen)
     options = {"adjust_lr_fn": "original", "ns_max_batch": 1, "nesterov": False, "beta2": 0.5}
     compare("options", [layouts["rows"], layouts["columns"]], **options)
     if world.parts[3] is not None:
@@ -109,7 +106,7 @@ def check_what_is_sent(world: World) -> None:
 
 @no_zeros_in_new_memory()
 def check_ranks_without_gradients(world: World) -> None:
-    """What a rank without a gradient has stays; the others go on, and the copies become equal."""
+    """A rank without a gradient keeps its values; the others go on, and copies become equal."""
     twin = Twin([(world.line, (Shard(0),)), (world.line, (Shard(1),))], F64, ((8, 8), (8, 8)))
     optimizers = make_both(twin)
     for idle in (3, None):
